@@ -1,0 +1,123 @@
+"""G-CiRs: make what the model says about a concept uncorrelated with what it used to say.
+
+`r(c) = eps(x_t, c, t) - eps(x_t, c_0, t)` is what the prompt c adds to the prediction of the empty
+prompt c_0. Erasing drives its correlation with the original model's r to zero: to *uncorrelated*,
+not to opposite, since below zero the model starts to draw the anti-concept.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sepme.errors import SepmeError
+
+
+def noise_difference(eps_c: Tensor, eps_0: Tensor) -> Tensor:
+    """`r(c) = eps(x_t, c, t) - eps(x_t, c_0, t)`, `[batch, channels, height, width]`."""
+    return eps_c - eps_0
+
+
+def correlation_loss(r: Tensor, r0: Tensor) -> Tensor:
+    """Paper eq. 2: the mean over channels and pixels of `r * r0`, `[batch]`.
+
+    `r` belongs to the model being changed, `r0` to the original one. Where the two agree, the
+    loss is the mean square of `r0`.
+    """
+    return (r * r0).flatten(1).mean(dim=1)
+
+
+def normalised_correlation(r: Tensor, r0: Tensor) -> Tensor:
+    """`L_cor(theta + Delta) / L_cor(theta) = <r, r0> / <r0, r0>`, `[batch]`, without unit.
+
+    1 is the original model, 0 is erased, below 0 is the anti-concept. Unlike eq. 2 it weighs every
+    timestep alike, although r0 is far smaller at some than at others. 0 where r0 vanishes.
+    """
+    size = correlation_loss(r0, r0)
+    return correlation_loss(r, r0) / size.clamp_min(torch.finfo(size.dtype).tiny)
+
+
+def balance(losses: Tensor) -> Tensor:
+    """Paper eq. 3: `eta_i = max_k |L_cor(c_k)| / |L_cor(c_i)|`, `[concepts]`.
+
+    With it every concept pulls as hard as the one that is least erased. A constant for the
+    gradient. A loss of (almost) zero counts as `eps` times the largest, so that eta stays finite.
+    """
+    sizes = losses.detach().abs()
+    largest = sizes.max()
+    if largest == 0:
+        return torch.ones_like(sizes)
+    return largest / sizes.clamp_min(torch.finfo(sizes.dtype).eps * largest)
+
+
+@dataclass
+class Momentum:
+    """Paper eq. 4: `m_n = alpha m_{n-1} + (1 - alpha) sum_i eta_i L_cor(c_i)`.
+
+    The single images' losses are noisy; this smooths them and says when to stop. `m_0` is the
+    first loss, so the statistic starts where the loss does, not at "already erased".
+    """
+
+    alpha: float = 0.9
+    tau: float = 0.0
+    """Stop at `m_n <= tau`: 0 in the paper's first version, 1e-4 in its second."""
+    earliest: int = 11
+    """The first iteration that may stop, counted from 1."""
+    iteration: int = 0
+    value: float = math.nan
+
+    def update(self, loss: float | Tensor) -> float:
+        """Take in the loss of the next iteration and return `m_n`.
+
+        Raises:
+            SepmeError: the loss is not finite; the statistic stays as it was.
+        """
+        loss = float(loss)
+        if not math.isfinite(loss):
+            raise SepmeError(
+                f"The loss of iteration {self.iteration + 1} is {loss}: lower the learning rate, "
+                "or check the model's weights."
+            )
+        previous = loss if self.iteration == 0 else self.value
+        self.value = self.alpha * previous + (1 - self.alpha) * loss  # eq. 4
+        self.iteration += 1
+        return self.value
+
+    @property
+    def stopped(self) -> bool:
+        return self.iteration >= self.earliest and self.value <= self.tau
+
+
+def to_epsilon(
+    model_output: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    alphas_cumprod: Tensor,
+    prediction_type: str,
+) -> Tensor:
+    """The noise that the model predicts, whatever it was trained to predict.
+
+    From `x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) eps` and `v = sqrt(a_t) eps - sqrt(1 - a_t) x_0`
+    (Salimans & Ho 2022, appendix D).
+
+    Args:
+        model_output, x_t: `[batch, channels, height, width]`.
+        t: integer timesteps, `[batch]` or a single one.
+        alphas_cumprod: `a_t` for every timestep, `[timesteps]`.
+        prediction_type: "epsilon", "v_prediction" or "sample".
+
+    Raises:
+        SepmeError: another prediction type.
+    """
+    if prediction_type == "epsilon":
+        return model_output
+    a = alphas_cumprod.to(x_t)[t].reshape(-1, *[1] * (x_t.ndim - 1))
+    if prediction_type == "v_prediction":
+        return a.sqrt() * model_output + (1 - a).sqrt() * x_t
+    if prediction_type == "sample":
+        return (x_t - a.sqrt() * model_output) / (1 - a).sqrt()
+    raise SepmeError(
+        f"The scheduler's prediction type {prediction_type!r} is unknown: use a model that "
+        "predicts epsilon, v_prediction or sample."
+    )

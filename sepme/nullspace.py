@@ -1,0 +1,271 @@
+"""The room that the kept prompts leave free: where a weight change touches none of them.
+
+`attn2.to_k` and `attn2.to_v` see the text only, so a prompt c keeps its meaning for every image
+and every timestep exactly when `e(c) Delta = 0` (paper eq. 6-7). The embeddings of all prompts to
+keep are stacked into `A [m, d_in]`; a weight change built inside `{x : A x = 0}` cannot disturb
+them. In floating point "= 0" needs a tolerance: what falls below it leaks, by at most
+`NullSpace.leakage_bound`.
+
+Everything here is computed and returned in float64 on the CPU: it takes milliseconds, and a
+rounding error in a basis *is* leakage, multiplied by the largest singular value of A.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sepme.errors import SepmeError
+
+Method = Literal["svd", "elimination"]
+
+
+@dataclass(frozen=True, eq=False)
+class NullSpace:
+    """The numerical null space of `A [m, d_in]`, and how it was decided."""
+
+    basis: Tensor
+    """`S [d_in, free]` with unit-length columns: orthonormal ("svd") or merely independent
+    ("elimination")."""
+    rank: int
+    """How many dimensions the kept prompts take up."""
+    rtol: float
+    """Tolerance, relative to the largest singular value of A."""
+    threshold: float
+    """`rtol * spectrum[0]`: singular values (or pivots) up to here count as zero."""
+    spectrum: Tensor
+    """Singular values of A, descending, `[min(m, d_in)]`."""
+    method: Method
+    leakage_bound: float
+    """`||A x|| <= leakage_bound` for every unit `x` in the span of `basis`."""
+
+    @property
+    def d_in(self) -> int:
+        return self.basis.shape[0]
+
+    @property
+    def free(self) -> int:
+        return self.basis.shape[1]
+
+    @cached_property
+    def orthonormal(self) -> Tensor:
+        """An orthonormal basis `[d_in, free]` of the same space."""
+        return self.basis if self.method == "svd" else torch.linalg.qr(self.basis).Q
+
+    @property
+    def projector(self) -> Tensor:
+        """`P [d_in, d_in]`, symmetric and idempotent; `A P = 0` within the leakage bound."""
+        return self.orthonormal @ self.orthonormal.T
+
+    def project(self, rows: Tensor) -> Tensor:
+        """`rows P [m, d_in]`: the part of each row that the kept prompts leave free."""
+        return (_double(rows) @ self.orthonormal) @ self.orthonormal.T
+
+    def directions(self, rows: Tensor, rtol: float | None = None) -> Tensor:
+        """Orthonormal `Q [q, d_in]` that spans the rows of `rows P`, q <= free.
+
+        A delta `B Q` reaches all of the rows that may be reached and nothing that is kept. It
+        equals `row_basis(project(rows), rtol)`, but works in the coordinates of the basis, so
+        that even its weakest direction lies in the null space to the last digit.
+
+        Raises:
+            SepmeError: the rows lie inside what is kept, so no direction is left.
+        """
+        rows64 = _checked(rows, "the prompts to forget")
+        size = float(torch.linalg.matrix_norm(rows64, 2))
+        floor = _default_rtol(rows) * size  # below this, a projected row is only rounding error
+        coordinates = row_basis(rows64 @ self.orthonormal, _rtol(rows, rtol), floor=floor)
+        return coordinates @ self.orthonormal.T
+
+
+def null_space(
+    A: Tensor,
+    rtol: float | None = None,
+    method: Method = "svd",
+    labels: Sequence[str] | None = None,
+) -> NullSpace:
+    """The null space of the stacked embeddings `A [m, d_in]` of everything that must not change.
+
+    Args:
+        A: one row per token of each prompt to keep.
+        rtol: singular values up to `rtol * sigma_max` count as zero. More tolerance leaves more
+            room and leaks more. Default: `max(m, d_in) * eps` of the dtype that A is stored in,
+            at most `sqrt(eps)`; never less than `eps`.
+        method: "svd", or "elimination" for the paper's unit-length solutions (eq. 8).
+        labels: the prompts behind the rows, one per row or one per equal block of rows; they let
+            the error say which prompts fill the space.
+
+    Raises:
+        SepmeError: A has no rows or a row that is not finite, or no dimension is left free.
+    """
+    if method not in ("svd", "elimination"):
+        raise SepmeError(f'method {method!r} is unknown: choose "svd" or "elimination".')
+    A64 = _checked(A, "the prompts to keep", labels)
+    rtol = _rtol(A, rtol)
+    spectrum, right = _svd(A64)
+    threshold = rtol * float(spectrum[0])
+    rounding = max(A.shape) * torch.finfo(torch.float64).eps * float(spectrum[0])
+    if method == "svd":
+        rank = int((spectrum > threshold).sum())
+        basis = right[rank:].T  # [d_in, free]
+        leakage = float(spectrum[rank]) if rank < len(spectrum) else 0.0  # ||A v_i|| = sigma_i
+    else:
+        basis = _solutions(*reduced_row_echelon(A64, threshold))
+        rank = A.shape[1] - basis.shape[1]
+        leakage = _largest_gain(A64, basis)
+    if basis.shape[1] == 0:
+        raise SepmeError(_exhausted(A64, rtol, labels))
+    return NullSpace(
+        basis, rank, rtol, threshold, spectrum, method, leakage_bound=leakage + rounding
+    )
+
+
+def row_basis(E: Tensor, rtol: float | None = None, *, floor: float = 0.0) -> Tensor:
+    """Orthonormal rows `Q [q, d_in]` that span the rows of `E [m, d_in]`.
+
+    Right singular vectors whose singular value exceeds `max(rtol * sigma_max, floor)`, strongest
+    first; the signs are fixed (largest entry positive), so that the same rows give the same Q.
+
+    Raises:
+        SepmeError: E has no rows, a row that is not finite, or nothing above the threshold.
+    """
+    E64 = _checked(E, "the prompts to forget")
+    spectrum, right = _svd(E64)
+    Q = right[: int((spectrum > max(_rtol(E, rtol) * float(spectrum[0]), floor)).sum())]
+    if len(Q) == 0:
+        raise SepmeError(
+            "The prompts to forget lie entirely inside what is kept: keep fewer prompts, or use "
+            "a larger tolerance."
+        )
+    largest = Q.gather(1, Q.abs().argmax(dim=1, keepdim=True))
+    return Q * largest.sign()
+
+
+def reduced_row_echelon(A: Tensor, threshold: float = 0.0) -> tuple[Tensor, list[int]]:
+    """Gauss-Jordan elimination with partial pivoting: `(R [rank, d_in], pivot columns)`.
+
+    R has the identity in its pivot columns and the same null space as A; a column whose best
+    pivot is at most `threshold` has none and stays free.
+    """
+    R, pivots = A.clone(), []
+    for column in range(R.shape[1]):
+        row = len(pivots)
+        if row == len(R):
+            break
+        best = row + int(R[row:, column].abs().argmax())
+        if float(R[best, column].abs()) <= threshold:
+            continue
+        R[[row, best]] = R[[best, row]]
+        R[row] /= R[row, column].clone()
+        factors = R[:, column].clone()
+        factors[row] = 0.0
+        R -= torch.outer(factors, R[row])
+        pivots.append(column)
+    return R[: len(pivots)], pivots
+
+
+def _solutions(R: Tensor, pivots: list[int]) -> Tensor:
+    """One solution of `R x = 0` per free column, scaled to unit length (paper eq. 8)."""
+    free = [column for column in range(R.shape[1]) if column not in set(pivots)]
+    S = R.new_zeros(R.shape[1], len(free))
+    S[free, range(len(free))] = 1.0  # this free unknown is one, the other free ones zero ...
+    S[pivots] = -R[:, free]  # ... and then each pivot unknown follows from its row of R
+    return S / S.norm(dim=0)
+
+
+def _largest_gain(A: Tensor, basis: Tensor) -> float:
+    """`max ||A x||` over unit x in the span of the basis."""
+    if basis.shape[1] == 0:
+        return 0.0
+    return float(torch.linalg.matrix_norm(A @ torch.linalg.qr(basis).Q, 2))
+
+
+def _svd(A: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular values `[min(m, d)]` and all right singular vectors `[d, d]`, as rows."""
+    if A.shape[0] > A.shape[1]:
+        A = torch.linalg.qr(A, mode="r").R  # the same right vectors from a smaller matrix
+    _, spectrum, right = torch.linalg.svd(A, full_matrices=True)
+    return spectrum, right
+
+
+def _default_rtol(A: Tensor) -> float:
+    eps = _eps(A)
+    return min(max(A.shape) * eps, eps**0.5)
+
+
+def _rtol(A: Tensor, rtol: float | None) -> float:
+    """The tolerance to use; digits that the storage dtype does not hold are not asked for."""
+    if rtol is None:
+        return _default_rtol(A)
+    if not 0.0 <= rtol < 1.0:
+        raise SepmeError(f"rtol = {rtol} is not a relative tolerance: choose 0 <= rtol < 1.")
+    return max(rtol, _eps(A))
+
+
+def _eps(A: Tensor) -> float:
+    return torch.finfo(A.dtype).eps
+
+
+def _double(rows: Tensor) -> Tensor:
+    return rows.detach().to("cpu", torch.float64)
+
+
+def _checked(rows: Tensor, what: str, labels: Sequence[str] | None = None) -> Tensor:
+    """The rows in float64, once they are known to be a finite, non-empty matrix."""
+    if rows.ndim != 2 or rows.numel() == 0 or not rows.is_floating_point():
+        raise SepmeError(
+            f"The embeddings of {what} must be rows [m, d_in] of floating-point numbers, at least "
+            f"one row; this is {list(rows.shape)} of {rows.dtype}."
+        )
+    if labels is not None and (len(labels) == 0 or len(rows) % len(labels)):
+        raise SepmeError(
+            f"{len(labels)} labels do not divide {len(rows)} rows: give one label per prompt."
+        )
+    finite = rows.isfinite().all(dim=1)
+    if not finite.all():
+        row = int(finite.logical_not().nonzero()[0])
+        name = f" ({_label(labels, row, len(rows))!r})" if labels else ""
+        raise SepmeError(
+            f"Row {row}{name} of the embeddings of {what} is not finite: check the text encoder's "
+            "weights."
+        )
+    return _double(rows)
+
+
+def _label(labels: Sequence[str], row: int, rows: int) -> str:
+    return labels[row * len(labels) // rows]
+
+
+def _exhausted(A: Tensor, rtol: float, labels: Sequence[str] | None) -> str:
+    """Say that nothing is free, and which prompts took the dimensions."""
+    names = ""
+    if labels:
+        taken = Counter(_label(labels, row, len(A)) for row in pivot_rows(A))
+        most = ", ".join(f"{label!r} {count}" for label, count in taken.most_common(5))
+        names = f" (most of them by {most})"
+    return (
+        f"The prompts to keep fill all {A.shape[1]} dimensions at tolerance {rtol:.1e}{names}: "
+        "keep fewer prompts, or raise rtol."
+    )
+
+
+def pivot_rows(A: Tensor) -> list[int]:
+    """The rows of A in pivoted-QR order: each is the one farthest from the span of those before.
+
+    At most `d_in` rows, fewer if the rest adds nothing.
+    """
+    residual, order = _double(A).clone(), []
+    negligible = torch.finfo(torch.float64).eps * max(A.shape) * float(residual.norm())
+    for _ in range(min(residual.shape)):
+        lengths = residual.norm(dim=1)
+        row = int(lengths.argmax())
+        if float(lengths[row]) <= negligible:
+            break
+        direction = residual[row] / lengths[row]
+        residual = residual - torch.outer(residual @ direction, direction)
+        order.append(row)
+    return order
