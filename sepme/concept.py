@@ -126,8 +126,8 @@ class Catalogue:
 
     def _unknown(self, word: str, words: list[str]) -> str:
         near = get_close_matches(_key(word), words, n=3)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        return f"Unknown concept {word!r}: {hint}This model knows {', '.join(self.concepts)}."
+        hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+        return f"Concept {word!r} is unknown{hint}: choose from {', '.join(self.concepts)}."
 
     def to_json(self) -> str:
         concepts = [

@@ -1,0 +1,270 @@
+"""The delta: its algebra, its file, and the files that it refuses."""
+
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sepme.delta import ConceptDelta
+from sepme.provenance import Provenance, settings_hash, versions
+from tests.refusals import refused
+from tests.tolerance import assert_close
+
+K, V = "down_blocks.0.attn2.to_k", "mid_block.attn2.to_v"
+
+
+def provenance(concept: str = "neon", **changes) -> Provenance:
+    made = Provenance(
+        concept=concept,
+        kind="style",
+        base="c0ffee" * 8,
+        base_name="atelier",
+        forgotten=(concept, f"a boat in {concept} style"),
+        kept=("", "boat", f"not {concept}"),
+        settings={"rtol": 3e-3, "widths": (64, 128)},
+        seed=7,
+        iterations=44,
+        versions={"python": "3.11.0"},
+    )
+    return replace(made, **changes)
+
+
+def make(concept: str = "neon", seed: int = 0, **changes) -> ConceptDelta:
+    generator = torch.Generator().manual_seed(seed)
+    Q = torch.linalg.qr(torch.randn(6, 3, generator=generator)).Q.T
+    up = {K: torch.randn(4, 3, generator=generator), V: torch.randn(5, 3, generator=generator)}
+    return ConceptDelta(concept, {K: Q, V: Q}, up, provenance(concept, **changes))
+
+
+def test_dense_rank_basis_and_norms() -> None:
+    Q = torch.eye(3)[:2]
+    up = {K: torch.tensor([[1.0, -2.0]]), V: torch.tensor([[0.0, 2.0]])}
+    delta = ConceptDelta("neon", {K: Q, V: Q}, up, provenance())
+    assert_close(delta.dense(K), torch.tensor([[1.0, -2.0, 0.0]]))
+    assert delta.rank == 2
+    assert torch.equal(delta.basis, Q)
+    assert delta.norm() == pytest.approx((3 + 2) / 2)  # ||Delta||_1 / M, M = 2 layers
+    assert delta.norm(2) == pytest.approx(3 / 2)
+    assert delta.frobenius() == pytest.approx(3.0)
+    assert (delta.base, delta.kept[0], delta.forgotten[0]) == ("c0ffee" * 8, "", "neon")
+
+
+def test_layers_with_different_bases_share_none() -> None:
+    delta = make()
+    assert replace(delta, down={K: delta.down[K], V: -delta.down[V]}).basis is None
+
+
+def test_the_algebra_is_that_of_the_dense_increments() -> None:
+    a, b = make("neon", 0), make("boat", 1)
+    for path in (K, V):
+        assert_close((a + b).dense(path), a.dense(path) + b.dense(path))
+        assert_close((0.5 * a).dense(path), 0.5 * a.dense(path))
+        assert_close((a - a).dense(path), torch.zeros_like(a.dense(path)), scale=5.0)
+    assert (a + b).rank == 6
+    assert (a * 0.5 * 0.5).provenance.settings["scale"] == 0.25
+
+
+def test_a_sum_over_different_layers_has_all_of_them() -> None:
+    a, b = make("neon", 0), make("boat", 1)
+    a, b = (replace(x, down={p: x.down[p]}, up={p: x.up[p]}) for x, p in ((a, K), (b, V)))
+    assert (a + b).paths == (K, V)
+    assert_close((a + b).dense(V), b.dense(V))
+
+
+def test_a_sum_forgets_what_either_forgets_and_keeps_what_both_keep() -> None:
+    total = make("neon") + make("boat")
+    assert total.concept == total.provenance.concept == "neon + boat"
+    assert total.forgotten[::2] == ("neon", "boat")
+    assert total.kept == ("", "boat")
+
+
+def test_a_delta_owns_its_numbers() -> None:
+    Q, B = torch.eye(3)[:2], torch.ones(4, 2, requires_grad=True)
+    delta = ConceptDelta("neon", {K: Q}, {K: B}, provenance())
+    Q.zero_()
+    assert delta.frobenius() > 0
+    assert not delta.up[K].requires_grad
+    with pytest.raises(TypeError):
+        delta.up[K] = torch.zeros(4, 2)
+
+
+def test_a_file_brings_everything_back(tmp_path: Path) -> None:
+    delta = make()
+    back = ConceptDelta.load(delta.save(tmp_path / "new" / "neon.safetensors"), base=delta.base)
+    assert back.concept == delta.concept
+    assert back.provenance == delta.provenance
+    assert back.paths == delta.paths
+    assert all(torch.equal(back.up[p], delta.up[p]) for p in delta.paths)
+    assert all(torch.equal(back.down[p], delta.down[p]) for p in delta.paths)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_a_file_keeps_the_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
+    delta = ConceptDelta(
+        "neon", {K: torch.eye(2, 3, dtype=dtype)}, {K: torch.ones(4, 2, dtype=dtype)}, provenance()
+    )
+    assert ConceptDelta.load(delta.save(tmp_path / "neon.safetensors")).up[K].dtype == dtype
+
+
+def test_the_file_is_named_as_diffusers_names_a_lora(tmp_path: Path) -> None:
+    names = load_file(make().save(tmp_path / "neon.safetensors"))
+    assert set(names) == {f"unet.{p}.lora_{f}.weight" for p in (K, V) for f in "AB"}
+
+
+def test_the_same_delta_gives_the_same_bytes_whatever_the_order_and_the_process(tmp_path) -> None:
+    delta = make()
+    turned = ConceptDelta(
+        "neon",
+        dict(reversed(delta.down.items())),
+        dict(reversed(delta.up.items())),
+        replace(delta.provenance, settings={"widths": (64, 128), "rtol": 3e-3}),
+    )
+    one = delta.save(tmp_path / "one.safetensors").read_bytes()
+    assert turned.save(tmp_path / "two.safetensors").read_bytes() == one
+    again = (
+        "import sys; from sepme.delta import ConceptDelta;"
+        "ConceptDelta.load(sys.argv[1]).save(sys.argv[2])"
+    )
+    for hash_seed in "12":
+        subprocess.run(
+            [sys.executable, "-c", again, tmp_path / "one.safetensors", tmp_path / "3.safetensors"],
+            env=os.environ | {"PYTHONHASHSEED": hash_seed},
+            cwd=Path(__file__).parents[1],
+            check=True,
+        )
+        assert (tmp_path / "3.safetensors").read_bytes() == one
+
+
+def test_provenance_survives_json_and_settings_have_one_hash() -> None:
+    made = provenance()
+    assert Provenance.from_json(made.to_json()) == made
+    assert settings_hash({"a": 1, "b": (2,)}) == settings_hash({"b": [2], "a": 1})
+    assert settings_hash({"a": 1}) != settings_hash({"a": 2})
+    assert {"python", "torch"} <= set(versions())
+
+
+def test_factors_that_do_not_fit_are_refused() -> None:
+    with refused("both factors"):
+        ConceptDelta("neon", {}, {}, provenance())
+    with refused("both factors"):
+        ConceptDelta("neon", {K: torch.eye(2)}, {V: torch.eye(2)}, provenance())
+    with refused(K, "[2, 3]", "[4, 3]"):
+        ConceptDelta("neon", {K: torch.eye(2, 3)}, {K: torch.ones(4, 3)}, provenance())
+
+
+def test_numbers_that_are_not_finite_are_refused() -> None:
+    up = torch.ones(4, 2)
+    up[1, 1] = math.inf
+    with refused("'neon'", "not finite", K):
+        ConceptDelta("neon", {K: torch.eye(2, 3)}, {K: up}, provenance())
+
+
+def test_deltas_of_different_models_do_not_add() -> None:
+    with refused("different models"):
+        make() + make("boat", base="another")
+
+
+def test_a_wrong_base_is_refused(tmp_path: Path) -> None:
+    path = make().save(tmp_path / "neon.safetensors")
+    with refused("atelier", "not for this model", "'neon'"):
+        ConceptDelta.load(path, base="another")
+
+
+@pytest.mark.parametrize("length", [0, 4, 100, -1])
+def test_a_truncated_file_is_refused(tmp_path: Path, length: int) -> None:
+    path = make().save(tmp_path / "neon.safetensors")
+    path.write_bytes(path.read_bytes()[:length])
+    with refused("neon.safetensors", "truncated"):
+        ConceptDelta.load(path)
+
+
+def test_an_edited_tensor_is_refused(tmp_path: Path) -> None:
+    path = make().save(tmp_path / "neon.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+    with refused("neon.safetensors", "was changed"):
+        ConceptDelta.load(path)
+
+
+def test_an_edited_provenance_is_refused(tmp_path: Path) -> None:
+    path = make().save(tmp_path / "neon.safetensors")
+    path.write_bytes(path.read_bytes().replace(b"boat", b"goat"))
+    with refused("neon.safetensors", "was changed"):
+        ConceptDelta.load(path)
+
+
+def test_a_header_that_is_not_ours_is_refused(tmp_path: Path) -> None:
+    for header in ("", "[]", "{}", '{"sha256": "0", "provenance": NaN}'):
+        save_file({"x": torch.ones(1)}, tmp_path / "x.safetensors", {"sepme": header})
+        with refused("x.safetensors", "was changed"):
+            ConceptDelta.load(tmp_path / "x.safetensors")
+
+
+def test_a_nan_in_a_file_is_refused(tmp_path: Path) -> None:
+    delta = make()
+    delta.up[K][0, 0] = math.nan  # as if written by a version that did not look
+    with refused("not finite", K):
+        ConceptDelta.load(delta.save(tmp_path / "neon.safetensors"))
+
+
+def test_a_provenance_of_another_version_is_refused(tmp_path: Path, monkeypatch) -> None:
+    delta = make()
+    monkeypatch.setattr(Provenance, "to_dict", lambda self: {"concept": "neon"})
+    path = delta.save(tmp_path / "neon.safetensors")
+    with refused("fields"):
+        ConceptDelta.load(path)
+    with refused("not JSON"):
+        Provenance.from_json("{")
+
+
+def test_a_foreign_lora_is_refused(tmp_path: Path) -> None:
+    save_file({"unet.x.lora_A.weight": torch.ones(1, 2)}, tmp_path / "lora.safetensors")
+    with refused("lora.safetensors", "not written by sepme"):
+        ConceptDelta.load(tmp_path / "lora.safetensors")
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "nowhere.safetensors", tmp_path):
+        with refused(str(path)):
+            ConceptDelta.load(path)
+
+
+def test_another_file_ending_is_refused(tmp_path: Path) -> None:
+    with refused("neon.bin", ".safetensors"):
+        make().save(tmp_path / "neon.bin")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unwritable_folder_is_refused_and_nothing_is_left(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with refused("cannot be written"):
+        make().save(tmp_path / "file" / "neon.safetensors")
+
+    def no_permission(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("sepme.files.os.replace", no_permission)
+    with refused("neon.safetensors", "Permission denied"):
+        make().save(tmp_path / "neon.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_interrupted_save_leaves_the_old_file(tmp_path: Path, monkeypatch) -> None:
+    path = make().save(tmp_path / "neon.safetensors")
+    before = path.read_bytes()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sepme.files.os.replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        make(seed=1).save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
