@@ -36,7 +36,7 @@ class NullSpace:
     rtol: float
     """Tolerance, relative to the largest singular value of A."""
     threshold: float
-    """`rtol * spectrum[0]`: singular values (or pivots) up to here count as zero."""
+    """`rtol * spectrum[0]`: singular values up to here count as zero."""
     spectrum: Tensor
     """Singular values of A, descending, `[min(m, d_in)]`."""
     method: Method
@@ -109,16 +109,15 @@ def null_space(
     spectrum, right = _svd(A64)
     threshold = rtol * float(spectrum[0])
     rounding = max(A.shape) * torch.finfo(torch.float64).eps * float(spectrum[0])
+    rank = int((spectrum > threshold).sum())
+    if rank == A.shape[1]:
+        raise SepmeError(_exhausted(A64, rtol, labels))
     if method == "svd":
-        rank = int((spectrum > threshold).sum())
         basis = right[rank:].T  # [d_in, free]
         leakage = float(spectrum[rank]) if rank < len(spectrum) else 0.0  # ||A v_i|| = sigma_i
     else:
-        basis = _solutions(*reduced_row_echelon(A64, threshold))
-        rank = A.shape[1] - basis.shape[1]
-        leakage = _largest_gain(A64, basis)
-    if basis.shape[1] == 0:
-        raise SepmeError(_exhausted(A64, rtol, labels))
+        basis = _elimination_basis(spectrum[:rank], right[:rank])
+        leakage = float(torch.linalg.matrix_norm(A64 @ torch.linalg.qr(basis).Q, 2))
     return NullSpace(
         basis, rank, rtol, threshold, spectrum, method, leakage_bound=leakage + rounding
     )
@@ -168,20 +167,22 @@ def reduced_row_echelon(A: Tensor, threshold: float = 0.0) -> tuple[Tensor, list
     return R[: len(pivots)], pivots
 
 
-def _solutions(R: Tensor, pivots: list[int]) -> Tensor:
-    """One solution of `R x = 0` per free column, scaled to unit length (paper eq. 8)."""
-    free = [column for column in range(R.shape[1]) if column not in set(pivots)]
-    S = R.new_zeros(R.shape[1], len(free))
+def _elimination_basis(spectrum: Tensor, rows: Tensor) -> Tensor:
+    """One solution per free column, scaled to unit length (paper eq. 8), `[d_in, free]`.
+
+    The reduced echelon form of a matrix depends on its row space only. So the elimination runs on
+    A's right singular vectors above the tolerance, `[rank, d_in]`, not on A itself: the solutions
+    are the same, but the noise below the tolerance is gone before it can pass for a pivot.
+    """
+    d_in = rows.shape[1]
+    # The singular vectors' own rounding error: a pivot of this size is none.
+    error = torch.finfo(torch.float64).eps * d_in * float((spectrum[:1] / spectrum[-1:]).sum())
+    R, pivots = reduced_row_echelon(rows, error)
+    free = [column for column in range(d_in) if column not in set(pivots)]
+    S = rows.new_zeros(d_in, len(free))
     S[free, range(len(free))] = 1.0  # this free unknown is one, the other free ones zero ...
     S[pivots] = -R[:, free]  # ... and then each pivot unknown follows from its row of R
     return S / S.norm(dim=0)
-
-
-def _largest_gain(A: Tensor, basis: Tensor) -> float:
-    """`max ||A x||` over unit x in the span of the basis."""
-    if basis.shape[1] == 0:
-        return 0.0
-    return float(torch.linalg.matrix_norm(A @ torch.linalg.qr(basis).Q, 2))
 
 
 def _svd(A: Tensor) -> tuple[Tensor, Tensor]:
