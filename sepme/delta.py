@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
@@ -108,6 +109,16 @@ class ConceptDelta:
         """Root of the sum of the squares of all entries of all layers."""
         return self.norm(2) * len(self.paths)
 
+    def lora_state_dict(self) -> dict[str, Tensor]:
+        """The factors under the names that diffusers' `load_lora_weights` expects."""
+        down = {_key(path, "A"): factor for path, factor in self.down.items()}
+        return down | {_key(path, "B"): factor for path, factor in self.up.items()}
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of everything in it: two deltas are the same exactly when their digests are."""
+        return _digest(self.provenance.to_dict(), self.lora_state_dict())
+
     def __mul__(self, scale: float) -> "ConceptDelta":
         settings = dict(self.provenance.settings)
         settings["scale"] = settings.get("scale", 1.0) * float(scale)
@@ -156,10 +167,9 @@ class ConceptDelta:
         path = Path(path)
         if path.suffix != ".safetensors":
             raise SepmeError(f"{path.name} is not a name for a delta: end it in .safetensors.")
-        tensors = {_key(layer, "A"): down for layer, down in self.down.items()}
-        tensors |= {_key(layer, "B"): up for layer, up in self.up.items()}
+        tensors = self.lora_state_dict()
         provenance = self.provenance.to_dict()
-        header = {"provenance": provenance, "sha256": _digest(provenance, tensors)}
+        header = {"provenance": provenance, "sha256": self.digest}
         return write_atomically(path, to_safetensors(tensors, {HEADER: canonical_json(header)}))
 
     @classmethod

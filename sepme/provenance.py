@@ -32,11 +32,14 @@ class Provenance:
     """Everything else that was chosen; JSON values only."""
     seed: int = 0
     iterations: int = 0
+    after: tuple[str, ...] = ()
+    """Digests of the deltas that were on while it was trained (iterative erasure)."""
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "forgotten", tuple(self.forgotten))
         object.__setattr__(self, "kept", tuple(self.kept))
+        object.__setattr__(self, "after", tuple(self.after))
         # As JSON would return them (tuples become lists), so that a round trip changes nothing.
         object.__setattr__(self, "settings", json.loads(canonical_json(dict(self.settings))))
 

@@ -1,0 +1,321 @@
+"""A text-to-image pipeline, seen the way the method sees it. The one room that knows diffusers.
+
+Prompts become text embeddings, images become latents, latents become noise predictions, and the
+matrices that see nothing but text, `attn2.to_k` and `attn2.to_v`, are found, counted and checked.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers.utils import logging as transformers_logging
+
+from sepme.correlation import to_epsilon
+from sepme.errors import SepmeError
+
+#: The model that ships with the project.
+ATELIER = Path(__file__).resolve().parent.parent / "data" / "atelier"
+#: What a pipeline is sampled with when its folder has no `generation.json` (SD v1.4, the paper).
+PAPER_GENERATION = {"guidance_scale": 7.5, "num_inference_steps": 100}
+
+
+def best_device() -> torch.device:
+    """CUDA, then Apple's GPU, then the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """No progress bars for the few small files of a pipeline; they hide what is worth reading."""
+    loggers = [
+        log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()
+    ]
+    for log in loggers:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log in loggers:
+            log.enable_progress_bar()
+
+
+@dataclass
+class Backbone:
+    """One Stable-Diffusion-shaped pipeline with what erasing needs to ask of it.
+
+    Attributes:
+        pipe: the diffusers pipeline, in evaluation mode, without gradients, with a DDIM scheduler.
+        name: what the model is called in provenance and on banners.
+        guidance: default guidance scale.
+        steps: default number of sampling steps.
+    """
+
+    pipe: StableDiffusionPipeline
+    name: str
+    guidance: float = PAPER_GENERATION["guidance_scale"]
+    steps: int = PAPER_GENERATION["num_inference_steps"]
+
+    def __post_init__(self) -> None:
+        self.pipe.scheduler = DDIMScheduler.from_config(self.pipe.scheduler.config)
+        self.pipe.set_progress_bar_config(disable=True)
+        for module in (self.pipe.unet, self.pipe.text_encoder, self.pipe.vae):
+            module.eval().requires_grad_(False)
+        self.projections()  # a pipeline that cannot be edited is refused before any work
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> "Backbone":
+        """Load the shipped model (None), a local diffusers directory, or a hub id.
+
+        Raises:
+            SepmeError: no such model, or a folder that holds no Stable Diffusion pipeline.
+        """
+        path = Path(model) if model is not None else ATELIER
+        if model is None and not (path / "model_index.json").is_file():
+            raise SepmeError(
+                "the shipped model is missing: restore the folder data/atelier of the clone."
+            )
+        try:
+            with _quiet_loading():
+                pipe = StableDiffusionPipeline.from_pretrained(
+                    str(model or path), safety_checker=None, requires_safety_checker=False
+                )
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise SepmeError(
+                f"'{model}' is no Stable Diffusion pipeline that diffusers can load: give a folder "
+                f"with a model_index.json or a hub id ({type(error).__name__})."
+            ) from error
+        generation = dict(PAPER_GENERATION)
+        if (path / "generation.json").is_file():
+            generation |= json.loads((path / "generation.json").read_text())
+        return cls(
+            pipe=pipe.to(device or best_device(), dtype),
+            name=path.name if path.exists() else str(model),
+            guidance=float(generation["guidance_scale"]),
+            steps=int(generation["num_inference_steps"]),
+        )
+
+    # ------------------------------------------------------------------ what it is made of
+    @property
+    def unet(self) -> nn.Module:
+        return self.pipe.unet
+
+    @property
+    def device(self) -> torch.device:
+        return self.pipe.unet.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.pipe.unet.dtype
+
+    @property
+    def prediction_type(self) -> str:
+        """What the UNet's output means: "epsilon" (SD v1.x) or "v_prediction" (the Atelier)."""
+        return self.pipe.scheduler.config.prediction_type
+
+    @property
+    def d_in(self) -> int:
+        """Width of a text embedding, the input width of every `to_k` and `to_v`."""
+        return self.pipe.unet.config.cross_attention_dim
+
+    @property
+    def tokens(self) -> int:
+        return self.pipe.tokenizer.model_max_length
+
+    @property
+    def timesteps(self) -> int:
+        return self.pipe.scheduler.config.num_train_timesteps
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        config = self.pipe.unet.config
+        return (config.in_channels, config.sample_size, config.sample_size)
+
+    @cached_property
+    def alphas_cumprod(self) -> Tensor:
+        """`[T]`, the scheduler's cumulative products of 1 - beta."""
+        return self.pipe.scheduler.alphas_cumprod.to(self.device)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over names, shapes and bytes of the original UNet and text encoder."""
+        digest = hashlib.sha256()
+        for part in ("text_encoder", "unet"):
+            state = getattr(self.pipe, part).state_dict()
+            original = {
+                k.replace(".base_layer", ""): v for k, v in state.items() if "lora_" not in k
+            }
+            for key in sorted(original):
+                tensor = original[key].detach().cpu().contiguous()
+                digest.update(f"{part}.{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
+                digest.update(tensor.view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def projections(self) -> dict[str, nn.Linear]:
+        """Module path -> the key and value projections that see only text (theta_II).
+
+        Raises:
+            SepmeError: no cross-attention found, projections fused into one, or a wrong width.
+        """
+        modules = dict(self.pipe.unet.named_modules())
+        fused = [n for n in modules if n.endswith((".to_kv", ".to_qkv"))]
+        if fused:
+            raise SepmeError(
+                f"the projections of '{fused[0]}' are fused: call "
+                "pipe.unet.unfuse_qkv_projections() first."
+            )
+        found = {
+            n: getattr(m, "base_layer", m)
+            for n, m in modules.items()
+            if n.endswith(("attn2.to_k", "attn2.to_v"))
+        }
+        if not found:
+            raise SepmeError(
+                "this UNet has no 'attn2.to_k' or 'attn2.to_v' layer: only pipelines with "
+                "text cross-attention (Stable Diffusion 1.x and 2.x shapes) can be edited."
+            )
+        wrong = [n for n, m in found.items() if m.in_features != self.d_in]
+        if wrong:
+            raise SepmeError(
+                f"'{wrong[0]}' takes {found[wrong[0]].in_features} inputs where the text "
+                f"embedding has {self.d_in}: this architecture is not supported."
+            )
+        return found
+
+    def cross_attention(self) -> dict[str, Tensor]:
+        """Module path -> the original weight of every matrix of every `attn2` (to_q, k, v, out)."""
+        return {
+            name.removesuffix(".base_layer"): module.weight.detach()
+            for name, module in self.pipe.unet.named_modules()
+            if ".attn2." in name and "lora_" not in name and isinstance(module, nn.Linear)
+        }
+
+    @contextmanager
+    def original(self) -> Iterator[None]:
+        """Within the block the model answers as if no adapter were attached."""
+        layers = [m for m in self.pipe.unet.modules() if isinstance(m, BaseTunerLayer)]
+        switched_on = [layer for layer in layers if not layer.disable_adapters]
+        for layer in switched_on:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in switched_on:
+                layer.enable_adapters(True)
+
+    # ------------------------------------------------------------------ text, noise, pictures
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Text embeddings e(c) `[n, tokens, d_in]` of prompts padded to the model's length."""
+        if isinstance(prompts, str):
+            prompts = [prompts]
+        if not prompts:
+            raise SepmeError("there is no prompt to encode: give at least one.")
+        ids = self.pipe.tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=self.tokens,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        # In blocks: a UNet's text encoder is small beside hundreds of prompts' activations.
+        blocks = [self.pipe.text_encoder(part.to(self.device))[0] for part in ids.split(64)]
+        return torch.cat(blocks)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Forward diffusion x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise; t is `[n]`."""
+        return self.pipe.scheduler.add_noise(latents, noise, t)
+
+    def epsilon(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        embedding: Tensor,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Predicted noise eps(x_t, c, t) `[n, c, h, w]`, whatever the UNet itself predicts.
+
+        `weights` (module path -> weight) stand in for the UNet's own during this one call, so
+        that a trained increment can be differentiated without touching the model.
+        """
+        named = {self._parameter_name(path): weight for path, weight in (weights or {}).items()}
+        output = torch.func.functional_call(self.unet, named, (x_t, t, embedding)).sample
+        return to_epsilon(output, x_t, t, self.alphas_cumprod, self.prediction_type)
+
+    def _parameter_name(self, path: str) -> str:
+        """peft wraps a layer and calls the original one `base_layer`."""
+        wrapped = isinstance(self.pipe.unet.get_submodule(path), BaseTunerLayer)
+        return f"{path}.base_layer.weight" if wrapped else f"{path}.weight"
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int] | int = 0,
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        batch: int = 32,
+        output: str = "images",
+        progress: bool = False,
+    ) -> Tensor:
+        """Sample one picture a prompt.
+
+        Args:
+            prompts: n prompts.
+            seeds: one seed a picture (starting noise), or the first of n consecutive ones.
+            output: "images" `[n, 3, H, W]` in [0, 1] on the CPU, or "latents" `[n, c, h, w]`.
+
+        Each picture's noise comes from its own seed alone, so it does not depend on its batch
+        (up to the last bits that a different batch shape costs in floating point).
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        seeds = range(seeds, seeds + len(prompts)) if isinstance(seeds, int) else list(seeds)
+        self._check_request(prompts, seeds, output)
+        pictures = []
+        for first in tqdm(
+            range(0, len(prompts), batch), desc="generating", disable=not progress, leave=False
+        ):
+            some = slice(first, first + batch)
+            generators = [torch.Generator("cpu").manual_seed(s) for s in seeds[some]]
+            noise = torch.stack([torch.randn(self.latent_shape, generator=g) for g in generators])
+            pictures.append(
+                self.pipe(
+                    prompts[some],
+                    latents=noise.to(self.device, self.dtype),
+                    num_inference_steps=steps or self.steps,
+                    guidance_scale=self.guidance if guidance is None else guidance,
+                    output_type="latent" if output == "latents" else "pt",
+                ).images
+            )
+        result = torch.cat(pictures)
+        return result if output == "latents" else result.float().cpu()
+
+    @staticmethod
+    def _check_request(prompts: list[str], seeds: Sequence[int], output: str) -> None:
+        if not prompts:
+            raise SepmeError("there is no prompt to draw: give at least one.")
+        if len(prompts) != len(seeds):
+            raise SepmeError(
+                f"{len(prompts)} prompts need as many seeds, not {len(seeds)}: give one a picture."
+            )
+        if output not in ("images", "latents"):
+            raise SepmeError(f"output='{output}' is unknown: choose 'images' or 'latents'.")

@@ -1,0 +1,174 @@
+"""Put any subset of concept deltas on a live pipeline, and take them off again.
+
+Composing is theta + sum_{k in I} Delta_k (method, weight decoupling): every delta is a peft
+adapter beside the frozen weights, so restoring never subtracts anything. It switches the adapter
+off, and the original weights, which nothing ever wrote to, answer bit for bit as before.
+"""
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+from sepme.backbone import Backbone
+from sepme.delta import ConceptDelta
+from sepme.errors import SepmeError
+
+
+class Composition:
+    """Deltas attached to one backbone, each switched on (erased) or off (restored).
+
+    Args:
+        backbone: the pipeline; only its adapters are touched.
+        deltas: the deltas to attach, all switched off to begin with.
+        force: compose even deltas that were built without keeping one another's concepts.
+
+    Raises:
+        SepmeError: a delta of another base model, two deltas of the same concept.
+    """
+
+    def __init__(
+        self, backbone: Backbone, deltas: Iterable[ConceptDelta], *, force: bool = False
+    ) -> None:
+        self._backbone = backbone
+        self._force = force
+        self._deltas: dict[str, ConceptDelta] = {}
+        self._strengths: dict[str, float] = {}
+        deltas = list(deltas)
+        for delta in deltas:  # everything is checked before anything is attached
+            self._check(delta)
+            self._deltas[delta.concept] = delta
+        self._adapters = {name: f"sepme_{index}" for index, name in enumerate(sorted(self._deltas))}
+        for name, adapter in self._adapters.items():
+            self._attach(self._deltas[name], adapter)
+        self._switch()
+
+    # ------------------------------------------------------------------ what is on
+    @property
+    def deltas(self) -> Mapping[str, ConceptDelta]:
+        return dict(self._deltas)
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """Names of the concepts that are erased now, in alphabetical order."""
+        return tuple(sorted(self._strengths))
+
+    @property
+    def strengths(self) -> dict[str, float]:
+        return dict(self._strengths)
+
+    # ------------------------------------------------------------------ switching
+    def set(self, concepts: Mapping[str, float] | Iterable[str]) -> None:
+        """Erase exactly these concepts, restore all others.
+
+        Args:
+            concepts: names, or a mapping from name to strength (1 is whole, 0 is restored).
+
+        Raises:
+            SepmeError: a name without a delta, or two deltas that would interfere.
+        """
+        wanted = dict(concepts) if isinstance(concepts, Mapping) else dict.fromkeys(concepts, 1.0)
+        for name in wanted:
+            if name not in self._deltas:
+                known = ", ".join(sorted(self._deltas)) or "none"
+                raise SepmeError(
+                    f"no delta of '{name}' is attached (attached: {known}): erase it first."
+                )
+        if not self._force:
+            refuse_contradictions([self._deltas[name] for name in wanted])
+        self._strengths = {
+            name: float(strength) for name, strength in wanted.items() if strength != 0.0
+        }
+        self._switch()
+
+    def erase(self, *concepts: str, strength: float = 1.0) -> None:
+        """Switch these concepts off in addition to those already erased."""
+        self.set(self._strengths | dict.fromkeys(concepts, strength))
+
+    def restore(self, *concepts: str) -> None:
+        """Give these concepts back; the others stay erased."""
+        for name in concepts:
+            if name not in self._deltas:
+                raise SepmeError(f"'{name}' was never erased here, so there is nothing to restore.")
+        self.set({name: s for name, s in self._strengths.items() if name not in concepts})
+
+    def restore_all(self) -> None:
+        """The original model, bit for bit."""
+        self.set({})
+
+    @contextmanager
+    def erased(self, *concepts: str) -> Iterator[Backbone]:
+        """Within the block exactly these concepts are erased; afterwards all is as before."""
+        before = dict(self._strengths)
+        self.set(concepts)
+        try:
+            yield self._backbone
+        finally:
+            self.set(before)
+
+    def close(self) -> None:
+        """Take the adapters off the pipeline altogether."""
+        self._strengths = {}
+        if self._adapters:
+            self._backbone.pipe.delete_adapters(list(self._adapters.values()))
+            self._backbone.pipe.unload_lora_weights()
+        self._adapters, self._deltas = {}, {}
+
+    def __enter__(self) -> "Composition":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------ the mechanism
+    def _check(self, delta: ConceptDelta) -> None:
+        if delta.base != self._backbone.fingerprint:
+            raise SepmeError(
+                f"the delta of '{delta.concept}' was trained on another base model "
+                f"({delta.base[:12]}, this one is {self._backbone.fingerprint[:12]}): "
+                "erase it again on this one."
+            )
+        if delta.concept in self._deltas:
+            raise SepmeError(f"two deltas are given for '{delta.concept}': attach one of them.")
+
+    def _attach(self, delta: ConceptDelta, adapter: str) -> None:
+        dtype, device = self._backbone.dtype, self._backbone.device
+        state = {name: tensor.to(device, dtype) for name, tensor in delta.lora_state_dict().items()}
+        with warnings.catch_warnings():  # several adapters on one model are the point here
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            self._backbone.unet.load_lora_adapter(state, prefix="unet", adapter_name=adapter)
+
+    def _switch(self) -> None:
+        """Tell peft. Listing adapters by name makes their sum independent of the erasing order."""
+        pipe = self._backbone.pipe
+        if not self._adapters:
+            return
+        if not self._strengths:
+            pipe.disable_lora()
+            return
+        pipe.enable_lora()
+        pipe.set_adapters(
+            [self._adapters[n] for n in self.active], [self._strengths[n] for n in self.active]
+        )
+
+
+def keeps(delta: ConceptDelta, other: ConceptDelta) -> bool:
+    """Whether `delta` was built to leave every prompt of `other`'s concept alone.
+
+    Prompts that speak of both concepts ("boat in neon") belong to both and need no keeping. A
+    delta trained on top of `other` (iterative erasure) counts as knowing it.
+    """
+    needed = set(other.forgotten) - set(delta.forgotten)
+    return needed <= set(delta.kept) or other.digest in delta.provenance.after
+
+
+def refuse_contradictions(deltas: list[ConceptDelta]) -> None:
+    """Raise when one delta would disturb a concept that another one was promised to leave alone."""
+    for delta in deltas:
+        for other in deltas:
+            if other is delta or keeps(delta, other) or delta.digest in other.provenance.after:
+                continue
+            raise SepmeError(
+                f"'{delta.concept}' was erased without keeping '{other.concept}', so the two would "
+                f"interfere: erase '{delta.concept}' again with '{other.concept}' among what is "
+                "kept, or pass force=True."
+            )
