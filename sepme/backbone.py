@@ -107,7 +107,7 @@ class Backbone:
         if (path / "generation.json").is_file():
             generation |= json.loads((path / "generation.json").read_text())
         return cls(
-            pipe=pipe.to(device or best_device(), dtype),
+            pipe=(pipe if dtype == torch.float32 else pipe.to(dtype)).to(device or best_device()),
             name=path.name if path.exists() else str(model),
             guidance=float(generation["guidance_scale"]),
             steps=int(generation["num_inference_steps"]),
