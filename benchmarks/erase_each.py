@@ -1,0 +1,186 @@
+"""Erase every concept of the Atelier alone and measure what went and what stayed.
+
+    python benchmarks/erase_each.py run --preset default      # resumable: a file a concept
+    python benchmarks/erase_each.py table                     # writes the tables of README.md
+
+Two runs side by side share the work with `--shard 1/2` and `--shard 2/2`.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from sepme.atelier.captions import fill
+from sepme.atelier.judge import Judge
+from sepme.atelier.paintings import OBJECTS, PHOTO, STYLES
+from sepme.backbone import ATELIER, Backbone
+from sepme.closed_form import closed_form
+from sepme.composition import Composition
+from sepme.concept import Catalogue, Concept
+from sepme.eraser import erase
+from sepme.files import write_atomically
+from sepme.metrics.lpips import lpips_distance
+from sepme.provenance import versions
+from sepme.settings import preset
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results" / "erase_each"
+FORGOTTEN_IMAGES, RETAINED_IMAGES = 60, 200
+SCENES = [(o, s) for s in STYLES for o in OBJECTS] + [(o, PHOTO) for o in OBJECTS]
+
+
+def scene_prompt(object: str, style: str) -> str:
+    template = "a photo of {ao}" if style == PHOTO else "a painting of {ao} in the style of {s}"
+    return fill(template, object, style)
+
+
+def retained_scenes(concept: Concept) -> list[tuple[str, str, int]]:
+    """(object, style, seed) of 200 pictures that do not name the concept, every scene in turn."""
+    rounds = [(o, s, seed) for seed in (1, 2, 3) for o, s in SCENES if concept.name not in (o, s)]
+    return rounds[:RETAINED_IMAGES]
+
+
+def forgotten_pictures(concept: Concept) -> tuple[list[str], list[int]]:
+    prompts = [concept.prompts[i % len(concept.prompts)] for i in range(FORGOTTEN_IMAGES)]
+    return prompts, list(range(9000, 9000 + FORGOTTEN_IMAGES))
+
+
+def picture_seed(object: str, style: str, seed: int) -> int:
+    return 1000 * seed + SCENES.index((object, style))
+
+
+class Bench:
+    """The model, the judge, and the original pictures that all concepts are measured against."""
+
+    def __init__(self, model: Path) -> None:
+        self.backbone = Backbone.load(model)
+        self.judge = Judge.load(model / "judge.safetensors")
+        self.catalogue = Catalogue.load(model / "catalogue.json")
+        self._originals: dict[tuple[str, str, int], torch.Tensor] = {}
+
+    def originals(self, scenes: list[tuple[str, str, int]]) -> torch.Tensor:
+        missing = [scene for scene in scenes if scene not in self._originals]
+        if missing:
+            self._originals |= dict(zip(missing, self.draw(missing), strict=True))
+        return torch.stack([self._originals[scene] for scene in scenes])
+
+    def draw(self, scenes: list[tuple[str, str, int]]) -> torch.Tensor:
+        prompts = [scene_prompt(o, s) for o, s, _ in scenes]
+        return self.backbone.generate(prompts, [picture_seed(*scene) for scene in scenes])
+
+    def right(self, images: torch.Tensor, scenes: list[tuple[str, str, int]]) -> dict[str, float]:
+        """Share of the pictures in which the judge finds the prompt's style, and its object."""
+        verdict = self.judge(images)
+        styles, objects = [*STYLES, PHOTO], list(OBJECTS)
+        style = torch.tensor([styles.index(s) for _, s, _ in scenes]) == verdict.style
+        object = torch.tensor([objects.index(o) for o, _, _ in scenes]) == verdict.object
+        return {"style": style.float().mean().item(), "object": object.float().mean().item()}
+
+    def measure(self, name: str, how: str) -> dict:
+        concept = self.catalogue[name]
+        keep = self.catalogue.kept_prompts([concept])
+        scenes, (prompts, seeds) = retained_scenes(concept), forgotten_pictures(concept)
+        before, seen_before = self.originals(scenes), self.backbone.generate(prompts, seeds)
+        start = time.perf_counter()
+        if how == "closed_form":
+            delta = closed_form(self.backbone, concept, keep)
+        else:
+            delta = erase(self.backbone, concept, keep, preset(how), seed=0)
+        seconds = time.perf_counter() - start
+        with Composition(self.backbone, [delta]) as composition, composition.erased(name):
+            after, seen_after = self.draw(scenes), self.backbone.generate(prompts, seeds)
+        return {
+            "concept": name,
+            "kind": concept.kind,
+            "preset": how,
+            "seen_before": self.judge.sees(seen_before, name).float().mean().item(),
+            "seen_after": self.judge.sees(seen_after, name).float().mean().item(),
+            "forgotten_images": len(prompts),
+            "retained_before": self.right(before, scenes),
+            "retained_after": self.right(after, scenes),
+            "lpips": lpips_distance(before, after).mean().item(),
+            "identical": (before - after)
+            .abs()
+            .flatten(1)
+            .amax(1)
+            .lt(0.5 / 255)
+            .float()
+            .mean()
+            .item(),
+            "retained_images": len(scenes),
+            "rank": delta.rank,
+            "iterations": delta.provenance.iterations,
+            "seconds": seconds,
+            "threads": torch.get_num_threads(),
+            "base": self.backbone.fingerprint,
+            "versions": versions(),
+        }
+
+
+def run(model: Path, how: str, shard: tuple[int, int], names: list[str] | None) -> None:
+    bench = Bench(model)
+    concepts = [c.name for c in bench.catalogue.concepts.values() if c.kind in ("style", "object")]
+    for name in names or concepts[shard[0] - 1 :: shard[1]]:
+        path = RESULTS / how / f"{name}.json"
+        if path.exists() and json.loads(path.read_text())["base"] == bench.backbone.fingerprint:
+            continue
+        row = bench.measure(name, how)
+        write_atomically(path, (json.dumps(row, indent=1) + "\n").encode())
+        print(_line(row), flush=True)
+
+
+def _line(row: dict) -> str:
+    drops = {
+        k: 100 * (row["retained_before"][k] - row["retained_after"][k]) for k in ("style", "object")
+    }
+    return (
+        f"| {row['concept']} | {row['seen_before']:.0%} | **{row['seen_after']:.0%}** "
+        f"| {drops['style']:+.1f} | {drops['object']:+.1f} | {row['lpips']:.4f} "
+        f"| {row['identical']:.0%} | {row['rank']} | {row['iterations']} | {row['seconds']:.1f} |"
+    )
+
+
+HEADER = (
+    "| concept | seen before | seen after | style drop, points | object drop, points | LPIPS "
+    "| unchanged pictures | rank | iterations | seconds |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+)
+
+
+def table(how: str) -> str:
+    """A Markdown table of all concepts, the most visible after erasing first."""
+    rows = [json.loads(path.read_text()) for path in sorted((RESULTS / how).glob("*.json"))]
+    rows.sort(key=lambda row: (-row["seen_after"], -row["lpips"]))
+    return "\n".join([HEADER, *map(_line, rows)])
+
+
+def write_tables() -> None:
+    """Replace what stands between the markers of README.md by the tables of the results."""
+    readme = HERE / "README.md"
+    text = readme.read_text()
+    for how in sorted(path.name for path in RESULTS.iterdir()):
+        begin, end = f"<!-- {how} -->\n", f"\n<!-- /{how} -->"
+        head, _, rest = text.partition(begin)
+        text = head + begin + table(how) + end + rest.partition(end)[2]
+    write_atomically(readme, text.encode())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("command", choices=("run", "table"))
+    parser.add_argument("--preset", default="default", help="a preset of sepme, or closed_form")
+    parser.add_argument("--model", type=Path, default=ATELIER)
+    parser.add_argument("--shard", default="1/1", help="i/n: this process takes every n-th concept")
+    parser.add_argument("--only", nargs="*", help="names of concepts")
+    options = parser.parse_args()
+    if options.command == "table":
+        write_tables()
+        return
+    first, total = map(int, options.shard.split("/"))
+    run(options.model, options.preset, (first, total), options.only)
+
+
+if __name__ == "__main__":
+    main()
