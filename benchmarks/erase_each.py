@@ -145,7 +145,7 @@ def _line(row: dict) -> str:
 
 HEADER = (
     "| concept | seen before | seen after | style drop, points | object drop, points | LPIPS "
-    "| unchanged pictures | rank | iterations | seconds |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+    "| unchanged pictures | rank | iterations | seconds |\n|---|" + "--:|" * 9
 )
 
 
