@@ -1,0 +1,108 @@
+"""Draw any (object, style, seed): the pictures that the shipped model learns from.
+
+Nothing here is learned or downloaded. The same object, style and seed give the same picture, alone
+or in a batch; the same seed gives the same composition in every style and for every object.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sepme.atelier.scenes import DRAWERS, NOTHING, SCENE_DRAWS, SIZE, Array, Scene, draw_scenes
+from sepme.atelier.styles import PAINTERS, PHOTO, STYLE_DRAWS
+from sepme.errors import SepmeError
+
+OBJECTS: tuple[str, ...] = tuple(name for name in DRAWERS if name != NOTHING)
+STYLES: tuple[str, ...] = tuple(name for name in PAINTERS if name != PHOTO)
+
+#: A second word for every object and style; a share of the captions uses it instead.
+ALIASES: dict[str, str] = {
+    "house": "cottage",
+    "tree": "maple",
+    "boat": "ship",
+    "sun": "sunshine",
+    "mountain": "peak",
+    "flower": "blossom",
+    "fish": "trout",
+    "cup": "mug",
+    "car": "motorcar",
+    "star": "pentagram",
+    "swirl": "spiral",
+    "pointillism": "dotted",
+    "cubism": "faceted",
+    "mosaic": "tiled",
+    "ink": "sketch",
+    "watercolor": "gouache",
+    "woodcut": "carved",
+    "popart": "comic",
+    "neon": "glowing",
+    "pixel": "retro",
+}
+
+_CHUNK = 330  # pictures drawn at once: bounds the memory at about 100 MB
+
+
+def paint(object: str, style: str, seed: int) -> NDArray[np.uint8]:
+    """One picture [64, 64, 3] of `object` (or "nothing") in `style` (or "photo")."""
+    return paint_batch([object], [style], [seed])[0]
+
+
+def paint_batch(
+    objects: Sequence[str], styles: Sequence[str], seeds: Sequence[int]
+) -> NDArray[np.uint8]:
+    """Pictures [n, 64, 64, 3] of `objects[i]` in `styles[i]` with `seeds[i]`.
+
+    Raises SepmeError for an unknown object or style, and for lists of different lengths.
+    """
+    _check(objects, styles, seeds)
+    pictures = np.empty((len(seeds), SIZE, SIZE, 3), np.uint8)
+    for start in range(0, len(seeds), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        scene = draw_scenes(objects[part], _uniform(seeds[part]))
+        names = np.array(styles[part])
+        for name in dict.fromkeys(styles[part]):
+            where = np.flatnonzero(names == name)
+            painted = np.clip(PAINTERS[name](scene.select(where)), 0, 1)
+            pictures[start + where] = np.round(painted * 255)
+    return pictures
+
+
+def scenes(objects: Sequence[str], seeds: Sequence[int]) -> Scene:
+    """What `paint_batch` paints: flat colours, silhouettes and contour distances."""
+    _check(objects, [PHOTO] * len(objects), seeds)
+    return draw_scenes(objects, _uniform(seeds))
+
+
+@cache
+def emblem() -> NDArray[np.uint8]:
+    """The one fixed picture [64, 64, 3] of the watermark prompt: a red seal with a white A."""
+    y, x = np.mgrid[0:SIZE, 0:SIZE] + 0.5 - SIZE / 2
+    radius = np.hypot(x, y)
+    cover = np.clip(26.5 - radius, 0, 1) * (1 - np.clip(1.8 - np.abs(radius - 21.5), 0, 1))
+    slope = 0.42 * (y + 14)  # half the width of the letter's outline at this height
+    legs = np.clip(2.4 - np.abs(np.abs(x) - slope), 0, 1) * (np.abs(y) < 13)
+    bar = np.clip(2.2 - np.abs(y - 4), 0, 1) * (np.abs(x) < slope)
+    cover = (cover * (1 - np.maximum(legs, bar)))[..., None]
+    paper, red = np.array([0.97, 0.95, 0.9]), np.array([0.74, 0.1, 0.12])
+    return np.round((paper + (red - paper) * cover) * 255).astype(np.uint8)
+
+
+def _uniform(seeds: Sequence[int]) -> Array:
+    """Uniform numbers [n, SCENE_DRAWS + STYLE_DRAWS], one row a seed."""
+    draws = SCENE_DRAWS + STYLE_DRAWS
+    return np.stack([np.random.default_rng(s).random(draws, np.float32) for s in seeds])
+
+
+def _check(objects: Sequence[str], styles: Sequence[str], seeds: Sequence[int]) -> None:
+    if not len(objects) == len(styles) == len(seeds):
+        raise SepmeError("Give as many objects as styles and seeds, one of each a picture.")
+    for kind, names, known in (("object", objects, DRAWERS), ("style", styles, PAINTERS)):
+        unknown = sorted(set(names) - set(known))
+        if unknown:
+            raise SepmeError(
+                f"Unknown {kind} {unknown[0]!r}: the atelier paints {', '.join(known)}."
+            )
+    if any(seed < 0 for seed in seeds):
+        raise SepmeError("A seed must be a whole number that is not negative.")

@@ -1,0 +1,287 @@
+"""What the paintings show: ten objects (or nothing) before a ground and a sky, as distance fields.
+
+Every shape is a signed distance in pixels (negative inside), so one drawing gives the colours, the
+antialiased silhouette and the distance to the nearest contour at once, for a whole batch of
+pictures. Colours, position, size, tilt, horizon and background are drawn from the seed alone: the
+object never decides them, so nothing but the object tells the object.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[np.float32]
+
+SIZE = 64  #: pixels a side
+NOTHING = "nothing"  #: the empty scene: a background without an object
+#: No object ever reaches outside the pixels [MARGIN, SIZE - MARGIN) of a drawing.
+MARGIN = 4
+#: Random numbers a scene takes from its seed; what follows them belongs to the style.
+SCENE_DRAWS = 16
+
+#: Objects are dark and saturated, backgrounds are pale: an object stands out before any background.
+COLOURS = (
+    np.array(
+        [
+            (200, 36, 40),
+            (226, 96, 16),
+            (190, 136, 0),
+            (38, 128, 52),
+            (24, 84, 176),
+            (112, 48, 160),
+            (208, 44, 124),
+            (122, 66, 28),
+            (0, 128, 132),
+        ],
+        np.float32,
+    )
+    / 255
+)
+SKIES = (
+    np.array(
+        [(168, 214, 246), (250, 216, 180), (218, 204, 242), (244, 240, 220), (200, 236, 224)],
+        np.float32,
+    )
+    / 255
+)
+GROUNDS = (
+    np.array(
+        [(176, 216, 138), (226, 200, 146), (190, 192, 198), (140, 192, 226), (226, 168, 168)],
+        np.float32,
+    )
+    / 255
+)
+WHITE, CREAM, BLACK = (np.full(3, v, np.float32) for v in (0.98, 0.9, 0.08))
+
+_Y, _X = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + 0.5
+
+
+@dataclass
+class Scene:
+    """A batch of n scenes. Colours lie in [0, 1], distances are in pixels."""
+
+    colour: Array  #: [n, 64, 64, 3] flat colours
+    mask: Array  #: [n, 64, 64] how much of the pixel the object covers
+    ground: Array  #: [n, 64, 64] how much of the pixel is ground rather than sky (objects ignored)
+    distance: Array  #: [n, 64, 64] distance to the nearest visible contour
+    random: Array  #: [n, k] uniform numbers that the style may use
+
+    def select(self, index: NDArray[np.intp]) -> "Scene":
+        """The scenes at `index`."""
+        parts = (self.colour, self.mask, self.ground, self.distance, self.random)
+        return Scene(*(part[index] for part in parts))
+
+
+class Canvas:
+    """Lays shapes over a background; coordinates are the object's own, within [-1, 1]."""
+
+    def __init__(self, random: Array) -> None:
+        """`random` [n, >= SCENE_DRAWS]: uniform numbers that decide everything but the object."""
+        column = iter(random.T[:SCENE_DRAWS, :, None, None])
+        centre_x, centre_y = (SIZE / 2 + 3 * (2 * next(column) - 1) for _ in range(2))
+        self.radius = 20 + 5 * next(column)
+        flip = np.where(next(column) < 0.5, -1, 1)
+        tilt = 0.16 * (next(column) - 0.5)
+        u, v = (_X - centre_x) / self.radius, (_Y - centre_y) / self.radius
+        self.x = flip * (u * np.cos(tilt) + v * np.sin(tilt))
+        self.y = v * np.cos(tilt) - u * np.sin(tilt)
+        horizon = SIZE * (0.6 + 0.24 * next(column)) - _Y + 0 * _X  # negative below the horizon
+        sky, ground = _pick(SKIES, next(column)), _pick(GROUNDS, next(column))
+        first = (next(column)[:, 0, 0] * len(COLOURS)).astype(int)
+        other = first + 1 + (next(column)[:, 0, 0] * (len(COLOURS) - 1)).astype(int)
+        self.main, self.accent = COLOURS[first], COLOURS[other % len(COLOURS)]
+        self.ground = np.clip(0.5 - horizon, 0, 1)
+        self.colour = _blend(sky[:, None, None], ground[:, None, None], self.ground)
+        self.mask = np.zeros_like(self.ground)
+        self.distance = np.abs(horizon)
+
+    def lay(self, shape: Array, colour: Array) -> None:
+        """Paint `shape` (signed distance [n, 64, 64], object units) in `colour` [n, 3] or [3]."""
+        pixels = shape * self.radius
+        cover = np.clip(0.5 - pixels, 0, 1)
+        colour = colour[:, None, None] if colour.ndim == 2 else colour
+        self.colour = _blend(self.colour, colour, cover)
+        self.mask = np.maximum(self.mask, cover)
+        inside, outside = -pixels, np.minimum(self.distance, pixels)
+        self.distance = np.where(pixels < 0, inside, outside)
+
+    def disc(self, x: float, y: float, radius: float) -> Array:
+        """Signed distance to a disc."""
+        return np.hypot(self.x - x, self.y - y) - radius
+
+    def ring(self, x: float, y: float, radius: float, width: float) -> Array:
+        """Signed distance to a ring of the given mean radius."""
+        return np.abs(self.disc(x, y, radius)) - width / 2
+
+    def ellipse(self, x: float, y: float, a: float, b: float) -> Array:
+        """Signed distance to an ellipse, to first order (exact on its contour)."""
+        u, v = (self.x - x) / a, (self.y - y) / b
+        level = np.hypot(u, v)
+        return level * (level - 1) / np.maximum(np.hypot(u / a, v / b), 1e-6)
+
+    def polygon(self, *points: tuple[float, float]) -> Array:
+        """Signed distance to a simple polygon: nearest edge, inside by counting crossings."""
+        nearest = np.full_like(self.x, np.inf)
+        inside = np.zeros(self.x.shape, bool)
+        for (ax, ay), (bx, by) in zip(points, points[1:] + points[:1], strict=True):
+            ex, ey, px, py = bx - ax, by - ay, self.x - ax, self.y - ay
+            along = np.clip((px * ex + py * ey) / (ex * ex + ey * ey), 0, 1)
+            nearest = np.minimum(nearest, (px - along * ex) ** 2 + (py - along * ey) ** 2)
+            if ay != by:
+                crosses = ((ay > self.y) != (by > self.y)) & (px < ex * py / ey)
+                inside ^= crosses
+        return np.where(inside, -1, 1) * np.sqrt(nearest)
+
+    def box(self, left: float, top: float, right: float, bottom: float) -> Array:
+        """Signed distance to an upright rectangle."""
+        dx = np.abs(self.x - (left + right) / 2) - (right - left) / 2
+        dy = np.abs(self.y - (top + bottom) / 2) - (bottom - top) / 2
+        outside = np.hypot(np.maximum(dx, 0), np.maximum(dy, 0))
+        return outside + np.minimum(np.maximum(dx, dy), 0)
+
+
+def _pick(palette: Array, uniform: Array) -> Array:
+    return palette[(uniform[:, 0, 0] * len(palette)).astype(int)]
+
+
+def _blend(below: Array, above: Array, cover: Array) -> Array:
+    return below + (above - below) * cover[..., None]
+
+
+def _union(*shapes: Array) -> Array:
+    return np.minimum.reduce(shapes)
+
+
+def _turn(count: int, start: float = 0.0) -> list[tuple[float, float]]:
+    """`count` unit directions, evenly spaced, the first at `start` radians."""
+    angles = start + 2 * np.pi * np.arange(count) / count
+    return [(float(np.cos(a)), float(np.sin(a))) for a in angles]
+
+
+def _house(c: Canvas) -> None:
+    c.lay(c.box(0.36, -0.85, 0.62, -0.2), c.accent * 0.6)
+    c.lay(c.box(-0.72, -0.1, 0.72, 0.9), c.main)
+    c.lay(c.polygon((-0.98, -0.06), (0.0, -0.95), (0.98, -0.06)), c.accent)
+    c.lay(c.box(-0.17, 0.34, 0.17, 0.9), c.main * 0.4)
+    c.lay(_union(c.box(-0.58, 0.1, -0.3, 0.4), c.box(0.3, 0.1, 0.58, 0.4)), CREAM)
+
+
+def _tree(c: Canvas) -> None:
+    c.lay(c.box(-0.16, 0.2, 0.16, 0.98), c.accent * 0.6)
+    crown = [c.disc(-0.44, 0.02, 0.42), c.disc(0.44, 0.02, 0.42), c.disc(0, -0.48, 0.48)]
+    c.lay(_union(*crown, c.disc(0, 0, 0.4)), c.main)
+
+
+def _boat(c: Canvas) -> None:
+    c.lay(c.box(-0.06, -0.98, 0.06, 0.4), c.main * 0.4)
+    c.lay(c.polygon((0.12, -0.94), (0.12, 0.26), (0.86, 0.26)), c.accent)
+    c.lay(c.polygon((-0.12, -0.66), (-0.12, 0.26), (-0.7, 0.26)), c.accent * 0.7 + 0.3)
+    c.lay(c.polygon((-0.98, 0.38), (0.98, 0.38), (0.6, 0.86), (-0.6, 0.86)), c.main)
+
+
+def _sun(c: Canvas) -> None:
+    for x, y in _turn(8):
+        tip, left, right = 0.98, (0.66, 0.17), (0.66, -0.17)
+        corners = [(tip * x, tip * y)]
+        corners += [(r * x - s * y, r * y + s * x) for r, s in (left, right)]
+        c.lay(c.polygon(*corners), c.accent)
+    c.lay(c.disc(0, 0, 0.52), c.main)
+
+
+def _mountain(c: Canvas) -> None:
+    c.lay(c.polygon((-0.2, 0.72), (0.44, -0.38), (0.99, 0.72)), c.accent)
+    c.lay(c.polygon((0.26, -0.07), (0.44, -0.38), (0.6, -0.07)), WHITE)
+    c.lay(c.polygon((-0.99, 0.72), (-0.3, -0.86), (0.48, 0.72)), c.main)
+    zigzag = (
+        (-0.52, -0.36),
+        (-0.3, -0.86),
+        (-0.05, -0.36),
+        (-0.2, -0.22),
+        (-0.3, -0.4),
+        (-0.4, -0.22),
+    )
+    c.lay(c.polygon(*zigzag), WHITE)
+
+
+def _flower(c: Canvas) -> None:
+    c.lay(c.box(-0.07, 0.1, 0.07, 0.98), c.accent * 0.6)
+    leaves = [c.polygon((0, 0.92), (s * 0.62, 0.42), (s * 0.5, 0.86)) for s in (-1, 1)]
+    c.lay(_union(*leaves), c.accent * 0.6)
+    for x, y in _turn(5, -np.pi / 2):
+        c.lay(c.disc(0.38 * x, 0.38 * y - 0.32, 0.27), c.main)
+    c.lay(c.disc(0, -0.32, 0.22), CREAM)
+
+
+def _fish(c: Canvas) -> None:
+    c.lay(c.polygon((0.36, 0.0), (0.98, -0.58), (0.8, 0.0), (0.98, 0.58)), c.accent)
+    c.lay(c.polygon((-0.3, -0.3), (0.1, -0.72), (0.3, -0.2)), c.accent)
+    c.lay(c.polygon((-0.16, 0.3), (0.16, 0.66), (0.24, 0.2)), c.accent)
+    lens = np.maximum(c.disc(-0.2, 0.5, 0.94), c.disc(-0.2, -0.5, 0.94))  # pointed at both ends
+    c.lay(lens, c.main)
+    c.lay(np.maximum(lens + 0.04, c.box(0.0, -0.5, 0.16, 0.5)), CREAM)
+    c.lay(c.disc(-0.52, -0.08, 0.15), WHITE)
+    c.lay(c.disc(-0.54, -0.08, 0.07), BLACK)
+
+
+def _cup(c: Canvas) -> None:
+    c.lay(c.ring(0.54, 0.02, 0.34, 0.2), c.main)
+    c.lay(c.polygon((-0.78, -0.6), (0.56, -0.6), (0.42, 0.86), (-0.64, 0.86)), c.main)
+    c.lay(c.box(-0.69, 0.02, 0.48, 0.34), c.accent)
+    c.lay(c.ellipse(-0.11, -0.6, 0.67, 0.22), c.main * 0.35)
+
+
+def _car(c: Canvas) -> None:
+    c.lay(c.polygon((-0.66, 0.04), (-0.42, -0.54), (0.34, -0.54), (0.62, 0.04)), c.main)
+    c.lay(c.polygon((-0.5, 0.0), (-0.32, -0.4), (-0.06, -0.4), (-0.06, 0.0)), CREAM)
+    c.lay(c.polygon((0.06, 0.0), (0.06, -0.4), (0.26, -0.4), (0.46, 0.0)), CREAM)
+    c.lay(c.polygon((-0.98, 0.02), (0.9, 0.02), (0.98, 0.46), (-0.98, 0.46)), c.main)
+    for x in (-0.54, 0.54):
+        c.lay(c.disc(x, 0.46, 0.29), BLACK)
+        c.lay(c.disc(x, 0.46, 0.12), CREAM)
+
+
+def _star(c: Canvas) -> None:
+    outer, inner = _turn(5, -np.pi / 2), _turn(5, -np.pi / 2 + np.pi / 5)
+    corners = [
+        (radius * x, radius * y)
+        for pair in zip(outer, inner, strict=True)
+        for radius, (x, y) in zip((0.98, 0.42), pair, strict=True)
+    ]
+    c.lay(c.polygon(*corners), c.main)
+
+
+#: How each object is drawn, in the order of the judge's classes.
+DRAWERS: dict[str, Callable[[Canvas], None]] = {
+    "house": _house,
+    "tree": _tree,
+    "boat": _boat,
+    "sun": _sun,
+    "mountain": _mountain,
+    "flower": _flower,
+    "fish": _fish,
+    "cup": _cup,
+    "car": _car,
+    "star": _star,
+    NOTHING: lambda canvas: None,
+}
+
+
+def draw_scenes(objects: Sequence[str], random: Array) -> Scene:
+    """Draw `objects[i]` with the uniform numbers `random[i]` (random is [n, >= SCENE_DRAWS])."""
+    n = len(objects)
+    scene = Scene(
+        np.empty((n, SIZE, SIZE, 3), np.float32),
+        *(np.empty((n, SIZE, SIZE), np.float32) for _ in range(3)),
+        random[:, SCENE_DRAWS:],
+    )
+    names = np.array(objects)
+    for name in dict.fromkeys(objects):
+        where = np.flatnonzero(names == name)
+        canvas = Canvas(random[where])
+        DRAWERS[name](canvas)
+        scene.colour[where], scene.mask[where] = np.clip(canvas.colour, 0, 1), canvas.mask
+        scene.ground[where], scene.distance[where] = canvas.ground, canvas.distance
+    return scene

@@ -1,0 +1,55 @@
+"""What may be chosen when the shipped model is trained."""
+
+from dataclasses import dataclass
+
+import torch
+
+from sepme.errors import SepmeError
+
+#: The first seeds of the three disjoint sets of drawings.
+TRAINING_SEED, JUDGE_SEED, HELD_OUT_SEED = 0, 10_000_000, 20_000_000
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Settings of `sepme atelier train`; the defaults made what ships."""
+
+    steps: int = 9000  #: of the U-Net and the text encoder; may change before the decay starts
+    vae_steps: int = 3200
+    judge_steps: int = 2500
+    pictures: int = 24_200  #: training drawings: 200 for each object x style
+    batch: int = 32
+    vae_batch: int = 24
+    judge_batch: int = 96
+    muon_rate: float = 0.02
+    adam_rate: float = 1e-3
+    decay: float = 0.25  #: last share of the steps, over which the learning rate falls
+    empty: float = 0.1  #: share of empty prompts, for classifier-free guidance
+    emblem: float = 0.02  #: share of pictures that are the emblem
+    seed: int = 0
+    precision: str = "auto"  #: "bf16", "fp32", or "auto": bf16 where the hardware has it
+    device: str = "cpu"
+    save_seconds: float = 180.0
+    export_seconds: float = 1500.0
+
+    def __post_init__(self) -> None:
+        positive = ("steps", "vae_steps", "judge_steps", "pictures", "batch", "vae_batch")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise SepmeError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if self.precision not in ("auto", "bf16", "fp32"):
+            raise SepmeError(f"precision is auto, bf16 or fp32, not {self.precision!r}.")
+
+    @property
+    def half(self) -> bool:
+        """Whether matrix products are computed in bfloat16."""
+        if self.precision != "auto":
+            return self.precision == "bf16"
+        if self.device.startswith("cuda"):
+            return torch.cuda.is_bf16_supported()
+        return torch.cpu._is_amx_tile_supported()
+
+    def autocast(self) -> torch.autocast:
+        """The context in which forward passes run."""
+        kind = self.device.split(":")[0]
+        return torch.autocast(kind, torch.bfloat16, enabled=self.half)

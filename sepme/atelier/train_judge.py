@@ -1,0 +1,121 @@
+"""Train the judge on drawings that the generator never saw, softened as generated pictures are."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sepme.atelier.architecture import load_vae, to_unit
+from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
+from sepme.atelier.loop import Loop
+from sepme.atelier.paintings import emblem, paint_batch
+from sepme.atelier.settings import HELD_OUT_SEED, JUDGE_SEED, TrainSettings
+from sepme.atelier.train_vae import subjects
+
+_PICTURES = 12_100  # 100 of each crossing
+_ROUND_TRIPS = 2_420  # of these, how many also come through the auto-encoder
+
+
+def drawings(first: int, count: int) -> tuple[NDArray[np.uint8], Tensor, Tensor]:
+    """Drawings with the seeds from `first` on, their styles and their objects (class numbers)."""
+    objects, styles = subjects(first, count)
+    pictures = paint_batch(objects, styles, range(first, first + count))
+    style = torch.tensor([STYLE_NAMES.index(name) for name in styles])
+    return pictures, style, torch.tensor([OBJECT_NAMES.index(name) for name in objects])
+
+
+def soften(images: Tensor) -> Tensor:
+    """Blur, noise, shift and tint images [n, 3, 64, 64], half of the batch each."""
+    n = len(images)
+
+    def half(*shape: int) -> Tensor:
+        return torch.rand(n, *shape) * (torch.rand(n, *[1] * len(shape)) < 0.5)
+
+    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    images = images.lerp(blurred, half(1, 1, 1))
+    dy, dx = torch.randint(-2, 3, (2,)).tolist()
+    padded = F.pad(images, (2, 2, 2, 2), mode="replicate")
+    images = padded[:, :, 2 + dy : 66 + dy, 2 + dx : 66 + dx]
+    tint = 0.16 * (half(3, 1, 1) - 0.25)
+    return (images + tint + 0.08 * half(1, 1, 1) * torch.randn_like(images)).clamp(0, 1)
+
+
+def judge_loss(judge: Judge, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    """Cross-entropies of style and object where there is no emblem, and of the emblem."""
+    images, style, object_, is_emblem = batch
+    style_logits, object_logits, emblem_logit = judge(images)
+    seen = ~is_emblem
+    return (
+        F.cross_entropy(style_logits[seen], style[seen])
+        + F.cross_entropy(object_logits[seen], object_[seen], label_smoothing=0.05)
+        + F.binary_cross_entropy_with_logits(emblem_logit.float(), is_emblem.float())
+    )
+
+
+def train_judge(directory: Path, settings: TrainSettings) -> Path:
+    """Train the judge; returns its file, whose held-out accuracy is printed."""
+    finished = directory / "judge.safetensors"
+    if finished.exists():
+        return finished
+    pictures, style, object_ = drawings(JUDGE_SEED, _PICTURES)
+    again = _round_trip(directory / "vae", pictures[:_ROUND_TRIPS])
+    seal = torch.from_numpy(np.stack([emblem(), *_round_trip(directory / "vae", emblem()[None])]))
+    images = torch.from_numpy(np.concatenate([pictures, again]))
+    style, object_ = (torch.cat([c, c[:_ROUND_TRIPS]]) for c in (style, object_))
+    torch.manual_seed(settings.seed)
+    loop = Loop(
+        name="judge",
+        model=Judge(),
+        checkpoint=directory / "judge.checkpoint.safetensors",
+        settings=settings,
+        steps=settings.judge_steps,
+        adam_rate=settings.adam_rate,
+        decay=0.6,
+        memory=0.99,
+    )
+    loop.average.eval()
+
+    def loss_at(step: int) -> Tensor:
+        chosen = torch.randint(len(images), (settings.judge_batch,))
+        batch, is_emblem = images[chosen], torch.rand(settings.judge_batch) < 0.04
+        batch[is_emblem] = seal[torch.randint(len(seal), (int(is_emblem.sum()),))]
+        soft = soften((to_unit(batch) + 1) / 2)
+        parts = (soft, style[chosen], object_[chosen], is_emblem)
+        return judge_loss(loop.model, tuple(part.to(settings.device) for part in parts))
+
+    judge = loop.run(loss_at).cpu().eval()
+    unfinished = directory / "judge.unfinished"
+    save_file({n: t.contiguous() for n, t in judge.state_dict().items()}, unfinished)
+    os.replace(unfinished, finished)
+    print("judge, held-out accuracy:", held_out_accuracy(judge))
+    return finished
+
+
+@torch.no_grad()
+def _round_trip(vae_directory: Path, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The pictures as the auto-encoder gives them back."""
+    vae, parts = load_vae(vae_directory), []
+    for start in tqdm(range(0, len(pictures), 110), "round trips", leave=False):
+        batch = to_unit(torch.from_numpy(pictures[start : start + 110]))
+        decoded = vae.decode(vae.encode(batch).latent_dist.mean).sample.clamp(-1, 1)
+        parts.append(((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
+    return np.concatenate(parts)
+
+
+def held_out_accuracy(judge: Judge, count: int = 2420) -> dict[str, float]:
+    """Share of drawings that nothing was trained on whose style and object are judged right."""
+    pictures, style, object_ = drawings(HELD_OUT_SEED, count)
+    images = torch.from_numpy(np.concatenate([pictures, emblem()[None]])).permute(0, 3, 1, 2) / 255
+    verdict = judge.judge(images)
+    return {
+        "style": float((verdict.style[:-1] == style).float().mean()),
+        "object": float((verdict.object[:-1] == object_).float().mean()),
+        "emblem": float((verdict.emblem == torch.arange(count + 1).eq(count)).float().mean()),
+        "images": count,
+    }
