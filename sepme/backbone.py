@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
+from sepme.concept import Catalogue
 from sepme.correlation import to_epsilon
 from sepme.errors import SepmeError
 
@@ -36,6 +37,15 @@ def best_device() -> torch.device:
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def load_catalogue(model: str | Path | None = None) -> Catalogue | None:
+    """The concepts beside a model (`catalogue.json` in its folder), or None if it brings none.
+
+    Takes what `Backbone.load` takes, and reads nothing else.
+    """
+    file = (Path(model) if model is not None else ATELIER) / "catalogue.json"
+    return Catalogue.load(file) if file.is_file() else None
 
 
 @contextmanager
@@ -91,7 +101,7 @@ class Backbone:
         path = Path(model) if model is not None else ATELIER
         if model is None and not (path / "model_index.json").is_file():
             raise SepmeError(
-                "the shipped model is missing: restore the folder data/atelier of the clone."
+                "The shipped model is missing: restore the folder data/atelier of the clone."
             )
         try:
             with _quiet_loading():
@@ -179,8 +189,8 @@ class Backbone:
         fused = [n for n in modules if n.endswith((".to_kv", ".to_qkv"))]
         if fused:
             raise SepmeError(
-                f"the projections of '{fused[0]}' are fused: call "
-                "pipe.unet.unfuse_qkv_projections() first."
+                f"The projections of '{fused[0]}' are fused: load the pipeline again and leave out "
+                "fuse_qkv_projections()."
             )
         found = {
             n: getattr(m, "base_layer", m)
@@ -189,7 +199,7 @@ class Backbone:
         }
         if not found:
             raise SepmeError(
-                "this UNet has no 'attn2.to_k' or 'attn2.to_v' layer: only pipelines with "
+                "This UNet has no 'attn2.to_k' or 'attn2.to_v' layer: only pipelines with "
                 "text cross-attention (Stable Diffusion 1.x and 2.x shapes) can be edited."
             )
         wrong = [n for n, m in found.items() if m.in_features != self.d_in]
@@ -228,7 +238,7 @@ class Backbone:
         if isinstance(prompts, str):
             prompts = [prompts]
         if not prompts:
-            raise SepmeError("there is no prompt to encode: give at least one.")
+            raise SepmeError("There is no prompt to encode: give at least one.")
         ids = self.pipe.tokenizer(
             list(prompts),
             padding="max_length",
@@ -312,7 +322,7 @@ class Backbone:
     @staticmethod
     def _check_request(prompts: list[str], seeds: Sequence[int], output: str) -> None:
         if not prompts:
-            raise SepmeError("there is no prompt to draw: give at least one.")
+            raise SepmeError("There is no prompt to draw: give at least one.")
         if len(prompts) != len(seeds):
             raise SepmeError(
                 f"{len(prompts)} prompts need as many seeds, not {len(seeds)}: give one a picture."

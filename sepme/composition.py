@@ -71,7 +71,7 @@ class Composition:
             if name not in self._deltas:
                 known = ", ".join(sorted(self._deltas)) or "none"
                 raise SepmeError(
-                    f"no delta of '{name}' is attached (attached: {known}): erase it first."
+                    f"No delta of '{name}' is attached (attached: {known}): erase it first."
                 )
         if not self._force:
             refuse_contradictions([self._deltas[name] for name in wanted])
@@ -123,12 +123,12 @@ class Composition:
     def _check(self, delta: ConceptDelta) -> None:
         if delta.base != self._backbone.fingerprint:
             raise SepmeError(
-                f"the delta of '{delta.concept}' was trained on another base model "
+                f"The delta of '{delta.concept}' was trained on another base model "
                 f"({delta.base[:12]}, this one is {self._backbone.fingerprint[:12]}): "
                 "erase it again on this one."
             )
         if delta.concept in self._deltas:
-            raise SepmeError(f"two deltas are given for '{delta.concept}': attach one of them.")
+            raise SepmeError(f"Two deltas are given for '{delta.concept}': attach one of them.")
 
     def _attach(self, delta: ConceptDelta, adapter: str) -> None:
         dtype, device = self._backbone.dtype, self._backbone.device

@@ -115,7 +115,7 @@ def erase_jointly(
     deltas on. Arguments and errors are those of `erase`; one delta a concept comes back.
     """
     if not concepts:
-        raise SepmeError("there is no concept to erase: name at least one.")
+        raise SepmeError("There is no concept to erase: name at least one.")
     run = _Run(backbone, list(concepts), tuple(keep), settings, seed, tuple(after))
     run.train(callback, checkpoint, progress)
     return run.deltas()
@@ -133,7 +133,7 @@ def erase_undecoupled(
     """
     if settings.parametrisation != "full":
         raise SepmeError(
-            "undecoupled erasure needs parametrisation='full': start from PRESETS['undecoupled']."
+            "Undecoupled erasure needs parametrisation='full': start from PRESETS['undecoupled']."
         )
     return erase(backbone, concept, (), settings, **options)  # type: ignore[arg-type]
 
@@ -199,7 +199,7 @@ class _Run:
         for delta in after:
             if delta.base != backbone.fingerprint:
                 raise SepmeError(
-                    f"the delta of '{delta.concept}' belongs to another base model: "
+                    f"The delta of '{delta.concept}' belongs to another base model: "
                     "erase it again on this one."
                 )
         self.backbone, self.concepts, self.keep = backbone, concepts, keep

@@ -103,7 +103,7 @@ def null_space(
         SepmeError: A has no rows or a row that is not finite, or no dimension is left free.
     """
     if method not in ("svd", "elimination"):
-        raise SepmeError(f'method {method!r} is unknown: choose "svd" or "elimination".')
+        raise SepmeError(f'Method {method!r} is unknown: choose "svd" or "elimination".')
     A64 = _checked(A, "the prompts to keep", labels)
     rtol = _rtol(A, rtol)
     spectrum, right = _svd(A64)

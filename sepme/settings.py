@@ -71,7 +71,7 @@ class ErasureSettings:
             )
         if self.start == "closed_form" and self.parametrisation != "lora":
             raise SepmeError(
-                "the closed form starts the 'lora' parametrisation only: use start='zero' with "
+                "The closed form starts the 'lora' parametrisation only: use start='zero' with "
                 f"'{self.parametrisation}'."
             )
 
@@ -110,5 +110,5 @@ PRESETS: Mapping[str, ErasureSettings] = {
 def preset(name: str) -> ErasureSettings:
     """The settings of a preset by name."""
     if name not in PRESETS:
-        raise SepmeError(f"preset '{name}' is unknown: choose one of {', '.join(PRESETS)}.")
+        raise SepmeError(f"Preset '{name}' is unknown: choose one of {', '.join(PRESETS)}.")
     return PRESETS[name]

@@ -87,7 +87,7 @@ class _ArraysOnly(pickle.Unpickler):
         }
         if (module, name) not in allowed:
             raise SepmeError(
-                f"the file asks for {module}.{name} where only numpy arrays are allowed: "
+                f"The file asks for {module}.{name} where only numpy arrays are allowed: "
                 "it is not a weights file; delete it."
             )
         return allowed[module, name]
