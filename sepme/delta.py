@@ -30,7 +30,9 @@ HEADER = "sepme"
 class ConceptDelta:
     """The increment of one concept (or of a sum of them) for every layer that it changes.
 
-    Owns copies of its tensors, on the CPU. Deltas add up: `a + b` forgets both concepts, `0.5 * a`
+    Owns copies of its tensors, on the CPU, all of one rank: layers that need less are filled up
+    with zeros, because older diffusers scale a LoRA layer of another rank than most by their ratio.
+    Deltas add up: `a + b` forgets both concepts, `0.5 * a`
     half-forgets, `-a` undoes.
 
     Raises:
@@ -52,8 +54,9 @@ class ConceptDelta:
             )
         for path in self.down:
             self._check(path, self.down[path], self.up[path])
-        object.__setattr__(self, "down", _own(self.down))
-        object.__setattr__(self, "up", _own(self.up))
+        rank = self.rank
+        object.__setattr__(self, "down", _own(self.down, rank, dim=0))
+        object.__setattr__(self, "up", _own(self.up, rank, dim=1))
 
     def _check(self, path: str, down: Tensor, up: Tensor) -> None:
         if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
@@ -223,12 +226,14 @@ def _path(key: str) -> str:
     return key.removeprefix(_PREFIX).rsplit(".lora_", 1)[0]
 
 
-def _own(factors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def _own(factors: Mapping[str, Tensor], rank: int, dim: int) -> Mapping[str, Tensor]:
     """Read-only copies, sorted by path; copies, since a file cannot hold shared memory."""
-    copies = {
-        path: factors[path].detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for path in sorted(factors)
-    }
+    copies = {}
+    for path in sorted(factors):
+        factor = factors[path].detach().cpu()
+        missing = list(factor.shape)
+        missing[dim] = rank - missing[dim]
+        copies[path] = torch.cat([factor, factor.new_zeros(missing)], dim)
     return MappingProxyType(copies)
 
 
