@@ -36,11 +36,11 @@ class Checkpoint:
         """The numbers and tensors, or None when there is nothing of this very run to go on from."""
         try:
             with safe_open(self.path, framework="pt") as file:
-                state = json.loads((file.metadata() or {}).get("state", "{}"))
-                if state.get("key") != key:
+                state = json.loads((file.metadata() or {})["state"])
+                if state["key"] != key:
                     return None
                 return state["numbers"], {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError):
+        except (OSError, SafetensorError, ValueError, TypeError, KeyError):  # not a file of ours
             return None
 
     def remove(self) -> None:
