@@ -6,16 +6,19 @@ matrices that see nothing but text, `attn2.to_k` and `attn2.to_v`, are found, co
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
@@ -48,6 +51,31 @@ def load_catalogue(model: str | Path | None = None) -> Catalogue | None:
     return Catalogue.load(file) if file.is_file() else None
 
 
+def _placed(
+    pipe: StableDiffusionPipeline, device: str | torch.device | None
+) -> StableDiffusionPipeline:
+    try:
+        return pipe.to(device or best_device())
+    except (RuntimeError, AssertionError) as error:  # torch's answers to a device it lacks
+        raise SepmeError(
+            f"The device '{device}' is not there for this build of torch: leave it out, or choose "
+            f"'{best_device()}'."
+        ) from error
+
+
+def _generation(file: Path) -> tuple[float, int]:
+    """Guidance scale and number of steps that a model's folder asks for, or the paper's."""
+    content = dict(PAPER_GENERATION)
+    try:
+        if file.is_file():
+            content |= json.loads(file.read_text())
+        return float(content["guidance_scale"]), int(content["num_inference_steps"])
+    except (ValueError, TypeError) as error:
+        raise SepmeError(
+            f"{file} cannot be read: it must be JSON like {json.dumps(PAPER_GENERATION)}."
+        ) from error
+
+
 @contextmanager
 def _quiet_loading() -> Iterator[None]:
     """No progress bars for the few small files of a pipeline; they hide what is worth reading."""
@@ -72,12 +100,14 @@ class Backbone:
         name: what the model is called in provenance and on banners.
         guidance: default guidance scale.
         steps: default number of sampling steps.
+        composition: what is attached to the pipeline now (`sepme.composition`).
     """
 
     pipe: StableDiffusionPipeline
     name: str
     guidance: float = PAPER_GENERATION["guidance_scale"]
     steps: int = PAPER_GENERATION["num_inference_steps"]
+    composition: Any = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.pipe.scheduler = DDIMScheduler.from_config(self.pipe.scheduler.config)
@@ -85,6 +115,7 @@ class Backbone:
         for module in (self.pipe.unet, self.pipe.text_encoder, self.pipe.vae):
             module.eval().requires_grad_(False)
         self.projections()  # a pipeline that cannot be edited is refused before any work
+        self._check_weights()
 
     @classmethod
     def load(
@@ -96,7 +127,8 @@ class Backbone:
         """Load the shipped model (None), a local diffusers directory, or a hub id.
 
         Raises:
-            SepmeError: no such model, or a folder that holds no Stable Diffusion pipeline.
+            SepmeError: no such model, a folder that holds no Stable Diffusion pipeline, weights
+                that are not finite, or a device that is not there.
         """
         path = Path(model) if model is not None else ATELIER
         if model is None and not (path / "model_index.json").is_file():
@@ -108,20 +140,30 @@ class Backbone:
                 pipe = StableDiffusionPipeline.from_pretrained(
                     str(model or path), safety_checker=None, requires_safety_checker=False
                 )
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (
+            *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError),
+            SafetensorError,
+        ) as error:
             raise SepmeError(
-                f"'{model}' is no Stable Diffusion pipeline that diffusers can load: give a folder "
-                f"with a model_index.json or a hub id ({type(error).__name__})."
+                f"'{model or path.name}' is no Stable Diffusion pipeline that diffusers can load: "
+                f"give a folder with a model_index.json or a hub id ({type(error).__name__})."
             ) from error
-        generation = dict(PAPER_GENERATION)
-        if (path / "generation.json").is_file():
-            generation |= json.loads((path / "generation.json").read_text())
+        guidance, steps = _generation(path / "generation.json")
         return cls(
-            pipe=(pipe if dtype == torch.float32 else pipe.to(dtype)).to(device or best_device()),
+            pipe=_placed(pipe if dtype == torch.float32 else pipe.to(dtype), device),
             name=path.name if path.exists() else str(model),
-            guidance=float(generation["guidance_scale"]),
-            steps=int(generation["num_inference_steps"]),
+            guidance=guidance,
+            steps=steps,
         )
+
+    def _check_weights(self) -> None:
+        for part in ("text_encoder", "unet", "vae"):
+            for name, tensor in getattr(self.pipe, part).state_dict().items():
+                if tensor.is_floating_point() and not tensor.isfinite().all():
+                    raise SepmeError(
+                        f"The weight '{part}.{name}' of '{self.name}' is not finite: load the "
+                        "model from an intact copy, or in float32 if it was converted."
+                    )
 
     # ------------------------------------------------------------------ what it is made of
     @property
@@ -144,7 +186,7 @@ class Backbone:
     @property
     def d_in(self) -> int:
         """Width of a text embedding, the input width of every `to_k` and `to_v`."""
-        return self.pipe.unet.config.cross_attention_dim
+        return self.pipe.text_encoder.config.hidden_size
 
     @property
     def tokens(self) -> int:
@@ -299,7 +341,10 @@ class Backbone:
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         seeds = range(seeds, seeds + len(prompts)) if isinstance(seeds, int) else list(seeds)
+        steps = self.steps if steps is None else steps
+        guidance = self.guidance if guidance is None else guidance
         self._check_request(prompts, seeds, output)
+        self._check_sampling(steps, guidance, batch)
         pictures = []
         for first in tqdm(
             range(0, len(prompts), batch), desc="generating", disable=not progress, leave=False
@@ -311,8 +356,8 @@ class Backbone:
                 self.pipe(
                     prompts[some],
                     latents=noise.to(self.device, self.dtype),
-                    num_inference_steps=steps or self.steps,
-                    guidance_scale=self.guidance if guidance is None else guidance,
+                    num_inference_steps=steps,
+                    guidance_scale=guidance,
                     output_type="latent" if output == "latents" else "pt",
                 ).images
             )
@@ -329,3 +374,11 @@ class Backbone:
             )
         if output not in ("images", "latents"):
             raise SepmeError(f"output='{output}' is unknown: choose 'images' or 'latents'.")
+
+    def _check_sampling(self, steps: int, guidance: float, batch: int) -> None:
+        if not 1 <= steps <= self.timesteps:
+            raise SepmeError(f"steps = {steps} is not possible: give 1 to {self.timesteps}.")
+        if not math.isfinite(guidance):
+            raise SepmeError(f"guidance = {guidance} is no number: give one, like {self.guidance}.")
+        if batch < 1:
+            raise SepmeError(f"batch = {batch} draws nothing: give at least 1.")

@@ -5,6 +5,7 @@ adapter beside the frozen weights, so restoring never subtracts anything. It swi
 off, and the original weights, which nothing ever wrote to, answer bit for bit as before.
 """
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,13 +18,16 @@ from sepme.errors import SepmeError
 class Composition:
     """Deltas attached to one backbone, each switched on (erased) or off (restored).
 
+    A backbone carries one composition at a time: a new one closes the one before.
+
     Args:
         backbone: the pipeline; only its adapters are touched.
         deltas: the deltas to attach, all switched off to begin with.
         force: compose even deltas that were built without keeping one another's concepts.
 
     Raises:
-        SepmeError: a delta of another base model, two deltas of the same concept.
+        SepmeError: a delta of another base model, two deltas of the same concept, or a pipeline
+            that carries adapters of somebody else.
     """
 
     def __init__(
@@ -37,7 +41,11 @@ class Composition:
         for delta in deltas:  # everything is checked before anything is attached
             self._check(delta)
             self._deltas[delta.concept] = delta
+        if backbone.composition is not None:
+            backbone.composition.close()
+        self._refuse_other_adapters()
         self._adapters = {name: f"sepme_{index}" for index, name in enumerate(sorted(self._deltas))}
+        backbone.composition = self
         for name, adapter in self._adapters.items():
             self._attach(self._deltas[name], adapter)
         self._switch()
@@ -66,12 +74,17 @@ class Composition:
         Raises:
             SepmeError: a name without a delta, or two deltas that would interfere.
         """
+        concepts = [concepts] if isinstance(concepts, str) else concepts
         wanted = dict(concepts) if isinstance(concepts, Mapping) else dict.fromkeys(concepts, 1.0)
-        for name in wanted:
+        for name, strength in wanted.items():
             if name not in self._deltas:
                 known = ", ".join(sorted(self._deltas)) or "none"
                 raise SepmeError(
                     f"No delta of '{name}' is attached (attached: {known}): erase it first."
+                )
+            if not math.isfinite(strength):
+                raise SepmeError(
+                    f"The strength {strength} of '{name}' is no number: give 1 for all of it."
                 )
         if not self._force:
             refuse_contradictions([self._deltas[name] for name in wanted])
@@ -106,12 +119,12 @@ class Composition:
             self.set(before)
 
     def close(self) -> None:
-        """Take the adapters off the pipeline altogether."""
-        self._strengths = {}
+        """Take the adapters off the pipeline altogether: it is as it was before."""
         if self._adapters:
-            self._backbone.pipe.delete_adapters(list(self._adapters.values()))
-            self._backbone.pipe.unload_lora_weights()
-        self._adapters, self._deltas = {}, {}
+            self._backbone.unet.unload_lora()
+        if self._backbone.composition is self:
+            self._backbone.composition = None
+        self._adapters, self._deltas, self._strengths = {}, {}, {}
 
     def __enter__(self) -> "Composition":
         return self
@@ -130,12 +143,23 @@ class Composition:
         if delta.concept in self._deltas:
             raise SepmeError(f"Two deltas are given for '{delta.concept}': attach one of them.")
 
+    def _refuse_other_adapters(self) -> None:
+        found = getattr(self._backbone.unet, "peft_config", None)
+        if found:
+            raise SepmeError(
+                f"The pipeline already carries the adapters {', '.join(sorted(found))}: take them "
+                "off with pipe.unload_lora_weights(), since restoring would switch them off too."
+            )
+
     def _attach(self, delta: ConceptDelta, adapter: str) -> None:
         dtype, device = self._backbone.dtype, self._backbone.device
         state = {name: tensor.to(device, dtype) for name, tensor in delta.lora_state_dict().items()}
         with warnings.catch_warnings():  # several adapters on one model are the point here
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-            self._backbone.unet.load_lora_adapter(state, prefix="unet", adapter_name=adapter)
+            # Without low_cpu_mem_usage, peft would first draw random factors from torch's state.
+            self._backbone.unet.load_lora_adapter(
+                state, prefix="unet", adapter_name=adapter, low_cpu_mem_usage=True
+            )
 
     def _switch(self) -> None:
         """Tell peft. Listing adapters by name makes their sum independent of the erasing order."""
