@@ -19,6 +19,14 @@ def test_elimination_by_hand() -> None:
     assert_close(R, torch.tensor([[1.0, 2.0, 0.0, 3.0], [0.0, 0.0, 1.0, 2.0]]).double())
 
 
+def test_elimination_swaps_rows_where_the_pivot_is_zero_or_tiny() -> None:
+    for first in (0.0, 1e-17):  # dividing by 1e-17 would lose the second row altogether
+        rows = torch.tensor([[first, 1.0, 3.0], [1.0, 1.0, 5.0]], dtype=torch.float64)
+        R, pivots = reduced_row_echelon(rows)
+        assert pivots == [0, 1]
+        assert_close(R, torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, 3.0]]).double())
+
+
 def test_elimination_basis_by_hand() -> None:
     """x2 = 1, x4 = 0 gives (-2, 1, 0, 0); x2 = 0, x4 = 1 gives (-3, 0, -2, 1); unit lengths."""
     space = null_space(A, method="elimination")
