@@ -203,7 +203,7 @@ def _rtol(A: Tensor, rtol: float | None) -> float:
     if rtol is None:
         return _default_rtol(A)
     if not 0.0 <= rtol < 1.0:
-        raise SepmeError(f"rtol = {rtol} is not a relative tolerance: choose 0 <= rtol < 1.")
+        raise SepmeError(f"The tolerance rtol = {rtol} is not relative: choose 0 <= rtol < 1.")
     return max(rtol, _eps(A))
 
 
