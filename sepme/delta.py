@@ -32,8 +32,7 @@ class ConceptDelta:
 
     Owns copies of its tensors, on the CPU, all of one rank: layers that need less are filled up
     with zeros, because older diffusers scale a LoRA layer of another rank than most by their ratio.
-    Deltas add up: `a + b` forgets both concepts, `0.5 * a`
-    half-forgets, `-a` undoes.
+    Deltas add up: `a + b` forgets both concepts, `0.5 * a` half-forgets, `-a` undoes.
 
     Raises:
         SepmeError: no layers, factors whose shapes do not fit, or numbers that are not finite.

@@ -60,6 +60,14 @@ def test_layers_with_different_bases_share_none() -> None:
     assert replace(delta, down={K: delta.down[K], V: -delta.down[V]}).basis is None
 
 
+def test_layers_of_less_rank_are_filled_up_with_zeros() -> None:
+    full = make()
+    down, up = {**full.down, V: full.down[V][:1]}, {**full.up, V: full.up[V][:, :1]}
+    delta = ConceptDelta("neon", down, up, provenance())
+    assert [len(factor) for factor in delta.down.values()] == [3, 3]
+    assert torch.equal(delta.dense(V), up[V] @ down[V])
+
+
 def test_the_algebra_is_that_of_the_dense_increments() -> None:
     a, b = make("neon", 0), make("boat", 1)
     for path in (K, V):
