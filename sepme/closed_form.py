@@ -29,7 +29,7 @@ def closed_form(
     concept: Concept,
     keep: Sequence[str] = (),
     *,
-    keep_rtol: float = 3e-3,
+    keep_rtol: float | None = 3e-3,
     concept_rtol: float = 0.1,
     ridge: float = 1e-3,
     keep_weight: float = 1.0,
@@ -40,7 +40,7 @@ def closed_form(
         backbone: the model; it is not changed.
         concept: what to forget, and in its anchors what to say instead.
         keep: prompts that must not change (the empty prompt is always kept).
-        keep_rtol: tolerance of the null space of what is kept.
+        keep_rtol: tolerance of the null space of what is kept; None for the least possible.
         concept_rtol: directions of the concept weaker than this times the strongest are left out.
         ridge: rho of the formula above, relative to the mean energy of the directions.
         keep_weight: mu of the formula above; what leaks within the tolerance is also penalised.

@@ -65,6 +65,7 @@ def constrain(
     Raises:
         SepmeError: a prompt is both forgotten and kept, or no direction is free.
     """
+    keep = [keep] if isinstance(keep, str) else keep
     refuse_overlap(concept, keep)
     kept = tuple(dict.fromkeys(["", *keep]))
     kept_rows = backbone.encode(kept).flatten(0, 1).double().cpu()

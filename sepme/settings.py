@@ -1,5 +1,6 @@
 """What decides a delta besides the model, the concept and the seed; and the named choices of it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -32,8 +33,9 @@ class ErasureSettings:
     """"lora" (B Q), "dense" (w x beta S, eq. 9) or "full" (every attn2 weight, undecoupled)."""
     method: str = "svd"
     """Basis of the null space: "svd", or "elimination" as published."""
-    keep_rtol: float = 3e-3
-    """Tolerance of the null space of what is kept, relative to its largest singular value."""
+    keep_rtol: float | None = 3e-3
+    """Tolerance of the null space of what is kept, relative to its largest singular value; None
+    for the least that the model's dtype allows."""
     concept_rtol: float = 0.1
     """Directions of e(c) P weaker than this times the strongest are left out."""
     start: str = "closed_form"
@@ -58,6 +60,7 @@ class ErasureSettings:
     earliest_stop: int = 11
 
     def __post_init__(self) -> None:
+        _choose("method", self.method, ("svd", "elimination"))
         _choose("parametrisation", self.parametrisation, ("lora", "dense", "full"))
         _choose("start", self.start, ("closed_form", "zero"))
         _choose("objective", self.objective, ("squared", "product"))
@@ -65,10 +68,19 @@ class ErasureSettings:
         for name in ("iterations", "batch", "images", "earliest_stop"):
             if getattr(self, name) < 1:
                 raise SepmeError(f"{name} = {getattr(self, name)} makes no sense: give at least 1.")
-        if not self.learning_rate > 0:
-            raise SepmeError(
-                f"learning_rate = {self.learning_rate} moves nothing: give a number above 0."
-            )
+        for name in ("learning_rate", "beta"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise SepmeError(
+                    f"{name} = {getattr(self, name)} makes no sense: give a number above 0."
+                )
+        if not 0 <= self.lam < math.inf:
+            raise SepmeError(f"lam = {self.lam} makes no sense: give 0 or more.")
+        for name in ("alpha", "keep_rtol", "concept_rtol"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise SepmeError(f"{name} = {value} makes no sense: give at least 0, below 1.")
+        if not math.isfinite(self.tau):
+            raise SepmeError(f"tau = {self.tau} is no number: give one, like 0.")
         if self.start == "closed_form" and self.parametrisation != "lora":
             raise SepmeError(
                 "The closed form starts the 'lora' parametrisation only: use start='zero' with "
