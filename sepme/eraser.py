@@ -5,6 +5,7 @@ One loop serves the three variants of the method: one concept at a time (SepME),
 which is what a `Parametrisation` says.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -72,7 +73,8 @@ def erase(
     Args:
         backbone: the model; it is never changed.
         concept: what to forget.
-        keep: prompts that must not change (the empty prompt is always kept).
+        keep: prompts that must not change (the empty prompt is always kept; the parametrisation
+            "full" keeps nothing).
         settings: see `ErasureSettings` and `PRESETS`.
         seed: decides the images of the concept, the noise and the timesteps.
         after: deltas that are already on (iterative erasure). Their prompts are kept too, and
@@ -116,7 +118,8 @@ def erase_jointly(
     """
     if not concepts:
         raise SepmeError("There is no concept to erase: name at least one.")
-    run = _Run(backbone, list(concepts), tuple(keep), settings, seed, tuple(after))
+    keep = (keep,) if isinstance(keep, str) else tuple(keep)
+    run = _Run(backbone, list(concepts), keep, settings, seed, tuple(after))
     run.train(callback, checkpoint, progress)
     return run.deltas()
 
@@ -202,6 +205,13 @@ class _Run:
                     f"The delta of '{delta.concept}' belongs to another base model: "
                     "erase it again on this one."
                 )
+        names = [*(delta.concept for delta in after), *(concept.name for concept in concepts)]
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise SepmeError(
+                f"'{twice[0]}' is to be erased twice: name it once, and not if a delta of it is "
+                "already on."
+            )
         self.backbone, self.concepts, self.keep = backbone, concepts, keep
         self.settings, self.seed, self.after = settings, seed, after
         self.weights = backbone.cross_attention()
@@ -211,6 +221,11 @@ class _Run:
         self.optimiser = torch.optim.Adam(trainable, lr=settings.learning_rate)
         self.momentum = Momentum(settings.alpha, settings.tau, settings.earliest_stop)
         self.empty = backbone.encode([""])
+        # Whether eps(x_t, c_0) of the changed model is the original's: it is, unless undecoupled.
+        self.keeps_empty = all(
+            "" in kept
+            for kept in [*(s.kept for s in self.subjects), *(delta.kept for delta in after)]
+        )
 
     # ------------------------------------------------------------------ the loop
     def train(
@@ -281,14 +296,14 @@ class _Run:
         x_t, t, chosen = self._noised(subject, generator)
         c = subject.embeddings[chosen]
         c_0 = self.empty.expand(len(c), -1, -1)
-        with torch.no_grad():  # no trainable weight in these two passes
+        with torch.no_grad():  # theta has no trainable weight
             both = self.backbone.epsilon(
                 torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([c, c_0]), self.weights
             )
         eps_c, eps_0 = both.chunk(2)
-        # The empty prompt is kept, so eps(x_t, c_0) of the changed model is the original's.
         changed = self.backbone.epsilon(x_t, t, c, weights)
-        return t, noise_difference(changed, eps_0), noise_difference(eps_c, eps_0)
+        changed_0 = eps_0 if self.keeps_empty else self.backbone.epsilon(x_t, t, c_0, weights)
+        return t, noise_difference(changed, changed_0), noise_difference(eps_c, eps_0)
 
     def _noised(
         self, subject: _Subject, generator: torch.Generator
@@ -337,7 +352,7 @@ class _Run:
     def _key(self) -> str:
         return settings_hash(
             {
-                "settings": asdict(self.settings),
+                "settings": asdict(self.settings) | self._sampling(),
                 "base": self.backbone.fingerprint,
                 "concepts": [asdict(concept) for concept in self.concepts],
                 "keep": list(self.keep),
@@ -346,6 +361,10 @@ class _Run:
                 "versions": versions(),
             }
         )
+
+    def _sampling(self) -> dict[str, float]:
+        """How the images of the concept are drawn, which the delta depends on too."""
+        return {"guidance": self.backbone.guidance, "steps": self.backbone.steps}
 
     def _parameters(self) -> list[torch.nn.Parameter]:
         return self.optimiser.param_groups[0]["params"]
@@ -389,7 +408,7 @@ class _Run:
                 base_name=self.backbone.name,
                 forgotten=subject.concept.prompts,
                 kept=subject.kept,
-                settings=asdict(self.settings) | {"eraser": "sepme"},
+                settings=asdict(self.settings) | {"eraser": "sepme"} | self._sampling(),
                 seed=self.seed,
                 iterations=self.iteration,
                 after=tuple(delta.digest for delta in self.after),
