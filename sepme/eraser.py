@@ -40,7 +40,7 @@ class Step:
     """Counted from 1."""
     loss: float
     momentum: float
-    """m_n of eq. 4, over the same correlation that the loss uses."""
+    """m_n of eq. 4: of the correlation (eq. 2), normalised if the objective is "squared"."""
     correlation: tuple[float, ...]
     """Mean normalised correlation of each concept: 1 untouched, 0 erased, below 0 overshot."""
     timesteps: tuple[int, ...]
@@ -260,15 +260,16 @@ class _Run:
         settings = self.settings
         generator = torch.Generator().manual_seed(_mix(self.seed, self.iteration))
         weights = self._changed_weights()
-        losses, ratios, timesteps = [], [], []
+        losses, measures, ratios, timesteps = [], [], [], []
         for subject in self.subjects:
             t, r, r0 = self._differences(subject, weights, generator)
             ratio = normalised_correlation(r, r0)
-            losses.append(
-                ratio.square().mean()
-                if settings.objective == "squared"
-                else correlation_loss(r, r0).mean()
-            )
+            if settings.objective == "squared":
+                losses.append(ratio.square().mean())
+                measures.append(ratio.mean())
+            else:
+                losses.append(correlation_loss(r, r0).mean())
+                measures.append(losses[-1])
             ratios.append(ratio.detach())
             timesteps.append(t)
         eta = balance(torch.stack(losses))
@@ -276,7 +277,9 @@ class _Run:
         norm = self._norm()
         self.optimiser.zero_grad()
         (correlation + settings.lam * norm).backward()  # eq. 3
-        self.momentum.update(correlation.detach())  # refuses a loss that is not finite
+        # Eq. 4 looks at the signed correlation also where its square is minimised: m_n <= tau
+        # says "uncorrelated". The update refuses a number that is not finite.
+        self.momentum.update((eta * torch.stack(measures)).sum().detach())
         self.optimiser.step()
         return Step(
             iteration=self.iteration,
