@@ -2,7 +2,7 @@
 # versions of constraints.txt. Afterwards that happens again only when one of the two changes.
 
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.10 python3; do \
-	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
+	$$python -c 'import ensurepip, sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
 	2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 INSTALLED := .venv/installed
@@ -43,6 +43,6 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(BIN)/python:
-	@test -n "$(PYTHON)" || { echo "sepme needs Python 3.10, 3.11 or 3.12:" \
+	@test -n "$(PYTHON)" || { echo "sepme needs Python 3.10, 3.11 or 3.12 with its venv module:" \
 		"install one, or name it with PYTHON=..., for example make test PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv

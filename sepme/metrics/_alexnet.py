@@ -70,7 +70,7 @@ def checked_bytes(path: Path, sha256: str) -> bytes:
     found = hashlib.sha256(content).hexdigest()
     if not found.startswith(sha256):
         raise SepmeError(
-            f"The file {path.name} is not the published AlexNet file (sha256 {found[:8]}..., expected "
+            f"The file {path.name} is not the published AlexNet (sha256 {found[:8]}..., expected "
             f"{sha256[:8]}...): delete it and install it again."
         )
     return content
