@@ -1,6 +1,7 @@
 """Composing and restoring: any subset, in any order, back and forth, and nothing remains."""
 
 import random
+from dataclasses import replace
 from itertools import chain, combinations, permutations
 
 import pytest
@@ -12,6 +13,7 @@ from sepme.closed_form import closed_form
 from sepme.composition import Composition, keeps
 from sepme.concept import Concept
 from sepme.eraser import erase
+from sepme.settings import PRESETS
 from tests.miniature import (
     CONCEPTS,
     INK,
@@ -19,7 +21,6 @@ from tests.miniature import (
     NAMES,
     NEON,
     PREDICTIONS,
-    QUICK,
     UNRELATED,
     changed,
     fresh,
@@ -100,12 +101,14 @@ def test_strength_scales_the_delta() -> None:
     }
     x_t, t = torch.randn(1, *backbone.latent_shape), torch.tensor([500])
     embedding = backbone.encode(["neon"])
+    with torch.no_grad():
+        original = backbone.epsilon(x_t, t, embedding)
     with composed(backbone) as composition, torch.no_grad():
         composition.erase("neon", strength=0.5)
         assert composition.strengths == {"neon": 0.5}
         scaled = backbone.epsilon(x_t, t, embedding)
         with backbone.original():  # switching off and on again keeps the strength
-            assert_close(backbone.epsilon(x_t, t, embedding), backbone.epsilon(x_t, t, embedding))
+            assert torch.equal(backbone.epsilon(x_t, t, embedding), original)
         assert torch.equal(backbone.epsilon(x_t, t, embedding), scaled)
         composition.restore_all()
         assert_close(scaled, backbone.epsilon(x_t, t, embedding, half))
@@ -147,7 +150,7 @@ def test_a_hundred_random_switches_leave_no_trace() -> None:
 
 def test_the_shipped_model_is_restored_bit_for_bit(backbone: Backbone) -> None:
     """The same with the real model and a trained delta."""
-    settings = QUICK.__class__(iterations=1, images=2)
+    settings = replace(PRESETS["default"], iterations=1, images=2)
     concept = Concept("neon", ("neon",))
     delta = erase(backbone, concept, ["pointillism", "a boat"], settings, progress=False)
     prompts = ["neon", "a boat"]
@@ -172,7 +175,6 @@ def test_the_block_ends_in_the_state_before_even_by_an_exception() -> None:
         composition.set({"neon": 0.5})
         before = latents(backbone)
         with pytest.raises(ZeroDivisionError), composition.erased("ink", "oil"):
-            assert composition.active == ("ink", "oil")
             raise ZeroDivisionError
         assert composition.strengths == {"neon": 0.5}
         assert torch.equal(latents(backbone), before)
