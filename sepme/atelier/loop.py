@@ -39,7 +39,9 @@ class Loop:
     def __post_init__(self) -> None:
         self.model.to(self.settings.device)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.optimiser = Optimiser(self.model, self.settings.muon_rate, self.adam_rate)
+        self.optimiser = Optimiser(
+            self.model, self.settings.muon_rate, self.adam_rate, self.settings.half
+        )
         self.step, self.loss = 0, math.nan
         if (found := load_checkpoint(self.checkpoint)) is not None:
             self._resume(*found)
@@ -57,8 +59,7 @@ class Loop:
             with self.settings.autocast():
                 loss = loss_at(step)
             loss.backward()
-            with self.settings.autocast():  # Muon's matrix products too
-                self.optimiser.step(rate_factor(step, self.steps, decay=self.decay))
+            self.optimiser.step(rate_factor(step, self.steps, decay=self.decay))
             follow(self.average, self.model, step, self.memory)
             self._note(loss.item())
             bar.set_postfix(loss=f"{self.loss:.4f}", refresh=False)

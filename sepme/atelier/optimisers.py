@@ -12,26 +12,35 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)
 _RIM = ("conv_in", "conv_out", "embedding", "quant_conv")
 
 
-def orthogonalise(gradients: Tensor, steps: int = 5) -> Tensor:
+def orthogonalise(gradients: Tensor, steps: int = 5, half: bool = False) -> Tensor:
     """The nearest semi-orthogonal matrices, roughly: gradients [n, rows, columns] -> the same.
 
-    X <- a X + (b X X' + c (X X')^2) X drives every singular value towards 1.
+    X <- a X + (b X X' + c (X X')^2) X drives every singular value towards 1; bfloat16 suffices.
     """
     a, b, c = _QUINTIC
     x = gradients / (gradients.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = x.bfloat16() if half else x
     tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
+    x = x.mT.contiguous() if tall else x
     for _ in range(steps):
         square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
-    return x.mT if tall else x
+        polynomial = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return (x.mT if tall else x).to(gradients.dtype)
 
 
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum whose update is orthogonalised, for matrices and convolutions."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95):
-        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        half: bool = False,
+    ) -> None:
+        """`half`: orthogonalise in bfloat16."""
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "half": half})
 
     @torch.no_grad()
     def step(self) -> None:
@@ -47,7 +56,9 @@ class Muon(torch.optim.Optimizer):
                 update = parameter.grad.lerp(buffer, group["momentum"]).flatten(1)
                 alike[tuple(update.shape)].append((parameter, update))
             for (rows, columns), members in alike.items():
-                updates = orthogonalise(torch.stack([update for _, update in members]))
+                updates = orthogonalise(
+                    torch.stack([update for _, update in members]), half=group["half"]
+                )
                 rate = group["lr"] * max(1, rows / columns) ** 0.5
                 for (parameter, _), update in zip(members, updates, strict=True):
                     parameter.sub_(update.view_as(parameter), alpha=rate)
@@ -56,14 +67,16 @@ class Muon(torch.optim.Optimizer):
 class Optimiser:
     """Muon on the inner matrices of `model`, AdamW on everything else, one schedule for both."""
 
-    def __init__(self, model: nn.Module, muon_rate: float, adam_rate: float) -> None:
+    def __init__(
+        self, model: nn.Module, muon_rate: float, adam_rate: float, half: bool = False
+    ) -> None:
         named = list(model.named_parameters())
         inner = [p for n, p in named if p.ndim >= 2 and not any(word in n for word in _RIM)]
         chosen = {id(p) for p in inner}
         self.rest = [p for _, p in named if id(p) not in chosen]
         self.rates = (muon_rate, adam_rate)
         self.parts: tuple[torch.optim.Optimizer, ...] = (
-            Muon(inner, muon_rate),
+            Muon(inner, muon_rate, half=half),
             torch.optim.AdamW(self.rest, adam_rate, betas=(0.9, 0.98), weight_decay=0.0),
         )
 

@@ -17,8 +17,8 @@ Array: TypeAlias = NDArray[np.float32]
 
 SIZE = 64  #: pixels a side
 NOTHING = "nothing"  #: the empty scene: a background without an object
-#: No object ever reaches outside the pixels [MARGIN, SIZE - MARGIN) of a drawing.
-MARGIN = 4
+#: No object ever reaches outside the pixels [MARGIN, SIZE - MARGIN) of a scene.
+MARGIN = 2
 #: Random numbers a scene takes from its seed; what follows them belongs to the style.
 SCENE_DRAWS = 16
 

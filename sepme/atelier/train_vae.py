@@ -88,9 +88,9 @@ def train_vae(directory: Path, settings: TrainSettings) -> Path:
     def loss_at(step: int) -> Tensor:
         return vae_loss(loop.model, _crops(pictures, settings, step).to(settings.device))
 
-    average = loop.run(loss_at)
-    average = average.cpu().eval()
+    average = loop.run(loss_at).eval()
     latents, _ = _encode(average, pictures[:2420], settings)
+    average = average.cpu()
     standardise(average, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
     write_directory(finished, lambda path: average.save_pretrained(path))
     print(f"auto-encoder: {held_out_psnr(average):.2f} dB on held-out drawings")
@@ -116,9 +116,10 @@ def _encode(
     parts = []
     for start in range(0, len(pictures), 200):
         batch = to_unit(torch.from_numpy(np.array(pictures[start : start + 200]))).contiguous()
+        batch = batch.to(vae.device)
         with settings.autocast():
             posterior = vae.encode(batch).latent_dist
-        parts.append((posterior.mean.float(), posterior.std.float()))
+        parts.append((posterior.mean.float().cpu(), posterior.std.float().cpu()))
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
@@ -138,7 +139,7 @@ def encode_all(directory: Path, settings: TrainSettings) -> tuple[Tensor, Tensor
     """Scaled latents of all training pictures, the emblem last: mean and deviation, float16."""
     path = directory / "latents.safetensors"
     if not path.exists():
-        vae = load_vae(directory / "vae")
+        vae = load_vae(directory / "vae").to(settings.device)
         pictures = paint_all(directory / "pictures.npy", settings.pictures)
         starts = tqdm(range(0, len(pictures), _BLOCK), "latents")
         parts = [_encode(vae, pictures[i : i + _BLOCK], settings) for i in starts]
