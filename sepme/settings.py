@@ -94,7 +94,7 @@ PRESETS: Mapping[str, ErasureSettings] = {
     "default": ErasureSettings(),
     "paper": ErasureSettings(
         parametrisation="dense",
-        method="svd",
+        method="elimination",
         start="zero",
         objective="product",
         iterations=1000,
