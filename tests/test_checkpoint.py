@@ -1,0 +1,210 @@
+"""Interrupted and gone on with, a training ends in the same delta, byte for byte."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from sepme.backbone import Backbone
+from sepme.checkpoint import Checkpoint
+from sepme.eraser import Step, erase_jointly
+from sepme.settings import ErasureSettings
+from tests.miniature import FROM_ZERO, INK, KEPT, NEON, QUICK, shared
+from tests.refusals import refused
+
+DENSE = replace(FROM_ZERO, parametrisation="dense", learning_rate=0.1)
+
+
+def train(
+    checkpoint: Checkpoint | None,
+    settings: ErasureSettings = QUICK,
+    callback: Callable[[Step], None] | None = None,
+    seed: int = 0,
+    joint: bool = False,
+) -> bytes:
+    """What comes out, as bytes: a digest covers every bit of a delta."""
+    concepts = [NEON, INK] if joint else [NEON]
+    deltas = erase_jointly(
+        shared(),
+        concepts,
+        KEPT,
+        settings,
+        seed=seed,
+        callback=callback,
+        checkpoint=checkpoint,
+        progress=False,
+    )
+    return b"".join(delta.digest.encode() for delta in deltas)
+
+
+@cache
+def uninterrupted() -> bytes:
+    return train(None)
+
+
+def interrupt_at(iteration: int) -> Callable[[Step], None]:
+    def callback(step: Step) -> None:
+        if step.iteration == iteration:
+            raise KeyboardInterrupt
+
+    return callback
+
+
+def iteration_in(checkpoint: Checkpoint) -> int:
+    with safe_open(checkpoint.path, framework="pt") as file:
+        return json.loads(file.metadata()["state"])["numbers"]["iteration"]
+
+
+# ---------------------------------------------------------------- going on
+@pytest.mark.parametrize("every", [1, 2])
+def test_an_interruption_at_any_iteration_changes_nothing(tmp_path: Path, every: int) -> None:
+    for iteration in range(1, QUICK.iterations + 1):
+        checkpoint = Checkpoint(tmp_path / f"{iteration}.ckpt", every)
+        with pytest.raises(KeyboardInterrupt):
+            train(checkpoint, callback=interrupt_at(iteration))
+        assert iteration_in(checkpoint) == (iteration - 1) // every * every
+        assert train(checkpoint) == uninterrupted()
+
+
+@pytest.mark.parametrize(
+    ("settings", "joint"),
+    [(DENSE, False), (QUICK, True), (replace(QUICK, objective="product", lam=1e-3), False)],
+    ids=["dense", "joint", "product"],
+)
+def test_so_it_is_for_every_kind_of_training(
+    tmp_path: Path, settings: ErasureSettings, joint: bool
+) -> None:
+    checkpoint = Checkpoint(tmp_path / "run.ckpt", every=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(checkpoint, settings, interrupt_at(4), joint=joint)
+    assert train(checkpoint, settings, joint=joint) == train(None, settings, joint=joint)
+
+
+def test_interrupted_again_and_again(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "run.ckpt", every=1)
+    for iteration in range(2, QUICK.iterations + 1):
+        with pytest.raises(KeyboardInterrupt):
+            train(checkpoint, callback=interrupt_at(iteration))
+    assert train(checkpoint) == uninterrupted()
+
+
+def test_what_was_done_is_not_done_again(tmp_path: Path, monkeypatch) -> None:
+    checkpoint, seen = Checkpoint(tmp_path / "run.ckpt", every=1), []
+    with pytest.raises(KeyboardInterrupt):
+        train(checkpoint, callback=interrupt_at(4))
+    monkeypatch.setattr(Backbone, "generate", None)  # the images are in the checkpoint
+    train(checkpoint, callback=lambda step: seen.append(step.iteration))
+    assert seen == [4, 5]
+
+
+def test_a_finished_run_is_taken_from_its_checkpoint(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "run.ckpt", every=1)
+    whole = train(checkpoint)
+    assert train(checkpoint, callback=interrupt_at(1)) == whole  # no iteration is left to do
+    checkpoint.remove()
+    checkpoint.remove()  # what is gone is gone
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interruption_while_writing_leaves_the_checkpoint_before(
+    tmp_path: Path, monkeypatch
+) -> None:
+    checkpoint = Checkpoint(tmp_path / "run.ckpt", every=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(checkpoint, callback=interrupt_at(3))
+    before = checkpoint.path.read_bytes()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sepme.files.os.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(checkpoint)
+    assert checkpoint.path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [checkpoint.path]
+    assert train(checkpoint) == uninterrupted()
+
+
+# ---------------------------------------------------------------- what is not to be gone on with
+def of_another_seed(path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(Checkpoint(path, every=1), seed=1, callback=interrupt_at(3))
+
+
+def of_other_settings(path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(Checkpoint(path, every=1), replace(QUICK, lam=0.1), callback=interrupt_at(3))
+
+
+def with_other_guidance(path: Path) -> None:
+    backbone = shared()
+    backbone.guidance = 2.0
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(Checkpoint(path, every=1), callback=interrupt_at(3))
+    finally:
+        backbone.guidance = 4.0
+
+
+def truncated(path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(Checkpoint(path, every=1), callback=interrupt_at(3))
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def foreign(state: str | None) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        save_file({"x": torch.ones(1)}, path, {"state": state} if state is not None else None)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        of_another_seed,
+        of_other_settings,
+        with_other_guidance,
+        truncated,
+        foreign(None),
+        foreign("no json"),
+        foreign("[]"),
+        foreign("{}"),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_text("my shopping list"),
+    ],
+    ids="seed settings guidance truncated bare text list empty zero shopping".split(),
+)
+def test_a_checkpoint_of_something_else_is_not_gone_on_with(
+    tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    checkpoint = Checkpoint(tmp_path / "run.ckpt", every=1)
+    spoil(checkpoint.path)
+    assert checkpoint.read("another key") is None
+    assert train(checkpoint) == uninterrupted()
+
+
+def test_a_checkpoint_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with refused("run.ckpt", "cannot be written"):
+        train(Checkpoint(tmp_path / "file" / "run.ckpt"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_round_trip_keeps_numbers_and_tensors(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "new" / "run.ckpt")
+    tensor = torch.randn(3, 4)
+    checkpoint.write("key", {"iteration": 7, "momentum": 0.1}, {"a": tensor, "b": tensor.T})
+    numbers, tensors = checkpoint.read("key")
+    assert numbers == {"iteration": 7, "momentum": 0.1}
+    assert torch.equal(tensors["a"], tensor)
+    assert torch.equal(tensors["b"], tensor.T)
+    assert checkpoint.read("other") is None
+    assert Checkpoint(tmp_path / "nowhere.ckpt").read("key") is None

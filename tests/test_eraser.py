@@ -1,0 +1,432 @@
+"""Training a delta: it forgets its concept and nothing else, the same way every time."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from sepme.backbone import Backbone
+from sepme.composition import Composition
+from sepme.constraint import constrain
+from sepme.delta import ConceptDelta
+from sepme.eraser import Step, erase, erase_jointly, erase_undecoupled
+from sepme.parametrisation import Dense, Full, LowRank, Parametrisation
+from sepme.settings import PRESETS, ErasureSettings, preset
+from tests.miniature import (
+    FROM_ZERO,
+    INK,
+    KEPT,
+    NAMES,
+    NEON,
+    OIL,
+    PREDICTIONS,
+    QUICK,
+    changed,
+    fresh,
+    noise_prediction,
+    others,
+    shared,
+    three_deltas,
+)
+from tests.refusals import refused
+from tests.tolerance import assert_close
+
+DENSE = replace(FROM_ZERO, parametrisation="dense", learning_rate=0.1)
+FULL = replace(PRESETS["undecoupled"], iterations=4, batch=2, images=2, learning_rate=1e-2)
+
+
+def train(
+    settings: ErasureSettings = QUICK, backbone: Backbone | None = None, **options
+) -> tuple[ConceptDelta, list[Step]]:
+    steps: list[Step] = []
+    backbone = backbone or shared()
+    keep = options.pop("keep", others(NEON))
+    delta = erase(backbone, NEON, keep, settings, callback=steps.append, progress=False, **options)
+    return delta, steps
+
+
+def same(a: ConceptDelta, b: ConceptDelta) -> bool:
+    return a.digest == b.digest
+
+
+def with_deltas(backbone: Backbone, prompt: str, *deltas: ConceptDelta) -> Tensor:
+    """eps(x_t, c, t) with all of these deltas on."""
+    with Composition(backbone, deltas, force=True) as composition:
+        composition.erase(*(delta.concept for delta in deltas))
+        return noise_prediction(backbone, prompt)
+
+
+# ---------------------------------------------------------------- what is trained
+def parametrisations() -> list[Parametrisation]:
+    torch.manual_seed(3)
+    Q, S = torch.linalg.qr(torch.randn(6, 2)).Q.T, torch.randn(6, 4)
+    made = [
+        LowRank(Q, {"k": torch.zeros(3, 2), "v": torch.zeros(5, 2)}),
+        Dense(S / S.norm(dim=0), 0.5, {"k": 3, "v": 5}),
+        Full({"k": torch.Size([3, 6]), "v": torch.Size([5, 6])}, like=Q),
+    ]
+    for one in made:
+        for value in one.values:
+            value.data.normal_()
+    return made
+
+
+@pytest.mark.parametrize("index", range(3), ids=["lora", "dense", "full"])
+def test_the_factors_stand_for_the_change_that_was_trained(index: int) -> None:
+    trained = parametrisations()[index]
+    down, up = trained.factors()
+    change = trained.change()
+    assert tuple(change) == trained.paths == ("k", "v")
+    for path, d_out in (("k", 3), ("v", 5)):
+        assert change[path].shape == (d_out, 6)
+        assert_close(up[path] @ down[path], change[path], scale=4.0)
+        assert not up[path].requires_grad
+
+
+def test_the_dense_form_is_equation_9() -> None:
+    """Delta = (w x beta S)^T: entry by entry, and inside the span of S's columns."""
+    dense = parametrisations()[1]
+    S, w = dense.basis, dict(dense.items())["k"]
+    by_hand = torch.zeros(3, 6)
+    for out in range(3):
+        for solution in range(S.shape[1]):
+            by_hand[out] += w[out, solution] * 0.5 * S[:, solution]
+    assert_close(dense.change()["k"], by_hand)
+    assert dict(Dense(S, 1e-4, {"k": 3}).items())["k"].eq(0).all()  # w starts at zero
+
+
+@pytest.mark.parametrize("settings", [FROM_ZERO, DENSE], ids=["lora", "dense"])
+@pytest.mark.parametrize("method", ["svd", "elimination"])
+def test_the_delta_lies_where_the_constraint_lets_it(
+    settings: ErasureSettings, method: str
+) -> None:
+    """e(c_j) Delta = 0 for all that is kept; the LoRA form lies in Q's span (claim 1) besides."""
+    backbone = shared()
+    delta, _ = train(replace(settings, method=method, iterations=2))
+    room = constrain(
+        backbone, NEON, others(NEON), keep_rtol=None, concept_rtol=settings.concept_rtol
+    )
+    kept = room.kept_rows.float()
+    for path in delta.paths:
+        change = delta.dense(path)
+        size = float(change.norm() * kept.norm(dim=1).max())
+        assert size > 0
+        assert_close(kept @ change.T, torch.zeros(len(kept), len(change)), scale=size)
+        if settings.parametrisation == "lora":
+            Q = room.basis.float()
+            assert_close(change @ Q.T @ Q, change, scale=float(change.norm()))
+    assert set(delta.paths) == set(backbone.projections())
+    assert delta.kept == ("", *others(NEON))
+
+
+# ---------------------------------------------------------------- what it does
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("settings", [QUICK, FROM_ZERO, DENSE], ids=["default", "zero", "dense"])
+def test_it_forgets_the_concept_and_keeps_the_rest(
+    settings: ErasureSettings, prediction: str
+) -> None:
+    backbone = shared(prediction)
+    before = {prompt: noise_prediction(backbone, prompt) for prompt in ("", *KEPT, *NAMES)}
+    settings = replace(settings, iterations=12)
+    delta, steps = train(settings, backbone)
+    if settings.start == "zero":  # where Delta = 0 the two models agree, whatever they predict
+        assert steps[0].norm == 0
+        assert steps[0].correlation[0] == pytest.approx(1.0, rel=1e-5)
+    assert abs(steps[-1].correlation[0]) < 0.3
+    for prompt in ("", *KEPT, "ink", "oil"):  # eps(x_t, c_0) is the original's too
+        assert_close(with_deltas(backbone, prompt, delta), before[prompt])
+    assert changed(before["neon"], with_deltas(backbone, "neon", delta)) > 0.01
+
+
+def test_a_concept_that_was_not_kept_does_move() -> None:
+    """The control of what is kept."""
+    backbone = shared()
+    careless, _ = train(keep=KEPT)
+    original = noise_prediction(backbone, "ink")
+    assert changed(original, with_deltas(backbone, "ink", careless)) > 1e-3
+
+
+def test_training_never_changes_the_model() -> None:
+    backbone = fresh()
+    state = {name: tensor.clone() for name, tensor in backbone.unet.state_dict().items()}
+    train(replace(QUICK, iterations=2), backbone)
+    after = backbone.unet.state_dict()
+    assert list(after) == list(state)
+    assert all(torch.equal(after[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_tolerance_of_what_is_kept_bounds_what_leaks(prediction: str) -> None:
+    """With the default tolerance a little leaks; the constraint says how much at most."""
+    backbone = shared(prediction)
+    settings = replace(QUICK, keep_rtol=PRESETS["default"].keep_rtol, iterations=2)
+    delta, _ = train(settings, backbone)
+    room = constrain(backbone, NEON, others(NEON), keep_rtol=settings.keep_rtol, concept_rtol=0.1)
+    for path in delta.paths:
+        change = delta.dense(path).double()
+        moved = (room.kept_rows @ change.T).norm(dim=1).max()
+        largest = torch.linalg.matrix_norm(change, 2)
+        assert moved <= largest * room.space.leakage_bound * (1 + 1e-4)
+
+
+# ---------------------------------------------------------------- the same every time
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path) -> None:
+    first, _ = train(seed=1)
+    torch.manual_seed(99)  # the caller's random state decides nothing ...
+    state = torch.get_rng_state()
+    second, _ = train(seed=1)
+    assert torch.equal(torch.get_rng_state(), state)  # ... and is left alone
+    other, _ = train(seed=2)
+    files = [
+        delta.save(tmp_path / f"{index}.safetensors").read_bytes()
+        for index, delta in enumerate((first, second, other))
+    ]
+    assert files[0] == files[1] != files[2]
+
+
+def test_what_is_attached_to_the_pipeline_does_not_matter() -> None:
+    alone, _ = train()
+    backbone = shared()
+    with Composition(backbone, three_deltas()) as composition, composition.erased(*NAMES):
+        attached, _ = train()
+    assert same(alone, attached)
+
+
+def test_the_provenance_says_how_to_make_it_again() -> None:
+    delta, steps = train(seed=5)
+    made = delta.provenance
+    assert (made.concept, made.kind, made.forgotten) == ("neon", "concept", ("neon",))
+    assert (made.seed, made.iterations, made.base_name) == (5, len(steps), "tiny")
+    assert made.base == fresh().fingerprint
+    recorded = dict(made.settings)
+    assert (recorded.pop("eraser"), recorded.pop("guidance"), recorded.pop("steps")) == (
+        "sepme",
+        4.0,
+        3,
+    )
+    assert ErasureSettings(**recorded) == QUICK
+
+
+# ---------------------------------------------------------------- step by step
+def test_the_callback_sees_every_step_with_finite_numbers() -> None:
+    _, steps = train()
+    assert [step.iteration for step in steps] == list(range(1, QUICK.iterations + 1))
+    for step in steps:
+        numbers = [step.loss, step.momentum, step.norm, *step.correlation, *step.eta]
+        assert all(math.isfinite(x) for x in (*numbers, *step.correlation_by_timestep))
+        assert len(step.timesteps) == len(step.correlation_by_timestep) == QUICK.batch
+        assert len(step.correlation) == len(step.eta) == 1
+        assert step.norm > 0
+
+
+@pytest.mark.parametrize("objective", ["squared", "product"])
+def test_the_momentum_is_equation_4_over_the_signed_correlation(objective: str) -> None:
+    """Of the loss itself where that is the correlation, else of what the loss is the square of."""
+    _, steps = train(replace(FROM_ZERO, objective=objective))
+    measured = [
+        step.loss if objective == "product" else step.eta[0] * step.correlation[0] for step in steps
+    ]
+    m = measured[0]
+    for step, measure in zip(steps, measured, strict=True):
+        m = 0.9 * m + 0.1 * measure
+        assert step.momentum == pytest.approx(m)
+
+
+@pytest.mark.parametrize("earliest", [1, 3])
+def test_it_stops_on_the_momentum_but_not_before_it_may(earliest: int) -> None:
+    delta, steps = train(replace(QUICK, tau=1e9, earliest_stop=earliest))
+    assert len(steps) == delta.provenance.iterations == earliest
+
+
+def test_it_stops_at_the_threshold_itself() -> None:
+    _, steps = train()
+    reached = min(step.momentum for step in steps[:3])
+    stopped = train(replace(QUICK, tau=reached))[1]
+    first = next(i for i, step in enumerate(steps) if step.momentum <= reached)
+    assert len(stopped) == first + 1
+
+
+def test_stratified_timesteps_cover_the_whole_range_and_uniform_ones_do_not() -> None:
+    strata = [[t * 4 // 1000 for t in step.timesteps] for step in train(replace(QUICK, batch=4))[1]]
+    assert strata == [[0, 1, 2, 3]] * len(strata)
+    uniform = train(replace(QUICK, batch=4, timesteps="uniform"))[1]
+    assert [[t * 4 // 1000 for t in step.timesteps] for step in uniform] != strata
+
+
+# ---------------------------------------------------------------- several at once
+def jointly(settings: ErasureSettings, **options) -> tuple[list[ConceptDelta], list[Step]]:
+    steps: list[Step] = []
+    deltas = erase_jointly(
+        shared(), [NEON, INK], (*KEPT, "oil"), settings, callback=steps.append, progress=False,
+        **options,
+    )  # fmt: skip
+    return deltas, steps
+
+
+def test_joint_training_gives_what_separate_training_gives() -> None:
+    """S-29..33 on the real objective: the first concept sees the same noise in both runs.
+
+    The one thing that couples the two runs is eta, a positive factor of each concept's loss, which
+    Adam's first step does not feel.
+    """
+    settings = replace(FROM_ZERO, iterations=1)
+    (joint, _), _ = jointly(settings)
+    alone = erase(shared(), NEON, (*KEPT, "oil", "ink"), settings, progress=False)
+    assert joint.kept == alone.kept
+    for path in alone.paths:
+        assert_close(joint.dense(path), alone.dense(path), scale=float(alone.dense(path).norm()))
+
+
+def test_joint_training_forgets_all_and_each_delta_is_its_own() -> None:
+    backbone = shared()
+    deltas, steps = jointly(replace(FROM_ZERO, iterations=12))
+    assert len(steps[0].correlation) == len(steps[0].eta) == 2
+    assert min(steps[0].eta) == 1.0  # eq. 3: the least erased concept has weight one
+    assert max(abs(c) for c in steps[-1].correlation) < 0.3
+    for delta, concept, other in ((deltas[0], NEON, INK), (deltas[1], INK, NEON)):
+        assert delta.concept == concept.name
+        assert other.name in delta.kept
+        before = noise_prediction(backbone, other.name)
+        assert_close(with_deltas(backbone, other.name, delta), before)
+        assert changed(before, with_deltas(backbone, other.name, *deltas)) > 0.01
+
+
+# ---------------------------------------------------------------- one after the other
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_later_concept_leaves_the_earlier_ones_erased_and_their_files_alone(
+    prediction: str, tmp_path
+) -> None:
+    backbone = shared(prediction)
+    keep = ("", *KEPT)
+    earlier = erase_jointly(backbone, [NEON, INK], keep, QUICK, progress=False)
+    files = [delta.save(tmp_path / f"{delta.concept}.safetensors") for delta in earlier]
+    bytes_before = [file.read_bytes() for file in files]
+    erased = {name: with_deltas(backbone, name, *earlier) for name in ("neon", "ink")}
+    loaded = [ConceptDelta.load(file, backbone.fingerprint) for file in files]
+
+    later = erase(backbone, OIL, keep, QUICK, after=loaded, progress=False)
+
+    assert later.kept == (*keep, "neon", "ink")
+    assert later.provenance.after == tuple(delta.digest for delta in earlier)
+    assert [file.read_bytes() for file in files] == bytes_before
+    for name, before in erased.items():
+        assert_close(with_deltas(backbone, name, *earlier, later), before)
+    original = noise_prediction(backbone, "oil")
+    assert changed(original, with_deltas(backbone, "oil", *earlier, later)) > 0.01
+    with Composition(backbone, [*earlier, later]) as composition:  # needs no force
+        composition.erase(*NAMES)
+        composition.set(["oil"])
+
+
+def test_a_later_concept_that_knows_nothing_of_the_earlier_ones_is_a_contradiction() -> None:
+    backbone = shared()
+    neon = erase(backbone, NEON, KEPT, QUICK, progress=False)
+    oil = erase(backbone, OIL, KEPT, QUICK, progress=False)
+    with Composition(backbone, [neon, oil]) as composition, refused("without keeping"):
+        composition.erase("neon", "oil")
+    knowing = erase(backbone, OIL, KEPT, QUICK, after=[neon], progress=False)
+    with Composition(backbone, [neon, knowing]) as composition:
+        composition.erase("neon", "oil")
+
+
+# ---------------------------------------------------------------- for what must never come back
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_undecoupled_erasure_moves_every_cross_attention_weight(prediction: str) -> None:
+    backbone = shared(prediction)
+    steps: list[Step] = []
+    delta = erase_undecoupled(backbone, NEON, FULL, callback=steps.append, progress=False)
+    layers = backbone.cross_attention()
+    assert set(delta.paths) == set(layers)
+    assert {path.rsplit("attn2.", 1)[1] for path in delta.paths} == {
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+    }
+    assert all(delta.dense(path).ne(0).any() for path in delta.paths)
+    assert all(delta.dense(path).shape == layers[path].shape for path in delta.paths)
+    assert delta.kept == ()
+    assert steps[0].correlation[0] == pytest.approx(1.0, rel=1e-4)
+    for prompt in ("", "boat", "neon"):  # nothing is kept, not even the empty prompt
+        original = noise_prediction(backbone, prompt)
+        assert changed(original, with_deltas(backbone, prompt, delta)) > 1e-3
+
+
+def test_undecoupled_erasure_measures_against_its_own_empty_prompt() -> None:
+    """r(c; theta + Delta) takes both predictions from the changed model.
+
+    With all values silenced the text says nothing, so that r = 0, although the predictions of
+    both c and c_0 are far from the original's.
+    """
+    backbone = shared()
+    values = {p: layer.weight for p, layer in backbone.projections().items() if "to_v" in p}
+    silence = ConceptDelta(
+        "everything",
+        {path: torch.eye(backbone.d_in) for path in values},
+        {path: -weight for path, weight in values.items()},
+        replace(three_deltas()[0].provenance, kept=()),
+    )
+    assert changed(noise_prediction(backbone, ""), with_deltas(backbone, "", silence)) > 0.01
+    _, steps = train(replace(FROM_ZERO, iterations=1), after=[silence])
+    assert abs(steps[0].correlation[0]) < 1e-3
+
+
+# ---------------------------------------------------------------- bad input
+def test_what_makes_no_sense_is_refused_before_any_work(monkeypatch) -> None:
+    backbone = shared()
+    monkeypatch.setattr(Backbone, "generate", None)  # no picture is drawn
+    neon = three_deltas()[0]
+    with refused("no concept"):
+        erase_jointly(backbone, [], KEPT, QUICK)
+    with refused("'neon'", "twice"):
+        erase_jointly(backbone, [NEON, INK, NEON], KEPT, QUICK)
+    with refused("'neon'", "twice"):
+        erase(backbone, NEON, KEPT, QUICK, after=[neon])
+    with refused("'ink'", "also to be kept"):
+        erase(backbone, INK, (*KEPT, " INK "), QUICK)
+    with refused("'neon'", "another base model"):
+        erase(fresh(seed=1), INK, KEPT, QUICK, after=[neon])
+    with refused("parametrisation='full'", "PRESETS['undecoupled']"):
+        erase_undecoupled(backbone, NEON, QUICK)
+
+
+def test_one_kept_prompt_may_be_given_as_it_is() -> None:
+    delta, _ = train(replace(QUICK, iterations=1), keep="boat")
+    assert delta.kept == ("", "boat")
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        ({"parametrisation": "sparse"}, ("parametrisation = 'sparse'", "lora, dense, full")),
+        ({"method": "magic"}, ("method = 'magic'", "svd, elimination")),
+        ({"start": "warm"}, ("start = 'warm'", "closed_form, zero")),
+        ({"objective": "cubed"}, ("objective = 'cubed'", "squared, product")),
+        ({"timesteps": "last"}, ("timesteps = 'last'", "stratified, uniform")),
+        ({"iterations": 0}, ("iterations = 0", "at least 1")),
+        ({"batch": 0}, ("batch = 0", "at least 1")),
+        ({"images": -1}, ("images = -1", "at least 1")),
+        ({"earliest_stop": 0}, ("earliest_stop = 0", "at least 1")),
+        ({"learning_rate": -0.1}, ("learning_rate = -0.1", "above 0")),
+        ({"learning_rate": math.nan}, ("learning_rate = nan", "above 0")),
+        ({"learning_rate": math.inf}, ("learning_rate = inf", "above 0")),
+        ({"beta": 0.0}, ("beta = 0.0", "above 0")),
+        ({"lam": -1.0}, ("lam = -1.0", "0 or more")),
+        ({"alpha": 1.0}, ("alpha = 1.0", "below 1")),
+        ({"keep_rtol": 2.0}, ("keep_rtol = 2.0", "below 1")),
+        ({"concept_rtol": -0.1}, ("concept_rtol = -0.1", "at least 0")),
+        ({"tau": math.inf}, ("tau = inf", "no number")),
+        ({"parametrisation": "dense"}, ("closed form", "start='zero'", "'dense'")),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(choice: dict, words: tuple[str, ...]) -> None:
+    with refused(*words):
+        ErasureSettings(**choice)
+
+
+def test_presets_by_name() -> None:
+    assert preset("default") == ErasureSettings()
+    with refused("'magic'", "default, paper, undecoupled"):
+        preset("magic")
