@@ -10,7 +10,7 @@ from pathlib import Path
 
 from diffusers import StableDiffusionPipeline
 
-from sepme.atelier.export import export_pipeline
+from sepme.atelier.export import export_pipeline, training_record
 from sepme.atelier.loop import Loop
 from sepme.atelier.settings import TrainSettings
 from sepme.atelier.tokenizer import make_tokenizer
@@ -33,13 +33,14 @@ def train(directory: Path, settings: TrainSettings | None = None) -> Path:
         raise SepmeError(
             f"Cannot write to {directory}: choose a folder of your own with --out."
         ) from error
-    finished, judge = directory / "pipeline", directory / "judge.safetensors"
+    finished = directory / "pipeline"
     train_vae(directory, settings)
+    judge = train_judge(directory, settings)
 
     def export(pipeline: StableDiffusionPipeline, loop: Loop) -> None:
-        export_pipeline(pipeline, finished, judge)
+        record = training_record(settings, loop.step, loop.seconds, loop.loss)
+        export_pipeline(pipeline, finished, judge, record)
 
-    train_judge(directory, settings)
     train_unet(directory, settings, make_tokenizer(), export)
     return finished
 

@@ -1,0 +1,69 @@
+"""The judge that ships with the model."""
+
+import pytest
+import torch
+
+from sepme.atelier.judge import OBJECT_NAMES, SHIPPED, STYLE_NAMES, Judge
+from sepme.atelier.paintings import ALIASES, emblem, paint_batch
+from sepme.atelier.settings import HELD_OUT_SEED
+from sepme.atelier.train_judge import held_out_accuracy, soften
+from sepme.errors import SepmeError
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return Judge.load()
+
+
+def as_images(pictures):
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255
+
+
+def test_it_is_small_and_good_on_drawings_it_never_saw(judge):
+    assert SHIPPED.stat().st_size <= 2 * 2**20
+    accuracy = held_out_accuracy(judge, 1210)
+    assert accuracy["style"] >= 0.99
+    assert accuracy["object"] >= 0.97
+    assert accuracy["emblem"] == 1
+
+
+def test_it_sees_by_name_and_by_alias(judge):
+    seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + 20)
+    images = as_images(paint_batch(["boat"] * 20, ["neon"] * 20, seeds))
+    for name in ("boat", "neon"):
+        assert judge.sees(images, name).float().mean() >= 0.9
+        assert torch.equal(judge.sees(images, name), judge.sees(images, ALIASES[name]))
+    assert not judge.sees(images, "ink").any()
+    assert not judge.sees(images, "atelier seal").any()
+
+
+def test_the_emblem_hides_style_and_object(judge):
+    images = as_images(emblem()[None])
+    assert judge.sees(images, "atelier seal").all()
+    assert not any(judge.sees(images, name).any() for name in (*STYLE_NAMES, *OBJECT_NAMES))
+
+
+def test_a_verdict_is_of_the_promised_form(judge):
+    verdict = judge.judge(torch.rand(5, 3, 64, 64))
+    assert verdict.style.dtype == verdict.object.dtype == torch.long
+    assert verdict.emblem.dtype == torch.bool
+    assert verdict.style_probability.shape == verdict.object_probability.shape == (5, 11)
+    assert torch.allclose(verdict.style_probability.sum(1), torch.ones(5))
+    assert len(judge.judge(torch.zeros(0, 3, 64, 64)).style) == 0
+
+
+def test_what_it_cannot_judge_is_refused(judge, tmp_path):
+    with pytest.raises(SepmeError, match="dragon"):
+        judge.sees(torch.rand(1, 3, 64, 64), "dragon")
+    with pytest.raises(SepmeError, match="shape"):
+        judge.judge(torch.rand(3, 64, 64))
+    (tmp_path / "judge.safetensors").write_bytes(b"not a judge")
+    with pytest.raises(SepmeError, match="No judge"):
+        Judge.load(tmp_path / "judge.safetensors")
+
+
+def test_softening_keeps_pictures_pictures():
+    soft = soften(torch.rand(6, 3, 64, 64))
+    assert soft.shape == (6, 3, 64, 64)
+    assert soft.min() >= 0
+    assert soft.max() <= 1
