@@ -8,6 +8,7 @@ which is what a `Parametrisation` says.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -355,7 +356,7 @@ class _Run:
     def _key(self) -> str:
         return settings_hash(
             {
-                "settings": asdict(self.settings) | self._sampling(),
+                "settings": recorded_settings(self.backbone, self.concepts, self.settings),
                 "base": self.backbone.fingerprint,
                 "concepts": [asdict(concept) for concept in self.concepts],
                 "keep": list(self.keep),
@@ -364,10 +365,6 @@ class _Run:
                 "versions": versions(),
             }
         )
-
-    def _sampling(self) -> dict[str, float]:
-        """How the images of the concept are drawn, which the delta depends on too."""
-        return {"guidance": self.backbone.guidance, "steps": self.backbone.steps}
 
     def _parameters(self) -> list[torch.nn.Parameter]:
         return self.optimiser.param_groups[0]["params"]
@@ -411,7 +408,7 @@ class _Run:
                 base_name=self.backbone.name,
                 forgotten=subject.concept.prompts,
                 kept=subject.kept,
-                settings=asdict(self.settings) | {"eraser": "sepme"} | self._sampling(),
+                settings=recorded_settings(self.backbone, self.concepts, self.settings),
                 seed=self.seed,
                 iterations=self.iteration,
                 after=tuple(delta.digest for delta in self.after),
@@ -419,6 +416,19 @@ class _Run:
             )
             made.append(ConceptDelta(subject.concept.name, down, up, provenance))
         return made
+
+
+def recorded_settings(
+    backbone: Backbone, concepts: Sequence[Concept], settings: ErasureSettings
+) -> dict[str, Any]:
+    """What a delta's provenance says of how it was trained, prompts and seed apart.
+
+    How the images of the concept are drawn decides the delta too, and so do the other concepts
+    that were erased jointly with it.
+    """
+    jointly = {"jointly": [concept.name for concept in concepts]} if len(concepts) > 1 else {}
+    sampling = {"guidance": backbone.guidance, "steps": backbone.steps}
+    return asdict(settings) | {"eraser": "sepme"} | sampling | jointly
 
 
 def _sum_of(deltas: Sequence[ConceptDelta], backbone: Backbone) -> dict[str, Tensor]:
