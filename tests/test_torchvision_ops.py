@@ -30,8 +30,12 @@ def test_declares_operators_exactly_where_torchvision_cannot_be_imported() -> No
     assert second == "[]"  # a second call finds nothing to do
 
 
-def test_leaves_operators_that_exist_alone() -> None:
+def test_leaves_operators_that_exist_alone(tmp_path: Path) -> None:
+    """Beside a torchvision without a library of its own, so that nothing else defines them."""
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").touch()
     run = python(
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r});"
         "import torch;"
         "schema = '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor';"
         "[torch.library.define(f'torchvision::{n}', schema) for n in ('nms', 'qnms')];"
