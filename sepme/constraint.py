@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sepme.backbone import Backbone
 from sepme.concept import Concept, refuse_overlap
-from sepme.nullspace import NullSpace, null_space
+from sepme.errors import SepmeError
+from sepme.nullspace import NothingFree, NullSpace, crowding, null_space
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,5 +73,12 @@ def constrain(
     concept_rows = backbone.encode(concept.prompts).flatten(0, 1).double().cpu()
     dtype = backbone.dtype  # the tolerance floors at what the embeddings were stored in
     space = null_space(kept_rows.to(dtype), rtol=keep_rtol, method=method, labels=kept)
-    basis = space.directions(concept_rows.to(dtype), rtol=concept_rtol)
+    try:
+        basis = space.directions(concept_rows.to(dtype), rtol=concept_rtol)
+    except NothingFree as error:
+        raise SepmeError(
+            f"Nothing of {concept.name!r} is free of what is kept, which fills {space.rank} of "
+            f"{space.d_in} dimensions ({crowding(kept_rows, kept)}): keep fewer prompts, or raise "
+            "keep_rtol."
+        ) from error
     return Constraint(concept, kept, space, basis, kept_rows, concept_rows)

@@ -24,6 +24,10 @@ from sepme.errors import SepmeError
 Method = Literal["svd", "elimination"]
 
 
+class NothingFree(SepmeError):
+    """What is to be forgotten lies inside what is kept."""
+
+
 @dataclass(frozen=True, eq=False)
 class NullSpace:
     """The numerical null space of `A [m, d_in]`, and how it was decided."""
@@ -136,7 +140,7 @@ def row_basis(E: Tensor, rtol: float | None = None, *, floor: float = 0.0) -> Te
     spectrum, right = _svd(E64)
     Q = right[: int((spectrum > max(_rtol(E, rtol) * float(spectrum[0]), floor)).sum())]
     if len(Q) == 0:
-        raise SepmeError(
+        raise NothingFree(
             "The prompts to forget lie entirely inside what is kept: keep fewer prompts, or use "
             "a larger tolerance."
         )
@@ -243,15 +247,17 @@ def _label(labels: Sequence[str], row: int, rows: int) -> str:
 
 def _exhausted(A: Tensor, rtol: float, labels: Sequence[str] | None) -> str:
     """Say that nothing is free, and which prompts took the dimensions."""
-    names = ""
-    if labels:
-        taken = Counter(_label(labels, row, len(A)) for row in pivot_rows(A))
-        most = ", ".join(f"{label!r} {count}" for label, count in taken.most_common(5))
-        names = f" (most of them by {most})"
+    names = f" ({crowding(A, labels)})" if labels else ""
     return (
         f"The prompts to keep fill all {A.shape[1]} dimensions at tolerance {rtol:.1e}{names}: "
         "keep fewer prompts, or raise rtol."
     )
+
+
+def crowding(A: Tensor, labels: Sequence[str]) -> str:
+    """Which prompts take most dimensions, and how many, in pivoted-QR order."""
+    taken = Counter(_label(labels, row, len(A)) for row in pivot_rows(A))
+    return "most of them by " + ", ".join(f"{label!r} {n}" for label, n in taken.most_common(5))
 
 
 def pivot_rows(A: Tensor) -> list[int]:
