@@ -68,7 +68,7 @@ def _generation(file: Path) -> tuple[float, int]:
     content = dict(PAPER_GENERATION)
     try:
         if file.is_file():
-            content |= json.loads(file.read_text())
+            content = content | json.loads(file.read_text())
         return float(content["guidance_scale"]), int(content["num_inference_steps"])
     except (ValueError, TypeError) as error:
         raise SepmeError(
@@ -116,6 +116,10 @@ class Backbone:
             module.eval().requires_grad_(False)
         self.projections()  # a pipeline that cannot be edited is refused before any work
         self._check_weights()
+        # Nor is one whose output cannot be read: to_epsilon refuses an unknown prediction type.
+        to_epsilon(
+            torch.zeros(1), torch.zeros(1), torch.tensor([0]), torch.ones(1), self.prediction_type
+        )
 
     @classmethod
     def load(
