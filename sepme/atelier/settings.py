@@ -38,7 +38,7 @@ class TrainSettings:
             if getattr(self, name) < 1:
                 raise SepmeError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if self.precision not in ("auto", "bf16", "fp32"):
-            raise SepmeError(f"precision is auto, bf16 or fp32, not {self.precision!r}.")
+            raise SepmeError(f"Precision is auto, bf16 or fp32, not {self.precision!r}.")
 
     @property
     def half(self) -> bool:
