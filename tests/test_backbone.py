@@ -1,0 +1,189 @@
+"""The pipeline as the method sees it: text in, noise predictions and pictures out."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sepme.backbone import PAPER_GENERATION, Backbone
+from sepme.composition import Composition
+from tests.miniature import (
+    NAMES,
+    PREDICTIONS,
+    fresh,
+    latents,
+    noise_prediction,
+    shared,
+    three_deltas,
+)
+from tests.tiny import TOKENS, WIDTH
+from tests.tolerance import assert_close
+
+
+# ---------------------------------------------------------------- loading
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The miniature model on the disk."""
+    path = tmp_path_factory.mktemp("models") / "miniature"
+    fresh("v_prediction").pipe.save_pretrained(path)
+    return path
+
+
+def test_a_folder_gives_the_same_model_back(folder: Path) -> None:
+    loaded, original = Backbone.load(folder, device="cpu"), fresh("v_prediction")
+    assert loaded.name == "miniature"
+    assert loaded.prediction_type == "v_prediction"
+    assert loaded.fingerprint == original.fingerprint
+    assert (loaded.guidance, loaded.steps) == tuple(PAPER_GENERATION.values())
+    loaded.guidance, loaded.steps = original.guidance, original.steps
+    assert torch.equal(latents(loaded), latents(original))
+
+
+def test_a_folder_may_say_how_it_is_to_be_sampled(folder: Path) -> None:
+    file = folder / "generation.json"
+    file.write_text(json.dumps({"guidance_scale": 4, "num_inference_steps": 25}))
+    try:
+        loaded = Backbone.load(folder, device="cpu")
+    finally:
+        file.unlink()
+    assert (loaded.guidance, loaded.steps) == (4.0, 25)
+
+
+def test_the_shipped_model_says_what_it_is(backbone: Backbone) -> None:
+    assert backbone.prediction_type in ("epsilon", "v_prediction")
+    assert backbone.encode(["neon"]).shape == (1, backbone.tokens, backbone.d_in)
+    assert len(backbone.projections()) == 2 * len(
+        [n for n, _ in backbone.unet.named_modules() if n.endswith("attn2")]
+    )
+    image = backbone.generate(["neon"], steps=1)
+    assert image.shape == (1, 3, 64, 64)
+
+
+# ---------------------------------------------------------------- what it is made of
+def test_the_fingerprint_is_of_the_weights_and_of_nothing_else() -> None:
+    backbone = fresh()
+    assert backbone.fingerprint == shared().fingerprint
+    assert len(backbone.fingerprint) == 64
+    other = fresh()
+    weight = next(iter(other.projections().values())).weight
+    weight.data[0, 0] = torch.nextafter(weight.data[0, 0], torch.tensor(torch.inf))
+    assert other.fingerprint != backbone.fingerprint  # the last bit of one weight
+
+
+def test_the_layers_that_see_only_text_are_found_and_counted() -> None:
+    backbone = shared()
+    layers, weights = backbone.projections(), backbone.cross_attention()
+    assert len(layers) == 2 * 4
+    assert all(path.endswith(("attn2.to_k", "attn2.to_v")) for path in layers)
+    assert all(layer.in_features == WIDTH == backbone.d_in for layer in layers.values())
+    assert len(weights) == 4 * 4
+    assert all(torch.equal(weights[path], layer.weight) for path, layer in layers.items())
+
+
+def test_with_adapters_on_it_still_finds_the_original_layers() -> None:
+    backbone = fresh()
+    layers, weights = backbone.projections(), backbone.cross_attention()
+    original = noise_prediction(backbone, "neon")
+    with Composition(backbone, three_deltas()) as composition, composition.erased(*NAMES):
+        assert backbone.projections() == layers
+        assert list(backbone.cross_attention()) == list(weights)
+        with backbone.original():
+            assert torch.equal(noise_prediction(backbone, "neon"), original)
+        erased = noise_prediction(backbone, "neon")
+        assert not torch.equal(erased, original)
+        with pytest.raises(ZeroDivisionError), backbone.original():
+            raise ZeroDivisionError
+        assert torch.equal(noise_prediction(backbone, "neon"), erased)
+
+
+# ---------------------------------------------------------------- text and noise
+def test_embeddings_have_the_models_length_and_do_not_depend_on_their_neighbours() -> None:
+    backbone = shared()
+    many = ["neon", "", "a very long prompt of more words than it can hold", *["boat"] * 70]
+    embeddings = backbone.encode(many)
+    assert embeddings.shape == (73, TOKENS, WIDTH)
+    assert not embeddings.requires_grad
+    for index in (0, 1, 2, 72):
+        assert_close(embeddings[index], backbone.encode([many[index]])[0])
+    assert_close(backbone.encode("neon"), embeddings[:1])  # one prompt is one prompt
+    assert_close(embeddings[0, 0], embeddings[1, 0])  # all share their first token
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_epsilon_is_the_noise_whatever_the_model_predicts(prediction: str) -> None:
+    """If the UNet's output is right for (x_0, noise), epsilon is that noise."""
+    backbone = shared(prediction)
+    x_t, t = torch.randn(3, 4, 8, 8), torch.tensor([0, 500, 999])
+    embedding = backbone.encode(["neon", "boat", ""])
+    with torch.no_grad():
+        output = backbone.unet(x_t, t, embedding).sample
+        eps = backbone.epsilon(x_t, t, embedding)
+    a = backbone.pipe.scheduler.alphas_cumprod[t].reshape(-1, 1, 1, 1)
+    expected = output if prediction == "epsilon" else a.sqrt() * output + (1 - a).sqrt() * x_t
+    assert_close(eps, expected)
+
+
+def test_noise_is_added_as_the_schedule_says() -> None:
+    backbone, t = shared(), torch.tensor([3, 700])
+    x_0, noise = torch.randn(2, 2, 4, 8, 8)
+    a = backbone.alphas_cumprod[t].reshape(-1, 1, 1, 1)
+    expected = a.sqrt() * x_0 + (1 - a).sqrt() * noise
+    assert_close(backbone.add_noise(x_0, noise, t), expected)
+
+
+def test_other_weights_stand_in_for_one_call_and_carry_gradients() -> None:
+    backbone = shared()
+    path, layer = next(iter(backbone.projections().items()))
+    original = noise_prediction(backbone, "neon")
+    x_t, t, embedding = torch.randn(1, 4, 8, 8), torch.tensor([500]), backbone.encode(["neon"])
+    weight = (2 * layer.weight.detach()).requires_grad_()
+    changed = backbone.epsilon(x_t, t, embedding, {path: weight})
+    changed.square().sum().backward()
+    assert weight.grad.ne(0).any()
+    assert all(parameter.grad is None for parameter in backbone.unet.parameters())
+    assert torch.equal(noise_prediction(backbone, "neon"), original)
+    other = fresh()
+    other.projections()[path].weight.data.mul_(2)
+    with torch.no_grad():
+        assert_close(changed.detach(), other.epsilon(x_t, t, embedding))
+
+
+# ---------------------------------------------------------------- pictures
+def test_a_picture_depends_on_its_prompt_and_seed_and_on_nothing_else() -> None:
+    backbone, prompts = shared(), ["neon", "boat", "", "ink", "house"]
+    pictures = backbone.generate(prompts, seeds=3)
+    assert pictures.shape == (5, 3, 32, 32)
+    assert pictures.device.type == "cpu"
+    assert 0 <= float(pictures.min()) < float(pictures.max()) <= 1
+    state = torch.get_rng_state()
+    torch.manual_seed(99)
+    assert torch.equal(backbone.generate(prompts, seeds=[3, 4, 5, 6, 7]), pictures)
+    torch.set_rng_state(state)
+    assert_close(backbone.generate(prompts, seeds=3, batch=2), pictures)
+    assert_close(backbone.generate(["ink"], seeds=6), pictures[3:4])
+    assert not torch.equal(backbone.generate(["ink"], seeds=7), pictures[3:4])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_latents_decode_to_the_pictures() -> None:
+    backbone = shared()
+    drawn = backbone.generate(["neon", "ink"], output="latents")
+    assert drawn.shape == (2, *backbone.latent_shape)
+    vae = backbone.pipe.vae
+    with torch.no_grad():
+        decoded = vae.decode(drawn / vae.config.scaling_factor).sample
+    pictures = (decoded / 2 + 0.5).clamp(0, 1)
+    assert_close(backbone.generate("neon"), pictures[:1])
+
+
+def test_steps_and_guidance_count() -> None:
+    backbone = shared()
+    three = latents(backbone)
+    assert torch.equal(backbone.generate([*NAMES, "house"], 5, steps=3, output="latents"), three)
+    one = backbone.generate([*NAMES, "house"], 5, steps=1, output="latents")
+    assert not torch.equal(one, three)
+    unguided = backbone.generate([*NAMES, "house"], 5, guidance=1.0, output="latents")
+    assert not torch.equal(unguided, three)
+    nothing = backbone.generate([*NAMES, "house"], 5, guidance=0.0, output="latents")
+    assert not torch.equal(nothing, three)  # 0 is a guidance scale, not "use the default"

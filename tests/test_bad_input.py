@@ -1,0 +1,302 @@
+"""Bad input is refused in one sentence before any work starts, and nothing half-done remains.
+
+What a single room refuses is tested beside that room; here is what goes through several, and the
+state of the disk and of the model afterwards.
+"""
+
+import ast
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from sepme.backbone import Backbone
+from sepme.checkpoint import Checkpoint
+from sepme.closed_form import closed_form
+from sepme.composition import Composition
+from sepme.concept import Concept
+from sepme.delta import ConceptDelta
+from sepme.eraser import erase, erase_jointly
+from sepme.settings import ErasureSettings, preset
+from tests.miniature import FROM_ZERO, KEPT, NEON, QUICK, fresh, shared, three_deltas
+from tests.refusals import refused
+from tests.tiny import WIDTH, make_tiny_pipeline
+
+ROOT = Path(__file__).parent.parent
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+# ---------------------------------------------------------------- folders that are no model
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "miniature"
+    make_tiny_pipeline().save_pretrained(path)
+    return path
+
+
+def nothing(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def an_empty_folder(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def no_vae(folder: Path) -> None:
+    shutil.rmtree(folder / "vae")
+
+
+def a_truncated_unet(folder: Path) -> None:
+    file = next((folder / "unet").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def an_unknown_pipeline(folder: Path) -> None:
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "Easel", "unet": [1, 2]}))
+
+
+def no_json(folder: Path) -> None:
+    (folder / "model_index.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [nothing, an_empty_folder, no_vae, a_truncated_unet, an_unknown_pipeline, no_json],
+    ids=lambda spoil: spoil.__name__,
+)
+def test_what_is_no_pipeline_is_refused(
+    saved: Path, tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(saved, folder)
+    spoil(folder)
+    before = contents(tmp_path)
+    with refused(str(folder), "no Stable Diffusion pipeline", "model_index.json"):
+        Backbone.load(folder)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"guidance_scale": "much"}', '{"guidance_scale": []}']
+)
+def test_sampling_advice_that_cannot_be_read_is_refused(saved: Path, text: str) -> None:
+    file = saved / "generation.json"
+    file.write_text(text)
+    try:
+        with refused("generation.json", "guidance_scale"):
+            Backbone.load(saved, device="cpu")
+    finally:
+        file.unlink()
+
+
+def test_a_device_that_is_not_there_is_refused(saved: Path) -> None:
+    for device in ("cuda:99", "easel"):
+        with refused(f"'{device}'", "is not there"):
+            Backbone.load(saved, device=device)
+
+
+def test_a_missing_shipped_model_is_refused(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sepme.backbone.ATELIER", tmp_path / "atelier")
+    with refused("shipped model is missing", "data/atelier"):
+        Backbone.load()
+
+
+# ---------------------------------------------------------------- pipelines that cannot be edited
+def with_nan(part: str, name: str) -> Callable:
+    def spoil(pipe) -> None:
+        getattr(pipe, part).get_parameter(name).data.view(-1)[3] = math.nan
+
+    return spoil
+
+
+def without_cross_attention(pipe) -> None:
+    pipe.unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        mid_block_type=None,
+        cross_attention_dim=WIDTH,
+        norm_num_groups=8,
+    )
+
+
+def of_another_width(pipe) -> None:
+    pipe.unet = UNet2DConditionModel.from_config(
+        dict(pipe.unet.config) | {"cross_attention_dim": 64}
+    )
+
+
+def fused(pipe) -> None:
+    pipe.unet.fuse_qkv_projections()
+
+
+def of_another_prediction(pipe) -> None:
+    pipe.scheduler.register_to_config(prediction_type="flow")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (with_nan("unet", "conv_in.weight"), ("'unet.conv_in.weight'", "not finite")),
+        (
+            with_nan("text_encoder", "final_layer_norm.bias"),
+            ("text_encoder.", "final_layer_norm.bias'", "not finite"),
+        ),
+        (without_cross_attention, ("no 'attn2.to_k'", "Stable Diffusion")),
+        (of_another_width, ("64 inputs", f"embedding has {WIDTH}")),
+        (fused, ("are fused", "fuse_qkv_projections")),
+        (of_another_prediction, ("'flow'", "epsilon, v_prediction")),
+    ],
+    ids="nan_in_unet nan_in_text no_layers width fused prediction".split(),
+)
+def test_a_pipeline_that_cannot_be_edited_is_refused(
+    spoil: Callable, words: tuple[str, ...]
+) -> None:
+    pipe = make_tiny_pipeline()
+    spoil(pipe)
+    with refused(*words):
+        Backbone(pipe, "spoilt")
+
+
+def test_weights_that_break_later_stop_the_first_step(tmp_path: Path) -> None:
+    """As when a half-precision model overflows: the loss says so, and nothing is written."""
+    backbone, steps = fresh(), []
+    backbone.unet.conv_out.bias.data[0] = math.nan
+    with refused("loss of iteration 1 is nan", "model's weights"):
+        erase(backbone, NEON, KEPT, FROM_ZERO, callback=steps.append, progress=False)
+    assert steps == []
+
+
+# ---------------------------------------------------------------- requests
+REQUESTS: dict[str, tuple[Callable[[Backbone, Path], object], tuple[str, ...]]] = {
+    "no prompt to encode": (lambda b, _: b.encode([]), ("no prompt to encode",)),
+    "no prompt to draw": (lambda b, _: b.generate([]), ("no prompt to draw",)),
+    "seeds": (lambda b, _: b.generate(["ink"] * 3, [1, 2]), ("3 prompts", "not 2")),
+    "output": (lambda b, _: b.generate(["ink"], output="svg"), ("output='svg'", "'latents'")),
+    "batch": (lambda b, _: b.generate(["ink"], batch=0), ("batch = 0", "at least 1")),
+    "no steps": (lambda b, _: b.generate(["ink"], steps=0), ("steps = 0", "1 to 1000")),
+    "many steps": (lambda b, _: b.generate(["ink"], steps=5000), ("steps = 5000", "1 to 1000")),
+    "guidance": (lambda b, _: b.generate(["ink"], guidance=math.nan), ("guidance = nan",)),
+    "no name": (lambda b, _: erase(b, Concept(" ", ("x",))), ("needs a name",)),
+    "no prompts": (lambda b, _: erase(b, Concept("neon", ())), ("'neon'", "no prompts")),
+    "empty prompt": (lambda b, _: erase(b, Concept("neon", ("",))), ("'neon'", "empty prompt")),
+    "kept": (lambda b, _: erase(b, NEON, ["Neon"]), ("'neon'", "also to be kept")),
+    "kept, closed form": (lambda b, _: closed_form(b, NEON, ["neon"]), ("also to be kept",)),
+    "exhausted": (lambda b, _: erase(b, NEON, everything(), QUICK), ("most of them by", "'")),
+    "exhausted, closed form": (
+        lambda b, _: closed_form(b, NEON, everything(), keep_rtol=None),
+        ("most of them by", "raise keep_rtol"),
+    ),
+    "rtol": (lambda b, _: closed_form(b, NEON, KEPT, keep_rtol=7.0), ("rtol = 7.0",)),
+    "nothing to erase": (lambda b, _: erase_jointly(b, []), ("no concept to erase",)),
+    "preset": (lambda b, _: erase(b, NEON, KEPT, preset("best")), ("'best'", "default, paper")),
+    "parametrisation": (
+        lambda b, _: erase(b, NEON, KEPT, ErasureSettings(parametrisation="sparse")),
+        ("'sparse'", "lora, dense, full"),
+    ),
+    "batch of training": (
+        lambda b, _: erase(b, NEON, KEPT, replace(QUICK, batch=0)),
+        ("batch = 0",),
+    ),
+    "learning rate": (
+        lambda b, _: erase(b, NEON, KEPT, replace(QUICK, learning_rate=-1.0)),
+        ("learning_rate = -1.0",),
+    ),
+    "unknown concept": (
+        lambda b, _: Composition(b, three_deltas()).erase("water"),
+        ("'water'", "ink, neon, oil"),
+    ),
+    "two deltas of one concept": (
+        lambda b, _: Composition(b, [*three_deltas(), three_deltas()[0]]),
+        ("Two deltas", "'neon'"),
+    ),
+    "another base": (
+        lambda b, _: Composition(b, [of_another_base()]),
+        ("'neon'", "another base model"),
+    ),
+    "no delta there": (lambda b, path: ConceptDelta.load(path / "no.safetensors"), ("no.saf",)),
+    "name of a delta": (lambda b, path: three_deltas()[0].save(path / "neon.pt"), ("neon.pt",)),
+    "unwritable delta": (
+        lambda b, path: three_deltas()[0].save(path / "file" / "neon.safetensors"),
+        ("neon.safetensors", "cannot be written"),
+    ),
+    "unwritable checkpoint": (
+        lambda b, path: erase(
+            b, NEON, KEPT, QUICK, checkpoint=Checkpoint(path / "file" / "run"), progress=False
+        ),
+        ("run", "cannot be written"),
+    ),
+}
+
+
+def everything() -> list[str]:
+    words = "boat car cat fish house tree ink oil swirl".split()
+    return [f"{a} {b}" for a in words for b in words]
+
+
+def of_another_base() -> ConceptDelta:
+    neon = three_deltas()[0]
+    return replace(neon, provenance=replace(neon.provenance, base="c0ffee"))
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_a_request_that_cannot_be_met_is_refused_and_leaves_no_trace(
+    tmp_path: Path, name: str
+) -> None:
+    request, words = REQUESTS[name]
+    backbone = shared()
+    (tmp_path / "file").write_text("not a folder")
+    before, modules = contents(tmp_path), list(backbone.unet.state_dict())
+    with refused(*words):
+        request(backbone, tmp_path)
+    assert contents(tmp_path) == before
+    if backbone.composition is not None:  # attached before the request that was refused
+        assert backbone.composition.active == ()
+        backbone.composition.close()
+    assert list(backbone.unet.state_dict()) == modules
+
+
+# ---------------------------------------------------------------- the sentences themselves
+def refusals() -> list[tuple[str, list[str]]]:
+    """Every `SepmeError(...)` of the package: where, and the literal parts of its message."""
+    found = []
+    for file in sorted((ROOT / "sepme").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and ast.unparse(node.func) == "SepmeError"):
+                continue
+            message = node.args[0]
+            parts = message.values if isinstance(message, ast.JoinedStr) else [message]
+            texts = [part.value if isinstance(part, ast.Constant) else "{}" for part in parts]
+            found.append((f"{file.relative_to(ROOT)}:{node.lineno}", texts))
+    return found
+
+
+def test_every_refusal_begins_and_ends_like_a_sentence() -> None:
+    written = refusals()
+    assert len(written) > 40
+    for where, texts in written:
+        begins = re.match(r"[A-Z]|\{\}|['\"]|[a-z_]+ ?=", texts[0])
+        assert begins, f"{where} begins with {texts[0]!r}"
+        if texts != ["{}"]:  # put together elsewhere
+            assert texts[-1].endswith(".") or texts[-1] == "{}", f"{where} ends with {texts[-1]!r}"
+        assert "\n" not in "".join(texts), where
+
+
+def test_the_model_survived_all_of_it() -> None:
+    assert torch.equal(shared().generate(["neon"]), fresh().generate(["neon"]))

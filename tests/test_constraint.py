@@ -1,0 +1,101 @@
+"""Where a delta may act: nowhere that a kept prompt would feel it."""
+
+import pytest
+import torch
+
+from sepme.concept import Concept
+from sepme.constraint import Constraint, constrain
+from sepme.errors import SepmeError
+from tests.miniature import INK, KEPT, NEON, others, shared
+from tests.refusals import refused
+from tests.tiny import TOKENS, WIDTH
+from tests.tolerance import assert_close
+
+#: What a delta of neon keeps.
+OTHERS = others(NEON)
+
+
+def room(concept: Concept = NEON, keep=OTHERS, **choices) -> Constraint:
+    choices = {"keep_rtol": None, "concept_rtol": 0.1} | choices
+    return constrain(shared(), concept, keep, **choices)
+
+
+@pytest.mark.parametrize("method", ["svd", "elimination"])
+def test_no_kept_token_is_seen_and_the_concept_is(method: str) -> None:
+    found = room(method=method)
+    Q, A = found.basis, found.kept_rows
+    assert_close(Q @ Q.T, torch.eye(found.rank, dtype=Q.dtype))
+    assert A.shape == (len(found.kept) * TOKENS, WIDTH)
+    assert_close((A @ Q.T).float(), torch.zeros(len(A), found.rank), scale=float(A.norm()))
+    assert found.leakage < 1e-5
+    assert found.reach > 0.05
+    assert found.concept_rows.shape == (TOKENS, WIDTH)
+
+
+def test_both_bases_leave_the_same_directions() -> None:
+    one, other = room().basis, room(method="elimination").basis
+    assert_close((one.T @ one).float(), (other.T @ other).float())
+
+
+def test_leakage_and_reach_are_lengths_of_projections() -> None:
+    found = room(keep_rtol=3e-3)
+    seen = [float((found.basis @ a).norm() / a.norm()) for a in found.kept_rows]
+    reached = [float((found.basis @ e).norm() / e.norm()) for e in found.concept_rows]
+    assert found.leakage == pytest.approx(max(seen))
+    assert found.reach == pytest.approx((sum(r * r for r in reached) / len(reached)) ** 0.5)
+    shortest = float(found.kept_rows.norm(dim=1).min())
+    assert found.leakage * shortest <= found.space.leakage_bound * (1 + 1e-6)
+
+
+def test_the_empty_prompt_is_always_kept_and_every_prompt_once() -> None:
+    assert room(keep=()).kept == ("",)
+    assert room(keep=("boat", "", "boat", "a cat")).kept == ("", "boat", "a cat")
+    assert room(keep="boat").kept == ("", "boat")
+
+
+def test_what_is_kept_takes_room() -> None:
+    ranks = [room(keep=OTHERS[:n]).space.rank for n in range(4)]
+    assert ranks == sorted(ranks)
+    assert ranks[0] < ranks[-1] < WIDTH
+    assert room(keep=()).reach > room().reach  # the more is kept, the less is in reach
+
+
+def test_more_tolerance_leaves_more_room_and_weak_directions_can_be_had() -> None:
+    assert room(keep_rtol=3e-2).space.free > room(keep_rtol=None).space.free
+    assert room(concept_rtol=0.5).rank <= room(concept_rtol=0.1).rank < room(concept_rtol=0.0).rank
+    strong, weak = room(concept_rtol=0.1).basis, room(concept_rtol=0.0).basis
+    assert_close(strong, weak[: len(strong)])  # strongest first
+
+
+def test_a_prompt_that_says_more_than_a_kept_one_still_has_room() -> None:
+    """The tokens after "boat" are new, although those before are kept."""
+    assert room(Concept("ship", ("a boat ship",)), keep=("a boat",)).reach > 0.05
+
+
+# ---------------------------------------------------------------- bad input
+@pytest.mark.parametrize("kept", ["neon", " NEON ", "Neon"])
+def test_a_prompt_both_forgotten_and_kept_is_refused(kept: str) -> None:
+    with refused("'neon'", "also to be kept"):
+        room(keep=(*KEPT, kept))
+
+
+def test_an_exhausted_space_names_the_prompts_that_fill_it() -> None:
+    words = ("boat", "car", "cat", "fish", "house", "tree", "ink", "oil", "swirl")
+    many = [f"{a} {b}" for a in words for b in words if a != b]
+    with refused("'neon'", f"of {WIDTH} dimensions", "most of them by", "keep fewer"):
+        room(keep=many)
+    with pytest.raises(SepmeError) as caught:
+        room(keep=many)
+    assert sum(f"'{prompt}' " in str(caught.value) for prompt in ["", *many]) == 5
+
+
+def test_a_concept_that_lies_within_what_is_kept_is_refused() -> None:
+    """Longer than the model reads, the two prompts are the same to it."""
+    words = "a painting of a boat in the style of"
+    with refused("Nothing of 'neon' is free", "keep fewer prompts"):
+        room(Concept("neon", (f"{words} neon",)), keep=(f"{words} ink",))
+
+
+def test_another_method_is_refused() -> None:
+    with refused("'magic'", "svd"):
+        room(INK, keep=KEPT, method="magic")
