@@ -112,6 +112,7 @@ def execute(path: Path, folder: Path) -> NotebookNode:
         km=manager,
         timeout=PATIENCE,
         record_timing=False,
+        extra_arguments=["--log-level=ERROR"],  # the kernel's own chatter, not the cells' warnings
         resources={"metadata": {"path": str(folder)}},
     )
     plain = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}

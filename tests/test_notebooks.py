@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 
 import nbformat
@@ -52,7 +53,10 @@ def complaints(notebook: NotebookNode) -> list[str]:
             found.append(f"a cell ended in {output.ename}")
         if output.get("name") == "stderr":
             found.append(f"a cell warned: {output.text.strip()[:80]}")
-        shown = output.get("data", {}).get(WIDGET, {}).get("model_id")
+        data = output.get("data", {})
+        if data.get("text/plain", "").startswith("<Figure") and "image/png" not in data:
+            found.append("a figure that is not drawn")
+        shown = data.get(WIDGET, {}).get("model_id")
         state = notebook.metadata.get("widgets", {}).values()
         if shown and not any(shown in part.get("state", {}) for part in state):
             found.append("a widget without its state")
@@ -60,7 +64,7 @@ def complaints(notebook: NotebookNode) -> list[str]:
     counts = [cell.execution_count for cell in code_cells(notebook)]
     if any(counts) and counts != list(range(1, len(counts) + 1)):
         found.append("not run from top to bottom")
-    if notebook.metadata != tidy(notebook.copy()).metadata:
+    if notebook.metadata != tidy(deepcopy(notebook)).metadata:
         found.append("metadata of one machine")
     return found
 
@@ -132,6 +136,7 @@ def test_it_runs_in_this_interpreter_and_in_the_folder(tmp_path: Path) -> None:
 
 
 SPOILT = {
+    "figure": new_output("display_data", data={"text/plain": "<Figure size 64x64 with 1 Axes>"}),
     "error": new_output("error", ename="ValueError", evalue="x", traceback=[]),
     "warning": new_output("stream", name="stderr", text="careful"),
     "path": new_output("stream", name="stdout", text=str(Path("/", "home", "me", "x"))),
@@ -147,6 +152,13 @@ def test_a_spoilt_output_is_found(kind: str) -> None:
     if kind == "widget":  # allowed with its state
         notebook.metadata["widgets"] = {"application": {"state": {"abc": {}}}}
         assert complaints(notebook) == []
+
+
+def test_metadata_of_one_machine_is_found() -> None:
+    notebook = tidy(new_notebook())
+    assert complaints(notebook) == []
+    notebook.metadata["language_info"]["version"] = "3.11.9"
+    assert complaints(notebook) == ["metadata of one machine"]
 
 
 def test_cells_run_out_of_order_are_found() -> None:
