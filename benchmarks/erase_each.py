@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from sepme.atelier.captions import fill
-from sepme.atelier.judge import Judge
+from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
 from sepme.atelier.paintings import OBJECTS, PHOTO, STYLES
 from sepme.backbone import ATELIER, Backbone
 from sepme.closed_form import closed_form
@@ -73,10 +73,10 @@ class Bench:
 
     def right(self, images: torch.Tensor, scenes: list[tuple[str, str, int]]) -> dict[str, float]:
         """Share of the pictures in which the judge finds the prompt's style, and its object."""
-        verdict = self.judge(images)
-        styles, objects = [*STYLES, PHOTO], list(OBJECTS)
-        style = torch.tensor([styles.index(s) for _, s, _ in scenes]) == verdict.style
-        object = torch.tensor([objects.index(o) for o, _, _ in scenes]) == verdict.object
+        verdict = self.judge.judge(images)
+        styles = torch.tensor([STYLE_NAMES.index(s) for _, s, _ in scenes])
+        objects = torch.tensor([OBJECT_NAMES.index(o) for o, _, _ in scenes])
+        style, object = styles == verdict.style, objects == verdict.object
         return {"style": style.float().mean().item(), "object": object.float().mean().item()}
 
     def measure(self, name: str, how: str) -> dict:
