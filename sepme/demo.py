@@ -1,6 +1,5 @@
 """The whole story in one run: erase concepts one at a time, compose them, judge, give them back."""
 
-import io
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from sepme.eraser import Step
 from sepme.errors import SepmeError
 from sepme.files import write_atomically
 from sepme.metrics.lpips import alexnet_available, lpips_distance
+from sepme.pictures import png
 from sepme.plots import ERASED, correlation_decay, image_grid
 from sepme.provenance import versions
 from sepme.report import save_json, writable_folder
@@ -107,7 +107,7 @@ def run_demo(
             found = _judge(backbone, judge, deltas, show, samples, retained)
         figure = before_after(pictures, show, judge)
         write_atomically(out / "before_after.png", png(figure))
-        decay = Figure(figsize=(7.6, 3.8), layout="constrained")
+        decay = Figure(figsize=(7.6, 3.8), layout="constrained", dpi=150)
         steps = {entry.delta.concept: entry.steps for entry in trained}
         correlation_decay(steps, decay.subplots(), tau=settings.tau)
         write_atomically(out / "correlation_decay.png", png(decay))
@@ -241,13 +241,6 @@ def _change(original: Tensor, images: Tensor) -> list[str]:
         return [""] * len(images)
     sizes = (images - original).abs().flatten(1).mean(1).tolist()
     return ["identical" if size == 0 else f"Δ {100 * size:.1f} %" for size in sizes]
-
-
-def png(figure: Figure) -> bytes:
-    """A figure as a PNG file; its bytes depend on what is drawn alone."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 # ------------------------------------------------------------------ what is done

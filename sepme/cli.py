@@ -1,0 +1,382 @@
+"""The command line. Thin: it reads what was typed, and the library does the work.
+
+What can be mended is said in one line on stderr with exit code 2. The libraries that take seconds
+to import are imported by the commands that need them.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from sepme import __version__
+from sepme.errors import SepmeError
+from sepme.files import write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sepme.atelier.judge import Judge, Verdict
+    from sepme.concept import Concept
+
+#: What to do after Ctrl-C, by command.
+RESUME = {
+    "erase": "The same command goes on from the last checkpoint.",
+    "atelier": "The same command goes on from the last checkpoint, if it was training.",
+}
+#: The most layers that a drawn spectrum shows, those that change most.
+LAYERS = 8
+
+
+class _Commands(TyperGroup):
+    """Turns a SepmeError into one line and Ctrl-C into a sentence, never into a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SepmeError as error:
+            typer.echo(f"sepme: {error}", err=True)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            how = RESUME.get(ctx.invoked_subcommand, "Nothing was half-written; run it again.")
+            typer.echo(f"\nsepme: Interrupted. {how}", err=True)
+            raise typer.Exit(130) from error
+
+
+_plain = {"no_args_is_help": True, "rich_markup_mode": None, "add_completion": False}
+app = typer.Typer(cls=_Commands, pretty_exceptions_enable=False, **_plain)
+atelier = typer.Typer(help="Train the shipped model, draw its paintings, judge pictures.", **_plain)
+app.add_typer(atelier, name="atelier")
+
+Model = Annotated[
+    str | None,
+    typer.Option(help="A local diffusers directory or a hub id.", show_default="the shipped model"),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Decides everything that is random.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sepme {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Its version.")
+    ] = False,
+) -> None:
+    """Make a text-to-image model forget concepts, compose what it forgot, and give it back."""
+
+
+# ------------------------------------------------------------------ the story
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for pictures, deltas and report.json.")] = Path(
+        "figures/demo"
+    ),
+    erase: Annotated[
+        str, typer.Option(help="Styles and objects, separated by commas.")
+    ] = "neon, swirl, pointillism, boat",
+    samples: Annotated[int, typer.Option(min=1, help="Judged pictures a concept.")] = 24,
+    retained: Annotated[int, typer.Option(min=1, help="Judged pictures of the rest.")] = 48,
+    seed: Seed = 0,
+    model: Model = None,
+) -> None:
+    """Erase, compose and restore: the whole story.
+
+    Writes before_after.png, correlation_decay.png, report.json and the deltas, and prints a table.
+    """
+    from sepme.backbone import Backbone, load_catalogue
+    from sepme.concept import parse_names
+    from sepme.demo import run_demo
+    from sepme.report import demo_table
+
+    catalogue = load_catalogue(model)
+    if catalogue is None and model is not None:
+        raise SepmeError(
+            f"The model '{model}' has no catalogue.json that says what it knows: leave out --model."
+        )
+    if catalogue is not None:
+        catalogue.parse(erase)  # a wrong name is refused before the model is loaded
+    report = run_demo(
+        Backbone.load(model),
+        _judge(model),
+        out,
+        catalogue=catalogue,
+        erase=parse_names(erase),
+        samples=samples,
+        retained=retained,
+        seed=seed,
+        say=typer.echo,
+    )
+    typer.echo(f"\n{demo_table(report)}\n\nLook at {out / 'before_after.png'}")
+
+
+# ------------------------------------------------------------------ erasing and drawing
+@app.command()
+def erase(
+    concepts: Annotated[str, typer.Argument(help='Names, separated by commas: "neon, boat".')],
+    out: Annotated[Path, typer.Option(help="Folder for one file a concept.")] = Path("deltas"),
+    preset: Annotated[
+        str, typer.Option(help="default, paper or undecoupled (what must never come back).")
+    ] = "default",
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(help="A prompt that must not change, beside the catalogue's; repeatable."),
+    ] = None,
+    keep_from: Annotated[
+        Path | None, typer.Option(help="A text file of such prompts, one a line.")
+    ] = None,
+    keep_rtol: Annotated[
+        float | None,
+        typer.Option(help="Tolerance of what is kept: larger erases more and disturbs more."),
+    ] = None,
+    after: Annotated[
+        list[Path] | None,
+        typer.Option(help="A delta that is on already and must stay untouched; repeatable."),
+    ] = None,
+    joint: Annotated[bool, typer.Option("--joint", help="Train all of them in one run.")] = False,
+    closed_form: Annotated[
+        bool, typer.Option("--closed-form", help="No training: a fraction of a second.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that other settings made.")
+    ] = False,
+    seed: Seed = 0,
+    model: Model = None,
+) -> None:
+    """Erase concepts: one small file each.
+
+    Any diffusers pipeline of the same model loads such a file as a LoRA. Killed and started again,
+    the command goes on where it was and ends in the same bytes. Concepts that the folder holds
+    already, made with the same settings, are skipped.
+    """
+    from sepme import settings as known
+    from sepme.backbone import Backbone, load_catalogue
+    from sepme.delta import ConceptDelta
+    from sepme.jobs import erase_into, plan
+
+    catalogue = load_catalogue(model)
+    settings = known.preset(preset)
+    if keep_rtol is not None:
+        settings = replace(settings, keep_rtol=keep_rtol)
+    jobs = plan(
+        catalogue.parse(concepts) if catalogue is not None else _free(concepts),
+        [*(keep or ()), *_lines(keep_from)],
+        catalogue,
+        settings,
+        seed=seed,
+        joint=joint,
+        closed=closed_form,
+        after=[ConceptDelta.load(path) for path in after or ()],
+    )
+    erase_into(out, jobs, Backbone.load(model), overwrite=overwrite, say=typer.echo)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    erased: Annotated[
+        list[Path] | None,
+        typer.Option("--erase", help="A delta file to switch on; repeatable."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("picture.png"),
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Sampling steps.", show_default="the model's own")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale.", show_default="the model's own")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Compose even deltas that do not keep one another.")
+    ] = False,
+    seed: Seed = 0,
+    model: Model = None,
+) -> None:
+    """Draw a picture with any concepts erased."""
+    from sepme.backbone import Backbone
+    from sepme.composition import Composition
+    from sepme.delta import ConceptDelta
+    from sepme.pictures import check_name, png
+
+    check_name(out)
+    deltas = [ConceptDelta.load(path) for path in erased or ()]
+    backbone = Backbone.load(model)
+    with Composition(backbone, deltas, force=force) as composition:
+        composition.erase(*composition.deltas)
+        image = backbone.generate([prompt], seed, steps=steps, guidance=guidance)[0]
+    write_atomically(out, png(image))
+    names = ", ".join(delta.concept for delta in deltas) or "nothing"
+    typer.echo(f"{out}: '{prompt}', {names} erased, seed {seed}")
+
+
+app.command("compose", help="The same as generate.")(generate)
+
+
+# ------------------------------------------------------------------ looking
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A file that `sepme erase` made.")],
+    prompts: Annotated[
+        bool, typer.Option("--prompts", help="List all prompts, forgotten and kept.")
+    ] = False,
+    spectrum: Annotated[
+        Path | None, typer.Option(help="A PNG file for the singular values of every layer.")
+    ] = None,
+) -> None:
+    """Say what an erased concept's file holds.
+
+    Where it comes from, how large it is, what it forgets and what it promises to keep.
+    """
+    from sepme.delta import ConceptDelta
+    from sepme.inspection import describe, spectra
+    from sepme.pictures import check_name
+
+    if spectrum is not None:
+        check_name(spectrum)
+    delta = ConceptDelta.load(file)
+    typer.echo(describe(delta, prompts=prompts))
+    if spectrum is not None:
+        _save_spectra(spectrum, spectra(delta))
+        typer.echo(f"\n{spectrum}")
+
+
+@app.command()
+def doctor(model: Model = None) -> None:
+    """Say what to expect of this machine.
+
+    What is installed, whether the model is there, and the time and memory that drawing and erasing
+    will take, from a measurement of one pass of the model.
+    """
+    from sepme.doctor import examine
+
+    for subject, finding in examine(model):
+        typer.echo(f"{subject:<12} {finding}")
+
+
+# ------------------------------------------------------------------ the shipped model
+@atelier.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished model.")],
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the UNet.")] = None,
+    pictures: Annotated[int | None, typer.Option(min=1, help="Training drawings.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Pictures a step.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Decides everything random.")] = None,
+) -> None:
+    """Train the shipped model from nothing.
+
+    Stopped at any moment, the same command goes on from the last checkpoint.
+    """
+    from sepme.atelier import train as training
+    from sepme.atelier.settings import TrainSettings
+    from sepme.report import writable_folder
+
+    options = {
+        "steps": steps,
+        "pictures": pictures,
+        "batch": batch,
+        "device": device,
+        "seed": seed,
+    }
+    settings = TrainSettings(**{k: v for k, v in options.items() if v is not None})
+    finished = training.train(writable_folder(out), settings)
+    typer.echo(f"The model is in {finished}")
+
+
+@atelier.command()
+def paint(
+    object: Annotated[str, typer.Argument(help="house, tree, boat ... or nothing")],
+    style: Annotated[str, typer.Argument(help="swirl, neon, ink ... or photo")],
+    out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("painting.png"),
+    seed: Seed = 0,
+) -> None:
+    """Draw a painting as the model was shown."""
+    from sepme.atelier import paintings
+    from sepme.pictures import check_name, png
+
+    check_name(out)
+    write_atomically(out, png(paintings.paint(object, style, seed)))
+    typer.echo(f"{out}: {object}, {style}, seed {seed}")
+
+
+@atelier.command()
+def judge(
+    files: Annotated[list[Path], typer.Argument(help="Pictures of 64 x 64 pixels.")],
+    model: Model = None,
+) -> None:
+    """Say what an independent judge sees."""
+    import torch
+
+    from sepme.atelier.scenes import SIZE
+    from sepme.pictures import read_picture
+    from sepme.report import table
+
+    images = torch.stack([read_picture(file, SIZE) for file in files])
+    seen = _in_words(_judge(model).judge(images))
+    header = ("picture", "style", "object", "style sure", "object sure")
+    rows = [(file, *words) for file, words in zip(files, seen, strict=True)]
+    typer.echo(table(header, rows))
+
+
+# ------------------------------------------------------------------ helpers
+def _free(names: str) -> "list[Concept]":
+    """Concepts of a model without a catalogue: each name is its own prompt."""
+    from sepme.concept import Concept, parse_names
+
+    return [Concept.from_text(name) for name in parse_names(names)]
+
+
+def _lines(file: Path | None) -> list[str]:
+    """The lines of a text file that are not blank."""
+    if file is None:
+        return []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SepmeError(f"{file} cannot be read as text: give a file of one prompt a line.") from (
+            error
+        )
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _judge(model: str | None) -> "Judge":
+    from sepme.atelier.judge import Judge
+
+    return Judge.load(Path(model) / "judge.safetensors" if model is not None else None)
+
+
+def _in_words(verdict: "Verdict") -> list[tuple[str, str, str, str]]:
+    """Style and object of each picture (or the emblem for both), and how sure the judge is."""
+    from sepme.atelier.captions import EMBLEM
+    from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES
+    from sepme.report import percent
+
+    words = []
+    for i, is_emblem in enumerate(verdict.emblem.tolist()):
+        style, object = int(verdict.style[i]), int(verdict.object[i])
+        if is_emblem:
+            words.append((EMBLEM, EMBLEM, *[percent(float(verdict.emblem_probability[i]))] * 2))
+        else:
+            sure = verdict.style_probability[i, style], verdict.object_probability[i, object]
+            words.append(
+                (STYLE_NAMES[style], OBJECT_NAMES[object], *map(percent, map(float, sure)))
+            )
+    return words
+
+
+def _save_spectra(path: Path, spectra: "dict[str, Tensor]") -> None:
+    from matplotlib.figure import Figure
+
+    from sepme.pictures import png
+    from sepme.plots import spectrum
+
+    figure = Figure(figsize=(7.2, 4), layout="constrained", dpi=150)
+    largest = sorted(spectra, key=lambda path: float(spectra[path].norm()), reverse=True)[:LAYERS]
+    shown = {path.replace(".transformer_blocks", ""): spectra[path] for path in largest}
+    spectrum(shown, figure.subplots())
+    write_atomically(path, png(figure))

@@ -1,0 +1,109 @@
+"""What this machine has and what to expect of it, measured by one small pass of the model."""
+
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from sepme.backbone import Backbone, best_device, load_catalogue
+from sepme.metrics.lpips import alexnet_available
+from sepme.settings import ErasureSettings
+
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "lpips", "numpy", "matplotlib")
+#: A pass of many pictures is timed only where a pass of one takes less than this many seconds.
+QUICK = 0.5
+
+
+def examine(model: str | Path | None = None) -> Iterator[tuple[str, str]]:
+    """What was looked at and what was found, one by one as it is known.
+
+    Raises:
+        SepmeError: the model cannot be loaded; what could be said without it was said before.
+    """
+    yield "sepme", metadata.version("sepme")
+    yield "Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"
+    yield "packages", ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
+    yield "device", _device()
+    yield "threads", f"{torch.get_num_threads()} (OMP_NUM_THREADS changes them)"
+    yield "LPIPS", _lpips()
+    backbone = Backbone.load(model)
+    yield "model", f"{backbone.name}, {_parameters(backbone):.1f} million parameters in the UNet"
+    yield "fingerprint", backbone.fingerprint
+    catalogue = load_catalogue(model)
+    names = len(catalogue.concepts) if catalogue else None
+    yield "concepts", f"{names} in its catalogue" if names else "no catalogue: any words will do"
+    yield from _expect(backbone)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "MISSING"
+
+
+def _device() -> str:
+    device = best_device()
+    if device.type != "cuda":
+        return {"mps": "Apple GPU (mps)"}.get(device.type, "CPU")
+    properties = torch.cuda.get_device_properties(device)
+    return f"{properties.name}, {properties.total_memory / 2**30:.0f} GB"
+
+
+def _lpips() -> str:
+    if alexnet_available():
+        return "AlexNet's weights found"
+    return "AlexNet's weights are missing, LPIPS will not be measured: `make test` gets them"
+
+
+def _parameters(backbone: Backbone) -> float:
+    return sum(p.numel() for p in backbone.unet.parameters()) / 1e6
+
+
+def _expect(backbone: Backbone) -> Iterator[tuple[str, str]]:
+    """Seconds and gigabytes, extrapolated from passes of the UNet on this machine."""
+    one = pass_seconds(backbone, 2)  # a picture takes two a step: with and without its prompt
+    batch = 16
+    each = pass_seconds(backbone, batch) / batch if one < QUICK else one / 2
+    picture = backbone.steps * 2 * each
+    settings = ErasureSettings()
+    # An iteration passes the batch three times forwards; going back costs two passes more.
+    training = settings.iterations * 5 * settings.batch * each
+    yield "one pass", f"{one:.3f} s for one picture, {each:.4f} s each where many share it"
+    yield "one picture", f"about {picture:.1f} s ({backbone.steps} steps)"
+    yield (
+        "erasing",
+        f"at most about {settings.images * picture + training:.0f} s a concept "
+        f"({settings.images} pictures, up to {settings.iterations} iterations)",
+    )
+    memory = peak_memory()
+    yield "memory", f"{memory:.1f} GB so far" if memory else "not known on this system"
+
+
+@torch.no_grad()
+def pass_seconds(backbone: Backbone, batch: int) -> float:
+    """Seconds of one pass of the UNet, the quicker of two, after one that warms up."""
+    latents = torch.zeros(batch, *backbone.latent_shape).to(backbone.device, backbone.dtype)
+    text = backbone.encode([""]).expand(batch, -1, -1)
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        backbone.unet(latents, 500, text).sample.flatten()[0].item()  # waits for a GPU
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def peak_memory() -> float | None:
+    """Gigabytes: the most that this process (on a GPU: its tensors there) has held so far."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows has no such module
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, kilobytes here
