@@ -1,6 +1,9 @@
 """Interrupted and gone on with, a training ends in the same delta, byte for byte."""
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -18,6 +21,7 @@ from sepme.settings import ErasureSettings
 from tests.miniature import FROM_ZERO, INK, KEPT, NEON, QUICK, shared
 from tests.refusals import refused
 
+ROOT = Path(__file__).parent.parent
 DENSE = replace(FROM_ZERO, parametrisation="dense", learning_rate=0.1)
 
 
@@ -129,6 +133,32 @@ def test_an_interruption_while_writing_leaves_the_checkpoint_before(
             train(checkpoint)
     assert checkpoint.path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [checkpoint.path]
+    assert train(checkpoint) == uninterrupted()
+
+
+#: Trains like `train`, in a process of its own, with a pause after every iteration.
+VICTIM = """
+import sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from sepme.checkpoint import Checkpoint
+from tests.test_checkpoint import train
+train(Checkpoint(Path(sys.argv[1]), every=1), callback=lambda step: time.sleep(0.2))
+"""
+
+
+def test_a_killed_process_is_gone_on_with(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "run.ckpt")
+    victim = subprocess.Popen([sys.executable, "-c", VICTIM, str(checkpoint.path)], cwd=ROOT)
+    try:
+        while not (checkpoint.path.exists() and iteration_in(checkpoint) >= 2):
+            assert victim.poll() is None, "it ended before it could be killed"
+            time.sleep(0.01)
+    finally:
+        victim.kill()
+        victim.wait()
+    assert iteration_in(checkpoint) < QUICK.iterations
     assert train(checkpoint) == uninterrupted()
 
 
