@@ -1,0 +1,364 @@
+"""The command line on the miniature pipeline: what it writes, what it refuses, how it resumes."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from sepme import __version__
+from sepme.backbone import Backbone
+from sepme.cli import app
+from sepme.concept import Catalogue, Concept
+from sepme.delta import ConceptDelta
+from sepme.jobs import slug
+from tests.tiny import make_tiny_pipeline
+
+CATALOGUE = Catalogue(
+    {
+        "neon": Concept("neon", ("neon", "a boat in neon style"), "style", ("", "a boat")),
+        "ink": Concept("ink", ("ink", "a boat in ink style"), "style", ("", "a boat")),
+        "boat": Concept("boat", ("boat", "a boat in neon style"), "object"),
+    },
+    aliases={"ship": "boat"},
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A miniature model on the disk that brings a catalogue, sampled in three steps."""
+    return _saved(tmp_path_factory.mktemp("model"), catalogue=CATALOGUE)
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another one, with other weights and without a catalogue, like any model of the hub."""
+    return _saved(tmp_path_factory.mktemp("bare"), seed=1)
+
+
+def _saved(folder: Path, catalogue: Catalogue | None = None, seed: int = 0) -> Path:
+    make_tiny_pipeline(seed=seed).save_pretrained(folder)
+    (folder / "generation.json").write_text('{"guidance_scale": 4.0, "num_inference_steps": 3}')
+    if catalogue is not None:
+        catalogue.save(folder / "catalogue.json")
+    return folder
+
+
+def sepme(*words: object, ok: bool = True) -> Result:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    if ok:
+        assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def deltas(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Deltas of neon and boat, in closed form."""
+    folder = tmp_path_factory.mktemp("deltas")
+    sepme("erase", "neon, ship", "--closed-form", "--out", folder, "--model", model)
+    return folder
+
+
+# ------------------------------------------------------------------ erase
+def test_erase_writes_one_file_a_concept(deltas: Path) -> None:
+    assert sorted(path.name for path in deltas.iterdir()) == [
+        "boat.safetensors",
+        "neon.safetensors",
+    ]
+    delta = ConceptDelta.load(deltas / "neon.safetensors")
+    assert delta.forgotten == CATALOGUE["neon"].prompts
+    assert {"", "boat", "ink"} <= set(delta.kept)
+
+
+def test_what_is_there_with_the_same_settings_is_skipped(deltas: Path, model: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in deltas.iterdir()}
+    result = sepme("erase", "neon,boat", "--closed-form", "--out", deltas, "--model", model)
+    assert result.stdout.count("Already erased with these settings") == 2
+    assert {path: path.stat().st_mtime_ns for path in deltas.iterdir()} == before
+
+
+def test_other_settings_replace_a_file_only_when_told_to(model: Path, tmp_path: Path) -> None:
+    command = ("erase", "ink", "--closed-form", "--out", tmp_path, "--model", model)
+    sepme(*command)
+    before = (tmp_path / "ink.safetensors").read_bytes()
+    refused(*command, "--keep-rtol", 0.1, words=("ink.safetensors", "--overwrite"))
+    assert (tmp_path / "ink.safetensors").read_bytes() == before
+    sepme(*command, "--keep-rtol", 0.1, "--overwrite")
+    assert (tmp_path / "ink.safetensors").read_bytes() != before
+
+
+def test_words_of_ones_own_on_a_model_without_a_catalogue(bare: Path, tmp_path: Path) -> None:
+    keep = tmp_path / "keep.txt"
+    keep.write_text("a cat\n\na tree\n")
+    out = tmp_path / "out"
+    command = ("--closed-form", "--keep", "house", "--keep-from", keep, "--model", bare)
+    sepme("erase", "neon, red boat", *command, "--out", out)
+    delta = ConceptDelta.load(out / "red-boat.safetensors")
+    assert delta.concept == "red boat"
+    assert set(delta.kept) == {"", "neon", "house", "a cat", "a tree"}
+
+
+def test_jointly_and_one_by_one_are_not_taken_for_each_other(model: Path, tmp_path: Path) -> None:
+    command = ("erase", "neon, ink", "--out", tmp_path, "--model", model)
+    sepme(*command, "--joint")
+    assert "Already erased" in sepme(*command, "--joint").stdout
+    delta = ConceptDelta.load(tmp_path / "ink.safetensors")
+    assert delta.provenance.settings["jointly"] == ["neon", "ink"]
+    refused(*command, words=("neon.safetensors", "other settings"))
+
+
+def test_a_later_concept_leaves_the_earlier_ones_alone(model: Path, deltas: Path, tmp_path: Path):
+    earlier = deltas / "neon.safetensors"
+    command = ("erase", "ink", "--after", earlier, "--out", tmp_path, "--model", model)
+    sepme(*command)
+    delta = ConceptDelta.load(tmp_path / "ink.safetensors")
+    assert delta.provenance.after == (ConceptDelta.load(earlier).digest,)
+    assert "Already erased" in sepme(*command).stdout
+
+
+def test_file_names() -> None:
+    assert slug("Van Gogh") == "van-gogh"
+    assert slug("../..") == "concept"
+
+
+# ------------------------------------------------------------------ SIGKILL
+def _command(model: Path, out: Path) -> list[str]:
+    return ["erase", "neon, ink", "--out", str(out), "--model", str(model)]
+
+
+def _kill_at_a_random_moment(model: Path, out: Path) -> None:
+    """Start erasing in a process of its own; kill it some time after its first checkpoint."""
+    code = "from sepme.cli import app; app()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *_command(model, out)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while process.poll() is None and not list(out.glob(".*.checkpoint.safetensors")):
+        time.sleep(0.01)
+    delay = random.SystemRandom().uniform(0, 3)
+    print(f"killed {delay:.3f} s after the first checkpoint")  # shown if the test fails
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_killed_and_started_again_it_ends_in_the_same_bytes(model: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    sepme(*_command(model, whole))
+    killed.mkdir()
+    _kill_at_a_random_moment(model, killed)
+    _kill_at_a_random_moment(model, killed)
+    sepme(*_command(model, killed))
+    for name in ("neon.safetensors", "ink.safetensors"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    assert list(killed.glob(".*.checkpoint.safetensors")) == []
+
+
+def test_ctrl_c_says_how_to_go_on(model: Path, tmp_path: Path, monkeypatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sepme.jobs.erase_into", interrupt)
+    result = sepme(*_command(model, tmp_path), ok=False)
+    assert result.exit_code == 130
+    assert result.stderr.strip() == (
+        "sepme: Interrupted. The same command goes on from the last checkpoint."
+    )
+
+
+# ------------------------------------------------------------------ generate, inspect, doctor
+def test_generate_draws_with_any_subset_erased(model: Path, deltas: Path, tmp_path: Path) -> None:
+    def drawn(name: str, *erased: str) -> bytes:
+        out = tmp_path / name
+        switched = [word for one in erased for word in ("--erase", deltas / f"{one}.safetensors")]
+        sepme("generate", "neon", *switched, "--seed", 3, "--out", out, "--model", model)
+        return out.read_bytes()
+
+    original = drawn("original.png")
+    assert drawn("again.png") == original
+    assert drawn("without.png", "neon") != original
+    assert drawn("both.png", "neon", "boat") == drawn("other_order.png", "boat", "neon")
+    with Image.open(tmp_path / "original.png") as picture:
+        assert picture.size == (32, 32)
+
+
+def test_compose_is_generate(model: Path, tmp_path: Path) -> None:
+    one, other = tmp_path / "one.png", tmp_path / "other.png"
+    sepme("generate", "boat", "--out", one, "--model", model)
+    sepme("compose", "boat", "--out", other, "--model", model)
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_inspect_says_what_a_file_holds(deltas: Path, tmp_path: Path) -> None:
+    drawing = tmp_path / "spectrum.png"
+    result = sepme("inspect", deltas / "neon.safetensors", "--spectrum", drawing)
+    for words in ("neon (style)", "closed form", "forgets 2 prompts", "attn2.to_k", "rank"):
+        assert words in result.stdout
+    with Image.open(drawing) as picture:
+        assert picture.width > 500
+
+
+def test_inspect_lists_all_prompts_on_request(deltas: Path) -> None:
+    assert '"a boat in ink style"' in sepme(
+        "inspect", deltas / "neon.safetensors", "--prompts"
+    ).stdout.replace("  ... and", "")
+
+
+def test_doctor_measures_instead_of_guessing(model: Path) -> None:
+    result = sepme("doctor", "--model", model)
+    for subject in ("Python", "device", "threads", "LPIPS", "fingerprint", "one picture", "memory"):
+        assert f"\n{subject} " in result.stdout
+    assert Backbone.load(model).fingerprint in result.stdout
+
+
+def test_version_and_help() -> None:
+    assert sepme("--version").stdout == f"sepme {__version__}\n"
+    assert "erase" in sepme("--help").stdout
+
+
+# ------------------------------------------------------------------ the atelier
+def test_atelier_paints(tmp_path: Path) -> None:
+    out = tmp_path / "boat.png"
+    sepme("atelier", "paint", "boat", "neon", "--seed", 5, "--out", out)
+    with Image.open(out) as picture:
+        assert picture.size == (64, 64)
+
+
+def test_atelier_judges(tmp_path: Path, monkeypatch) -> None:
+    from sepme.atelier.judge import Judge
+
+    monkeypatch.setattr(Judge, "load", lambda path=None: Judge())
+    out = tmp_path / "boat.png"
+    sepme("atelier", "paint", "boat", "neon", "--out", out)
+    lines = sepme("atelier", "judge", out, out).stdout.splitlines()
+    assert len(lines) == 4
+    assert lines[2] == lines[3]
+
+
+def test_atelier_trains_with_what_was_typed(tmp_path: Path, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(
+        "sepme.atelier.train.train", lambda *words: asked.append(words) or tmp_path / "pipeline"
+    )
+    result = sepme("atelier", "train", "--out", tmp_path, "--steps", 7, "--seed", 3)
+    folder, settings = asked[0]
+    assert folder == tmp_path
+    assert (settings.steps, settings.seed) == (7, 3)
+    assert "pipeline" in result.stdout
+
+
+# ------------------------------------------------------------------ bad input
+def refused(*command: object, words: tuple[str, ...]) -> None:
+    """The command must end with code 2, and say one sentence on one line of stderr."""
+    result = sepme(*command, ok=False)
+    assert result.exit_code == 2, result.output
+    line = result.stderr.strip()
+    assert line.startswith("sepme: "), line
+    assert line.endswith("."), line
+    assert "\n" not in line, line
+    assert "Traceback" not in result.output
+    for word in words:
+        assert word in line
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Iterator[Path]:
+    """A folder that must hold nothing afterwards."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    yield folder
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["neno"], ("'neno'", "did you mean neon")),
+        ([" , "], ("No concept was named",)),
+        (["neon", "--preset", "best"], ("'best'", "default, paper, undecoupled")),
+        (["neon", "--keep", "Neon"], ("also to be kept",)),
+        (["neon", "--joint"], ("two concepts",)),
+        (["neon,ink", "--joint", "--closed-form"], ("one by one",)),
+        (["neon", "--preset", "undecoupled", "--keep", "a cat"], ("keeps nothing",)),
+        (["neon", "--keep-from", "nowhere.txt"], ("nowhere.txt",)),
+        (["neon", "--after", "nowhere.safetensors"], ("nowhere.safetensors",)),
+    ],
+)
+def test_erase_refuses(words: list[str], said: tuple[str, ...], model: Path, empty: Path) -> None:
+    refused("erase", *words, "--out", empty, "--model", model, words=said)
+
+
+def test_erase_refuses_when_nothing_is_free(bare: Path, empty: Path, tmp_path: Path) -> None:
+    keep = tmp_path / "keep.txt"
+    words = "boat car cat fish house tree dotted ink oil pointillism ship swirl painting photo"
+    keep.write_text("\n".join(f"a {a} in the {b} style" for a in words.split() for b in "xyz"))
+    command = ("erase", "neon", "--keep-from", keep, "--keep-rtol", 1e-7, "--out", empty)
+    refused(*command, "--model", bare, words=("free", "raise keep_rtol"))
+
+
+@pytest.mark.parametrize("command", ["erase", "generate", "demo"])
+def test_a_model_that_is_not_there(command: str, empty: Path) -> None:
+    words = {"erase": ["neon"], "generate": ["neon"], "demo": []}[command]
+    out = empty / "picture.png" if command == "generate" else empty
+    refused(command, *words, "--out", out, "--model", empty / "model", words=("model",))
+
+
+def test_a_file_in_place_of_the_folder(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    refused("erase", "neon", "--out", tmp_path / "file", "--model", model, words=("--out",))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("delta", "out", "said"),
+    [
+        ("missing", "picture.png", ("missing.safetensors", "exists")),
+        ("truncated", "picture.png", ("truncated",)),
+        ("neon", "picture.jpg", ("end it in .png",)),
+        ("foreign", "picture.png", ("another base model",)),
+    ],
+)
+def test_generate_refuses(
+    delta: str,
+    out: str,
+    said: tuple[str, ...],
+    model: Path,
+    bare: Path,
+    deltas: Path,
+    tmp_path,
+    empty,
+) -> None:
+    whole = deltas / "neon.safetensors"
+    (tmp_path / "truncated.safetensors").write_bytes(whole.read_bytes()[:-100])
+    file = whole if delta in ("neon", "foreign") else tmp_path / f"{delta}.safetensors"
+    used = bare if delta == "foreign" else model
+    refused("generate", "a", "--erase", file, "--out", empty / out, "--model", used, words=said)
+
+
+def test_inspect_refuses_what_sepme_did_not_write(model: Path, empty: Path) -> None:
+    foreign = model / "unet" / "diffusion_pytorch_model.safetensors"
+    refused("inspect", foreign, words=("not written by sepme",))
+
+
+def test_demo_refuses(model: Path, bare: Path, empty: Path) -> None:
+    refused("demo", "--out", empty, "--model", bare, words=("no catalogue.json",))
+    refused("demo", "--erase", "neno", "--out", empty, "--model", model, words=("neon",))
+
+
+def test_atelier_refuses(tmp_path: Path, empty: Path, monkeypatch) -> None:
+    refused("atelier", "paint", "boat", "rococo", "--out", empty / "a.png", words=("'rococo'",))
+    small = tmp_path / "small.png"
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(small)
+    refused("atelier", "judge", small, words=("32 x 32", "64 x 64"))
+    small.write_text("no picture")
+    refused("atelier", "judge", small, words=("cannot be read as a picture",))
