@@ -46,7 +46,9 @@ class Loop:
         if (found := load_checkpoint(self.checkpoint)) is not None:
             self._resume(*found)
 
-    def run(self, loss_at: Callable[[int], Tensor], after: Callable[[int], None] | None = None):
+    def run(
+        self, loss_at: Callable[[int], Tensor], after: Callable[[int], None] | None = None
+    ) -> nn.Module:
         """Take all the steps that are left; returns the averaged model. `after(step)` follows each.
 
         Raises SepmeError when the loss is no longer finite.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -133,6 +133,8 @@ def train_unet(
     return loop
 
 
-def _pipeline(average: nn.ModuleDict, vae: nn.Module, tokenizer: CLIPTokenizer):
+def _pipeline(
+    average: nn.ModuleDict, vae: AutoencoderKL, tokenizer: CLIPTokenizer
+) -> StableDiffusionPipeline:
     unet, text = (copy.deepcopy(average[part]).cpu().eval() for part in ("unet", "text"))
     return make_pipeline(vae, text, tokenizer, unet)
