@@ -81,8 +81,8 @@ def demo(
     erase: Annotated[
         str, typer.Option(help="Styles and objects, separated by commas.")
     ] = "neon, swirl, pointillism, boat",
-    samples: Annotated[int, typer.Option(min=1, help="Judged pictures a concept.")] = 24,
-    retained: Annotated[int, typer.Option(min=1, help="Judged pictures of the rest.")] = 48,
+    samples: Annotated[int, typer.Option(min=1, help="Judged pictures a concept.")] = 20,
+    retained: Annotated[int, typer.Option(min=1, help="Judged pictures of the rest.")] = 40,
     seed: Seed = 0,
     model: Model = None,
 ) -> None:

@@ -65,8 +65,8 @@ def run_demo(
     catalogue: Catalogue,
     erase: Sequence[str] = CONCEPTS,
     settings: ErasureSettings = PRESETS["default"],
-    samples: int = 24,
-    retained: int = 48,
+    samples: int = 20,
+    retained: int = 40,
     seed: int = 0,
     say: Callable[[str], None] = print,
     progress: bool = True,
@@ -105,25 +105,10 @@ def run_demo(
         with clock.measure("judging"):
             say(f"Judging {2 * (samples * len(concepts) + retained)} pictures ...")
             found = _judge(backbone, judge, deltas, show, samples, retained)
-        figure = before_after(pictures, show, judge)
-        write_atomically(out / "before_after.png", png(figure))
-        decay = Figure(figsize=(7.6, 3.8), layout="constrained", dpi=150)
-        steps = {entry.delta.concept: entry.steps for entry in trained}
-        correlation_decay(steps, decay.subplots(), tau=settings.tau)
-        write_atomically(out / "correlation_decay.png", png(decay))
+        write_atomically(out / "before_after.png", png(before_after(pictures, show, judge)))
+        write_atomically(out / "correlation_decay.png", png(_decay(trained, settings.tau)))
     report = _report(trained, found, proof, clock.seconds)
-    report["provenance"] = {
-        "model": backbone.name,
-        "fingerprint": backbone.fingerprint,
-        "versions": versions(),
-        "device": str(backbone.device),
-        "threads": torch.get_num_threads(),
-        "seed": seed,
-        "sampling": {"steps": backbone.steps, "guidance": backbone.guidance},
-        "settings": asdict(settings),
-        "deltas": {delta.concept: delta.digest for delta in deltas},
-        "judged": "all concepts of this report erased at once",
-    }
+    report["provenance"] = _provenance(backbone, deltas, settings, seed)
     save_json(out / "report.json", report)
     return report
 
@@ -219,13 +204,20 @@ def before_after(pictures: Mapping[str, Tensor], show: Exhibition, judge: Judge)
             0: "Prompts that name an erased concept: framed where it must be gone",
             len(show.erased_rows): "Prompts that must stay as they are",
         },
-        title=f"Forgetting {', '.join(show.names[:-1])} and {show.names[-1]}"
-        if len(show.names) > 1
-        else f"Forgetting {show.names[0]}",
+        title="Forgetting "
+        + " and ".join(filter(None, [", ".join(show.names[:-1]), show.names[-1]])),
         footer="Below each picture: what an independent judge sees, and the mean change of its "
         "pixels.\nEach row starts from the same noise in every column.",
         cell=1.2,
     )
+
+
+def _decay(trained: "Sequence[_Trained]", tau: float) -> Figure:
+    """How the correlation fell while each delta was trained."""
+    figure = Figure(figsize=(7.6, 3.8), layout="constrained", dpi=150)
+    steps = {entry.delta.concept: entry.steps for entry in trained}
+    correlation_decay(steps, figure.subplots(), tau=tau)
+    return figure
 
 
 def _seen(judge: Judge, images: Tensor) -> list[str]:
@@ -367,6 +359,23 @@ def _report(
             "rank": entry.delta.rank,
         }
     return found | proof | {"seconds": {name: round(s, 3) for name, s in seconds.items()}}
+
+
+def _provenance(
+    backbone: Backbone, deltas: list[ConceptDelta], settings: ErasureSettings, seed: int
+) -> dict[str, Any]:
+    return {
+        "model": backbone.name,
+        "fingerprint": backbone.fingerprint,
+        "versions": versions(),
+        "device": str(backbone.device),
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+        "sampling": {"steps": backbone.steps, "guidance": backbone.guidance},
+        "settings": asdict(settings),
+        "deltas": {delta.concept: delta.digest for delta in deltas},
+        "judged": "with all concepts of this report erased at once",
+    }
 
 
 def evenly(items: Sequence[Any], n: int) -> list[Any]:
