@@ -14,7 +14,7 @@ TRAINING_SEED, JUDGE_SEED, HELD_OUT_SEED = 0, 10_000_000, 20_000_000
 class TrainSettings:
     """Settings of `sepme atelier train`; the defaults made what ships."""
 
-    steps: int = 9000  #: of the U-Net and the text encoder; may change before the decay starts
+    steps: int = 8600  #: of the U-Net and the text encoder; may change before the decay starts
     vae_steps: int = 3200
     judge_steps: int = 2500
     pictures: int = 24_200  #: training drawings: 200 for each object x style
@@ -23,7 +23,7 @@ class TrainSettings:
     judge_batch: int = 96
     muon_rate: float = 0.02
     adam_rate: float = 1e-3
-    decay: float = 0.25  #: last share of the steps, over which the learning rate falls
+    decay: float = 0.5  #: last share of the steps, over which the learning rate falls
     empty: float = 0.1  #: share of empty prompts, for classifier-free guidance
     emblem: float = 0.02  #: share of pictures that are the emblem
     seed: int = 0
