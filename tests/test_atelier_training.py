@@ -164,13 +164,13 @@ def test_a_directory_is_replaced_only_when_the_new_one_is_finished(tmp_path):
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"precision": "int4"}, {"vae_batch": -1}])
 def test_wrong_settings_are_refused(wrong):
-    with pytest.raises(SepmeError, match=next(iter(wrong))):
+    with pytest.raises(SepmeError, match=f"(?i){next(iter(wrong))}"):
         TrainSettings(**wrong)
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SepmeError, match="--out"):
+    with pytest.raises(SepmeError, match="folder"):
         train(tmp_path / "file" / "inside")
 
 

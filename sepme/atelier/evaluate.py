@@ -10,17 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from sepme.atelier.captions import BOTH, EMBLEM, OBJECT_PHOTO, STYLE_ONLY, fill
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
 from sepme.atelier.paintings import ALIASES, OBJECTS, STYLES, paint_batch
-from sepme.atelier.report import picture_grid, write_json
 from sepme.atelier.scenes import NOTHING
 from sepme.atelier.settings import HELD_OUT_SEED, TrainSettings
 from sepme.atelier.styles import PHOTO
 from sepme.atelier.train_judge import held_out_accuracy
 from sepme.atelier.train_vae import held_out_psnr, subjects
 from sepme.backbone import Backbone
+from sepme.files import write_atomically
+from sepme.pictures import png
+from sepme.report import save_json
 
 #: Least shares with which a model may ship.
 BARS = {
@@ -164,7 +167,8 @@ def sample_grid(model: str | Path | None, path: Path, seed: int = 1) -> None:
     """Save what the model paints: a row for each style and the photo, a column for each object."""
     prompts = [fill(BOTH[0], o, s) for s in STYLES for o in OBJECTS]
     prompts += [fill(OBJECT_PHOTO[0], o) for o in OBJECTS]
-    picture_grid(Backbone.load(model).generate(prompts, seed), len(OBJECTS), path)
+    images = Backbone.load(model).generate(prompts, seed)
+    write_atomically(path, png(make_grid(images, nrow=len(OBJECTS), pad_value=1.0)))
 
 
 def main() -> None:
@@ -174,7 +178,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--out", type=Path, required=True, help="folder for figures and grid")
     chosen = parser.parse_args()
-    write_json(chosen.out / "quality.json", evaluate(chosen.model, chosen.seeds))
+    save_json(chosen.out / "quality.json", evaluate(chosen.model, chosen.seeds))
     sample_grid(chosen.model, chosen.out / "samples.png")
 
 

@@ -18,21 +18,17 @@ from sepme.atelier.train_judge import train_judge
 from sepme.atelier.train_unet import train_unet
 from sepme.atelier.train_vae import train_vae
 from sepme.errors import SepmeError
+from sepme.report import writable_folder
 
 
 def train(directory: Path, settings: TrainSettings | None = None) -> Path:
     """Train, or go on training, in `directory`; returns the pipeline's directory within it.
 
     A usable pipeline of the weights so far is put there every `settings.export_seconds`.
-    Raises SepmeError when the directory cannot be written or holds another training.
+    Raises SepmeError when the directory cannot be written or a checkpoint in it is damaged.
     """
     settings = settings or TrainSettings()
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SepmeError(
-            f"Cannot write to {directory}: choose a folder of your own with --out."
-        ) from error
+    directory = writable_folder(directory)
     finished = directory / "pipeline"
     train_vae(directory, settings)
     judge = train_judge(directory, settings)
