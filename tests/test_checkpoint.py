@@ -98,6 +98,16 @@ def test_interrupted_again_and_again(tmp_path: Path) -> None:
     assert train(checkpoint) == uninterrupted()
 
 
+def test_every_later_step_is_that_of_the_run_without_interruption(tmp_path: Path) -> None:
+    """The delta does not depend on the momentum until it stops; the steps show it earlier."""
+    checkpoint, whole, rest = Checkpoint(tmp_path / "run.ckpt", every=1), [], []
+    train(None, callback=whole.append)
+    with pytest.raises(KeyboardInterrupt):
+        train(checkpoint, callback=interrupt_at(3))
+    train(checkpoint, callback=rest.append)
+    assert rest == whole[2:]
+
+
 def test_what_was_done_is_not_done_again(tmp_path: Path, monkeypatch) -> None:
     checkpoint, seen = Checkpoint(tmp_path / "run.ckpt", every=1), []
     with pytest.raises(KeyboardInterrupt):
