@@ -4,6 +4,7 @@ What can be mended is said in one line on stderr with exit code 2. The libraries
 to import are imported by the commands that need them.
 """
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -112,6 +113,7 @@ def demo(
         retained=retained,
         seed=seed,
         say=typer.echo,
+        progress=sys.stderr.isatty(),
     )
     typer.echo(f"\n{demo_table(report)}\n\nLook at {out / 'before_after.png'}")
 
@@ -174,7 +176,14 @@ def erase(
         closed=closed_form,
         after=[ConceptDelta.load(path) for path in after or ()],
     )
-    erase_into(out, jobs, Backbone.load(model), overwrite=overwrite, say=typer.echo)
+    erase_into(
+        out,
+        jobs,
+        Backbone.load(model),
+        overwrite=overwrite,
+        progress=sys.stderr.isatty(),
+        say=typer.echo,
+    )
 
 
 @app.command()

@@ -94,10 +94,12 @@ def run_demo(
     out = writable_folder(out)
     clock = _Clock()
     with clock.measure("total"):
-        with clock.measure("erasing"):
-            trained = [_erase(backbone, c, catalogue, settings, seed, progress) for c in concepts]
-        for entry in trained:
-            entry.delta.save(out / "deltas" / f"{entry.delta.concept}.safetensors")
+        trained = []
+        for concept in concepts:
+            with clock.measure("erasing"):
+                trained.append(_erase(backbone, concept, catalogue, settings, seed, progress))
+            trained[-1].delta.save(out / "deltas" / f"{concept.name}.safetensors")
+            say(f"Erased {concept.name} in {trained[-1].seconds:.0f} s")
         deltas = [entry.delta for entry in trained]
         with clock.measure("composing"):
             say(f"Composing the {len(deltas)} deltas, restoring, and drawing before_after.png ...")

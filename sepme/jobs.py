@@ -40,7 +40,7 @@ class Job:
     def file(self, concept: Concept, folder: Path) -> Path:
         return folder / f"{slug(concept.name)}.safetensors"
 
-    def run(self, backbone: Backbone, checkpoint: Checkpoint) -> list[ConceptDelta]:
+    def run(self, backbone: Backbone, checkpoint: Checkpoint, progress: bool) -> list[ConceptDelta]:
         if self.closed:
             only = self.concepts[0]
             return [closed_form(backbone, only, self.keep, **self._closed_options())]
@@ -52,6 +52,7 @@ class Job:
             seed=self.seed,
             after=self.after,
             checkpoint=checkpoint,
+            progress=progress,
         )
 
     def made(self, delta: ConceptDelta, concept: Concept, backbone: Backbone) -> bool:
@@ -151,6 +152,7 @@ def erase_into(
     backbone: Backbone,
     *,
     overwrite: bool = False,
+    progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> list[Path]:
     """Run the jobs, one file a concept. Killed and started again, it ends in the same bytes.
@@ -166,7 +168,7 @@ def erase_into(
         if job not in todo:
             say(f"Already erased with these settings: {', '.join(map(str, paths))}")
         else:
-            for path, delta in zip(paths, job.run(backbone, checkpoint), strict=True):
+            for path, delta in zip(paths, job.run(backbone, checkpoint, progress), strict=True):
                 delta.save(path)
                 say(f"{path}: rank {delta.rank}, {len(delta.kept)} prompts kept")
         checkpoint.remove()

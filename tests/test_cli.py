@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from sepme.cli import app
 from sepme.concept import Catalogue, Concept
 from sepme.delta import ConceptDelta
 from sepme.jobs import slug
+from sepme.settings import PRESETS
 from tests.tiny import make_tiny_pipeline
 
 CATALOGUE = Catalogue(
@@ -67,6 +69,13 @@ def deltas(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default preset, cut short."""
+    short = replace(PRESETS["default"], iterations=3, batch=2, images=2)
+    monkeypatch.setitem(PRESETS, "default", short)
+
+
 # ------------------------------------------------------------------ erase
 def test_erase_writes_one_file_a_concept(deltas: Path) -> None:
     assert sorted(path.name for path in deltas.iterdir()) == [
@@ -106,6 +115,7 @@ def test_words_of_ones_own_on_a_model_without_a_catalogue(bare: Path, tmp_path: 
     assert set(delta.kept) == {"", "neon", "house", "a cat", "a tree"}
 
 
+@pytest.mark.usefixtures("quick")
 def test_jointly_and_one_by_one_are_not_taken_for_each_other(model: Path, tmp_path: Path) -> None:
     command = ("erase", "neon, ink", "--out", tmp_path, "--model", model)
     sepme(*command, "--joint")
@@ -115,6 +125,7 @@ def test_jointly_and_one_by_one_are_not_taken_for_each_other(model: Path, tmp_pa
     refused(*command, words=("neon.safetensors", "other settings"))
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_later_concept_leaves_the_earlier_ones_alone(model: Path, deltas: Path, tmp_path: Path):
     earlier = deltas / "neon.safetensors"
     command = ("erase", "ink", "--after", earlier, "--out", tmp_path, "--model", model)
