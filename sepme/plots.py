@@ -61,6 +61,7 @@ def correlation_decay(
         raise SepmeError("There is no training step to draw: pass the steps a callback collected.")
     ax = _axes(ax, width=7.6)
     ax.axhline(0, color=BLACK, linewidth=0.8)
+    ax.axhline(1, color=GREY, linewidth=0.8, linestyle="--", label="original model")
     if tau is not None:
         ax.axhline(tau, color=GREY, linewidth=1, linestyle=":", label=f"stop at τ = {tau:g}")
     for index, (name, steps) in enumerate(steps_by_concept.items()):
