@@ -189,3 +189,12 @@ def test_every_local_link_leads_somewhere(tracked: list[Path]) -> None:
     for page in (path for path in tracked if path.suffix == ".md"):
         for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.relative_to(ROOT)} links to {link}"
+
+
+def test_every_name_that_the_package_offers_is_there() -> None:
+    import sepme
+
+    offered = {name: getattr(sepme, name) for name in sepme.__all__}
+    assert {"Backbone", "Composition", "erase"} <= set(offered) <= set(dir(sepme))
+    with pytest.raises(AttributeError, match="eraze"):
+        sepme.eraze  # noqa: B018
