@@ -192,8 +192,6 @@ def test_every_local_link_leads_somewhere(tracked: list[Path]) -> None:
 
 
 def test_every_name_that_the_package_offers_is_there() -> None:
-    import sepme
-
     offered = {name: getattr(sepme, name) for name in sepme.__all__}
     assert {"Backbone", "Composition", "erase"} <= set(offered) <= set(dir(sepme))
     with pytest.raises(AttributeError, match="eraze"):
