@@ -8,6 +8,8 @@ Two runs side by side share the work with `--shard 1/2` and `--shard 2/2`.
 
 import argparse
 import json
+import random
+import statistics
 import time
 from pathlib import Path
 
@@ -28,7 +30,6 @@ from sepme.settings import preset
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "erase_each"
-FORGOTTEN_IMAGES, RETAINED_IMAGES = 60, 200
 SCENES = [(o, s) for s in STYLES for o in OBJECTS] + [(o, PHOTO) for o in OBJECTS]
 
 
@@ -37,15 +38,16 @@ def scene_prompt(object: str, style: str) -> str:
     return fill(template, object, style)
 
 
-def retained_scenes(concept: Concept) -> list[tuple[str, str, int]]:
-    """(object, style, seed) of 200 pictures that do not name the concept, every scene in turn."""
-    rounds = [(o, s, seed) for seed in (1, 2, 3) for o, s in SCENES if concept.name not in (o, s)]
-    return rounds[:RETAINED_IMAGES]
+def retained_scenes(concept: Concept, n: int) -> list[tuple[str, str, int]]:
+    """(object, style, seed) of n pictures that do not name the concept, every scene in turn."""
+    scenes = [scene for scene in SCENES if concept.name not in scene]
+    random.Random(0).shuffle(scenes)  # so that fewer pictures than scenes are of all styles
+    return [(*scenes[i % len(scenes)], 1 + i // len(scenes)) for i in range(n)]
 
 
-def forgotten_pictures(concept: Concept) -> tuple[list[str], list[int]]:
-    prompts = [concept.prompts[i % len(concept.prompts)] for i in range(FORGOTTEN_IMAGES)]
-    return prompts, list(range(9000, 9000 + FORGOTTEN_IMAGES))
+def forgotten_pictures(concept: Concept, n: int) -> tuple[list[str], list[int]]:
+    prompts = [concept.prompts[i % len(concept.prompts)] for i in range(n)]
+    return prompts, list(range(9000, 9000 + n))
 
 
 def picture_seed(object: str, style: str, seed: int) -> int:
@@ -55,7 +57,8 @@ def picture_seed(object: str, style: str, seed: int) -> int:
 class Bench:
     """The model, the judge, and the original pictures that all concepts are measured against."""
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, forgotten: int, retained: int) -> None:
+        self.forgotten, self.retained = forgotten, retained
         self.backbone = Backbone.load(model)
         self.judge = Judge.load(model / "judge.safetensors")
         self.catalogue = Catalogue.load(model / "catalogue.json")
@@ -82,7 +85,8 @@ class Bench:
     def measure(self, name: str, how: str) -> dict:
         concept = self.catalogue[name]
         keep = self.catalogue.kept_prompts([concept])
-        scenes, (prompts, seeds) = retained_scenes(concept), forgotten_pictures(concept)
+        scenes = retained_scenes(concept, self.retained)
+        prompts, seeds = forgotten_pictures(concept, self.forgotten)
         before, seen_before = self.originals(scenes), self.backbone.generate(prompts, seeds)
         start = time.perf_counter()
         if how == "closed_form":
@@ -120,8 +124,7 @@ class Bench:
         }
 
 
-def run(model: Path, how: str, shard: tuple[int, int], names: list[str] | None) -> None:
-    bench = Bench(model)
+def run(bench: Bench, how: str, shard: tuple[int, int], names: list[str] | None) -> None:
     concepts = [c.name for c in bench.catalogue.concepts.values() if c.kind in ("style", "object")]
     for name in names or concepts[shard[0] - 1 :: shard[1]]:
         path = RESULTS / how / f"{name}.json"
@@ -153,7 +156,18 @@ def table(how: str) -> str:
     """A Markdown table of all concepts, the most visible after erasing first."""
     rows = [json.loads(path.read_text()) for path in sorted((RESULTS / how).glob("*.json"))]
     rows.sort(key=lambda row: (-row["seen_after"], -row["lpips"]))
-    return "\n".join([HEADER, *map(_line, rows)])
+    return "\n".join([HEADER, *map(_line, rows), "", _summary(rows)])
+
+
+def _summary(rows: list[dict]) -> str:
+    n = {what: {row[what] for row in rows} for what in ("forgotten_images", "retained_images")}
+    counts = " and ".join("/".join(map(str, sorted(values))) for values in n.values())
+    seconds = statistics.median(row["seconds"] for row in rows)
+    threads = "/".join(map(str, sorted({row["threads"] for row in rows})))
+    return (
+        f"{len(rows)} concepts, {counts} pictures each (forgotten and retained); median "
+        f"{seconds:.1f} s a concept on {threads} thread(s); model {rows[0]['base'][:12]}."
+    )
 
 
 def write_tables() -> None:
@@ -172,6 +186,8 @@ def main() -> None:
     parser.add_argument("command", choices=("run", "table"))
     parser.add_argument("--preset", default="default", help="a preset of sepme, or closed_form")
     parser.add_argument("--model", type=Path, default=ATELIER)
+    parser.add_argument("--forgotten", type=int, default=60, help="pictures of the concept")
+    parser.add_argument("--retained", type=int, default=200, help="pictures of everything else")
     parser.add_argument("--shard", default="1/1", help="i/n: this process takes every n-th concept")
     parser.add_argument("--only", nargs="*", help="names of concepts")
     options = parser.parse_args()
@@ -179,7 +195,8 @@ def main() -> None:
         write_tables()
         return
     first, total = map(int, options.shard.split("/"))
-    run(options.model, options.preset, (first, total), options.only)
+    bench = Bench(options.model, options.forgotten, options.retained)
+    run(bench, options.preset, (first, total), options.only)
 
 
 if __name__ == "__main__":
