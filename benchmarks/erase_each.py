@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("command", choices=("run", "table"))
     parser.add_argument("--preset", default="default", help="a preset of sepme, or closed_form")
     parser.add_argument("--model", type=Path, default=ATELIER)
-    parser.add_argument("--forgotten", type=int, default=60, help="pictures of the concept")
+    parser.add_argument("--forgotten", type=int, default=50, help="pictures of the concept")
     parser.add_argument("--retained", type=int, default=200, help="pictures of everything else")
     parser.add_argument("--shard", default="1/1", help="i/n: this process takes every n-th concept")
     parser.add_argument("--only", nargs="*", help="names of concepts")
