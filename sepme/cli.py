@@ -124,7 +124,7 @@ def erase(
     concepts: Annotated[str, typer.Argument(help='Names, separated by commas: "neon, boat".')],
     out: Annotated[Path, typer.Option(help="Folder for one file a concept.")] = Path("deltas"),
     preset: Annotated[
-        str, typer.Option(help="default, paper or undecoupled (what must never come back).")
+        str, typer.Option(help="default, paper, paper_rescaled, or undecoupled: never to return.")
     ] = "default",
     keep: Annotated[
         list[str] | None,

@@ -428,5 +428,5 @@ def test_settings_that_make_no_sense_are_refused(choice: dict, words: tuple[str,
 
 def test_presets_by_name() -> None:
     assert preset("default") == ErasureSettings()
-    with refused("'magic'", "default, paper, undecoupled"):
+    with refused("'magic'", "default, paper, paper_rescaled, undecoupled"):
         preset("magic")
