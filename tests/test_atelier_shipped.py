@@ -25,6 +25,11 @@ def test_it_is_small_and_has_no_pickles():
     assert {f.suffix for f in files} <= {".safetensors", ".json", ".md", ".png", ".txt"}
 
 
+def test_it_does_not_say_on_which_machine_it_was_made():
+    for file in ATELIER.rglob("*.json"):
+        assert "_name_or_path" not in file.read_text(), file
+
+
 def test_catalogue_tokenizer_and_defaults_are_those_of_the_code():
     assert Catalogue.from_json((ATELIER / "catalogue.json").read_text()) == catalogue()
     assert json.loads((ATELIER / "generation.json").read_text()) == GENERATION

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 TOKENS = 16  #: prompt length, with begin- and end-of-text
@@ -133,5 +134,7 @@ def to_unit(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def load_vae(directory: Path) -> AutoencoderKL:
-    """A saved auto-encoder, ready to encode."""
-    return AutoencoderKL.from_pretrained(directory).eval().requires_grad_(False)
+    """A saved auto-encoder, ready to encode, that does not remember where it came from."""
+    vae = make_vae()
+    vae.load_state_dict(load_file(directory / "diffusion_pytorch_model.safetensors"))
+    return vae.eval().requires_grad_(False)
