@@ -57,8 +57,8 @@ def picture_seed(object: str, style: str, seed: int) -> int:
 class Bench:
     """The model, the judge, and the original pictures that all concepts are measured against."""
 
-    def __init__(self, model: Path, forgotten: int, retained: int) -> None:
-        self.forgotten, self.retained = forgotten, retained
+    def __init__(self, model: Path, forgotten: int, retained: int, half: bool = False) -> None:
+        self.forgotten, self.retained, self.half = forgotten, retained, half
         self.backbone = Backbone.load(model)
         self.judge = Judge.load(model / "judge.safetensors")
         self.catalogue = Catalogue.load(model / "catalogue.json")
@@ -72,7 +72,11 @@ class Bench:
 
     def draw(self, scenes: list[tuple[str, str, int]]) -> torch.Tensor:
         prompts = [scene_prompt(o, s) for o, s, _ in scenes]
-        return self.backbone.generate(prompts, [picture_seed(*scene) for scene in scenes])
+        return self.generate(prompts, [picture_seed(*scene) for scene in scenes])
+
+    def generate(self, prompts: list[str], seeds: list[int]) -> torch.Tensor:
+        with torch.autocast(self.backbone.device.type, torch.bfloat16, enabled=self.half):
+            return self.backbone.generate(prompts, seeds, batch=50)
 
     def right(self, images: torch.Tensor, scenes: list[tuple[str, str, int]]) -> dict[str, float]:
         """Share of the pictures in which the judge finds the prompt's style, and its object."""
@@ -87,7 +91,7 @@ class Bench:
         keep = self.catalogue.kept_prompts([concept])
         scenes = retained_scenes(concept, self.retained)
         prompts, seeds = forgotten_pictures(concept, self.forgotten)
-        before, seen_before = self.originals(scenes), self.backbone.generate(prompts, seeds)
+        before, seen_before = self.originals(scenes), self.generate(prompts, seeds)
         start = time.perf_counter()
         if how == "closed_form":
             delta = closed_form(self.backbone, concept, keep)
@@ -95,7 +99,7 @@ class Bench:
             delta = erase(self.backbone, concept, keep, preset(how), seed=0)
         seconds = time.perf_counter() - start
         with Composition(self.backbone, [delta]) as composition, composition.erased(name):
-            after, seen_after = self.draw(scenes), self.backbone.generate(prompts, seeds)
+            after, seen_after = self.draw(scenes), self.generate(prompts, seeds)
         return {
             "concept": name,
             "kind": concept.kind,
@@ -119,6 +123,7 @@ class Bench:
             "iterations": delta.provenance.iterations,
             "seconds": seconds,
             "threads": torch.get_num_threads(),
+            "pictures_in": "bfloat16" if self.half else "float32",
             "base": self.backbone.fingerprint,
             "versions": versions(),
         }
@@ -164,8 +169,10 @@ def _summary(rows: list[dict]) -> str:
     counts = " and ".join("/".join(map(str, sorted(values))) for values in n.values())
     seconds = statistics.median(row["seconds"] for row in rows)
     threads = "/".join(map(str, sorted({row["threads"] for row in rows})))
+    precision = "/".join(sorted({row["pictures_in"] for row in rows}))
     return (
-        f"{len(rows)} concepts, {counts} pictures each (forgotten and retained); median "
+        f"{len(rows)} concepts, {counts} pictures each (forgotten and retained, drawn in "
+        f"{precision}); median "
         f"{seconds:.1f} s a concept on {threads} thread(s); model {rows[0]['base'][:12]}."
     )
 
@@ -188,6 +195,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=ATELIER)
     parser.add_argument("--forgotten", type=int, default=50, help="pictures of the concept")
     parser.add_argument("--retained", type=int, default=200, help="pictures of everything else")
+    parser.add_argument("--bfloat16", action="store_true", help="draw in half precision")
     parser.add_argument("--shard", default="1/1", help="i/n: this process takes every n-th concept")
     parser.add_argument("--only", nargs="*", help="names of concepts")
     options = parser.parse_args()
@@ -195,7 +203,7 @@ def main() -> None:
         write_tables()
         return
     first, total = map(int, options.shard.split("/"))
-    bench = Bench(options.model, options.forgotten, options.retained)
+    bench = Bench(options.model, options.forgotten, options.retained, options.bfloat16)
     run(bench, options.preset, (first, total), options.only)
 
 
