@@ -116,7 +116,8 @@ def execute(path: Path, folder: Path) -> NotebookNode:
         resources={"metadata": {"path": str(folder)}},
     )
     plain = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
-    client.execute(env=plain)  # the kernel shows figures inline, whatever is set outside
+    # The kernel shows figures inline, whatever is set outside, and ends with the notebook.
+    client.execute(env=plain, cleanup_kc=True)
     return notebook
 
 

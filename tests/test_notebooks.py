@@ -1,6 +1,7 @@
 """Every notebook runs from top to bottom, and what is committed of it is clean."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -130,9 +131,12 @@ def test_a_notebook_that_raises_fails(tmp_path: Path) -> None:
 def test_it_runs_in_this_interpreter_and_in_the_folder(tmp_path: Path) -> None:
     inside = tmp_path / "inside"
     inside.mkdir()
-    path = written(tmp_path, "import os, sys, matplotlib\nprint(sys.prefix, os.getcwd())")
+    path = written(tmp_path, "import os, sys\nprint(sys.prefix, os.getcwd(), os.getpid())")
     (output,) = outputs(execute(path, inside))
-    assert output.text.split() == [sys.prefix, str(inside)]
+    prefix, folder, process = output.text.split()
+    assert (prefix, folder) == (sys.prefix, str(inside))
+    with pytest.raises(ProcessLookupError):  # the kernel has ended
+        os.kill(int(process), 0)
 
 
 SPOILT = {
