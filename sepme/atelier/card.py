@@ -56,7 +56,7 @@ The judge's findings, guidance {guidance}, {sampling} steps. `short of the bar`:
 |---|{object_rule}|
 | object right | {object_row} |
 
-Limits: it knows these words and no others; one object a picture; 64 x 64 pixels.
+Limits: it knows these words and no others; one object a picture; 64 x 64 pixels. {limits}
 
 ## Files
 | file | sha256 |
@@ -76,10 +76,10 @@ _SETS = {
 }
 
 
-def write_card(directory: Path, hardware: str) -> Path:
+def write_card(directory: Path, hardware: str, limits: str) -> Path:
     """Write README.md from training.json, generation.json and quality.json in `directory`.
 
-    `hardware` is one sentence on the machine that trained it.
+    `hardware` says what machine trained it, `limits` what was seen to be wrong with the pictures.
     """
     training, generation, quality = (
         json.loads((directory / f"{name}.json").read_text("utf-8"))
@@ -110,6 +110,7 @@ def write_card(directory: Path, hardware: str) -> Path:
             "rows": "\n".join(_row(name, prefix, quality) for name, prefix in _SETS.items()),
             "hashes": "\n".join(f"| {name} | `{digest}` |" for name, digest in hashes(directory)),
             "hardware": hardware,
+            "limits": limits,
         }
     )
     return write_atomically(directory / "README.md", text.encode())
