@@ -182,9 +182,9 @@ def write_tables() -> None:
     readme = HERE / "README.md"
     text = readme.read_text()
     for how in sorted(path.name for path in RESULTS.iterdir()):
-        begin, end = f"<!-- {how} -->\n", f"\n<!-- /{how} -->"
+        begin, end = f"<!-- {how} -->\n", f"<!-- /{how} -->"
         head, _, rest = text.partition(begin)
-        text = head + begin + table(how) + end + rest.partition(end)[2]
+        text = head + begin + table(how) + "\n" + end + rest.partition(end)[2]
     write_atomically(readme, text.encode())
 
 
