@@ -16,8 +16,8 @@ def _choose(name: str, value: str, known: Sequence[str]) -> None:
 class ErasureSettings:
     """Everything that decides a delta, besides the model, the concept and the seed.
 
-    The defaults are the preset "default", chosen by measurement on the Atelier
-    (`benchmarks/README.md`). They keep the method's shape (decorrelate, inside the null space of
+    The defaults are the preset "default", chosen in small trials on models trained before the
+    shipped one and measured on that in `benchmarks/README.md`. They keep the method's shape (decorrelate, inside the null space of
     what is kept, stop on the momentum) and change three things about it:
 
     * **The start** is the closed form instead of zero. What the text decides at the noisiest
@@ -104,7 +104,7 @@ _PAPER = ErasureSettings(
     tau=0.0,
 )
 
-#: * `default`: chosen by measurement on the Atelier.
+#: * `default`: what small trials favoured; measured on the Atelier in `benchmarks/README.md`.
 #: * `paper`: objective and hyperparameters as published, for SD v1.4.
 #: * `paper_rescaled`: the published objective and schedule with rates that move the Atelier, where
 #:   the published ones give steps too small to see (`benchmarks/README.md`).
