@@ -17,8 +17,9 @@ class ErasureSettings:
     """Everything that decides a delta, besides the model, the concept and the seed.
 
     The defaults are the preset "default", chosen in small trials on models trained before the
-    shipped one and measured on that in `benchmarks/README.md`. They keep the method's shape (decorrelate, inside the null space of
-    what is kept, stop on the momentum) and change three things about it:
+    shipped one and measured on that in `benchmarks/README.md`. They keep the method's shape
+    (decorrelate, inside the null space of what is kept, stop on the momentum) and change three
+    things about it:
 
     * **The start** is the closed form instead of zero. What the text decides at the noisiest
       timesteps (neon's black background) weighs next to nothing in a mean over uniform t of an
