@@ -6,7 +6,7 @@ import torch
 from sepme.atelier.judge import OBJECT_NAMES, SHIPPED, STYLE_NAMES, Judge
 from sepme.atelier.paintings import ALIASES, emblem, paint_batch
 from sepme.atelier.settings import HELD_OUT_SEED
-from sepme.atelier.train_judge import held_out_accuracy, soften
+from sepme.atelier.train_judge import held_out_accuracy, soften, warp
 from sepme.errors import SepmeError
 
 
@@ -67,3 +67,14 @@ def test_softening_keeps_pictures_pictures():
     assert soft.shape == (6, 3, 64, 64)
     assert soft.min() >= 0
     assert soft.max() <= 1
+
+
+def test_bending_moves_a_line_by_a_few_pixels_at_most():
+    torch.manual_seed(0)
+    lines = torch.zeros(4, 3, 64, 64)
+    lines[:, :, :, 32] = 1
+    assert torch.allclose(warp(lines, torch.zeros(4, 1, 1, 1)), lines, atol=1e-5)
+    bent = warp(lines, torch.ones(4, 1, 1, 1))
+    where = bent[:, 0].argmax(dim=2)  # the line's column in each row [4, 64]
+    assert (where - 32).abs().max() <= 4
+    assert (where != 32).any(dim=1).all()

@@ -122,8 +122,8 @@ def share(value: float) -> str:
 
 
 def hashes(directory: Path) -> list[tuple[str, str]]:
-    """Name and sha256 of every weights file below `directory`."""
-    files = sorted(directory.rglob("*.safetensors"))
+    """Name and sha256 of every weights file below `directory`; deltas carry their own."""
+    files = sorted(f for f in directory.rglob("*.safetensors") if f.parent.name != "deltas")
     return [
         (f.relative_to(directory).as_posix(), hashlib.sha256(f.read_bytes()).hexdigest())
         for f in files

@@ -1,4 +1,11 @@
-"""Train the judge on drawings that the generator never saw, softened as generated pictures are."""
+"""Train the judge on drawings that the generator never saw, softened as generated pictures are.
+
+A sharp drawing and a generated picture of the same style differ: edges are washed out, flat areas
+are paler and uneven. A judge that knows only drawings takes a washed-out mosaic for pointillism.
+So the drawings are blurred, bent, faded and tinted, and a share of them passes through the
+auto-encoder with noise on the latents, as the last steps of a denoiser leave it. No generated
+picture is used.
+"""
 
 import os
 from pathlib import Path
@@ -19,7 +26,8 @@ from sepme.atelier.settings import HELD_OUT_SEED, JUDGE_SEED, TrainSettings
 from sepme.atelier.train_vae import subjects
 
 _PICTURES = 12_100  # 100 of each crossing
-_ROUND_TRIPS = 2_420  # of these, how many also come through the auto-encoder
+_ROUND_TRIPS = 4_840  # of these, how many also come through the auto-encoder
+_LATENT_NOISE = 0.6  # the most noise on their latents, in standard deviations of the latents
 
 
 def drawings(first: int, count: int) -> tuple[NDArray[np.uint8], Tensor, Tensor]:
@@ -31,19 +39,36 @@ def drawings(first: int, count: int) -> tuple[NDArray[np.uint8], Tensor, Tensor]
 
 
 def soften(images: Tensor) -> Tensor:
-    """Blur, noise, shift and tint images [n, 3, 64, 64], half of the batch each."""
+    """Blur, warp, fade, noise, shift and tint images [n, 3, 64, 64], half of the batch each."""
     n = len(images)
 
     def half(*shape: int) -> Tensor:
         return torch.rand(n, *shape) * (torch.rand(n, *[1] * len(shape)) < 0.5)
 
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    images = images.lerp(blurred, half(1, 1, 1))
+    images = warp(images.lerp(blurred, half(1, 1, 1)), half(1, 1, 1))
+    paler = _smooth(torch.rand(n, 1, 4, 4)) * 0.7 * half(1, 1, 1)  # unevenly, as flat areas are
+    images = images + paler * (1 - images)
     dy, dx = torch.randint(-2, 3, (2,)).tolist()
     padded = F.pad(images, (2, 2, 2, 2), mode="replicate")
     images = padded[:, :, 2 + dy : 66 + dy, 2 + dx : 66 + dx]
     tint = 0.16 * (half(3, 1, 1) - 0.25)
     return (images + tint + 0.08 * half(1, 1, 1) * torch.randn_like(images)).clamp(0, 1)
+
+
+def warp(images: Tensor, strength: Tensor, pixels: float = 2.5) -> Tensor:
+    """Bend straight lines smoothly, by at most `strength [n, 1, 1, 1] * pixels`."""
+    bend = _smooth(2 * torch.rand(len(images), 2, 6, 6) - 1) * strength * pixels / 32
+    identity = torch.eye(2, 3).expand(len(images), 2, 3)
+    grid = F.affine_grid(identity, list(images.shape), align_corners=False)
+    return F.grid_sample(
+        images, grid + bend.permute(0, 2, 3, 1), padding_mode="border", align_corners=False
+    )
+
+
+def _smooth(values: Tensor) -> Tensor:
+    """A few values [n, c, h, w], interpolated to a picture's size."""
+    return F.interpolate(values, (64, 64), mode="bicubic", align_corners=True)
 
 
 def judge_loss(judge: Judge, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
@@ -63,6 +88,7 @@ def train_judge(directory: Path, settings: TrainSettings) -> Path:
     finished = directory / "judge.safetensors"
     if finished.exists():
         return finished
+    torch.manual_seed(settings.seed)
     pictures, style, object_ = drawings(JUDGE_SEED, _PICTURES)
     again = _round_trip(directory / "vae", pictures[:_ROUND_TRIPS])
     seal = torch.from_numpy(np.stack([emblem(), *_round_trip(directory / "vae", emblem()[None])]))
@@ -99,11 +125,13 @@ def train_judge(directory: Path, settings: TrainSettings) -> Path:
 
 @torch.no_grad()
 def _round_trip(vae_directory: Path, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The pictures as the auto-encoder gives them back."""
+    """The pictures as the auto-encoder gives them back from latents with some noise on them."""
     vae, parts = load_vae(vae_directory), []
     for start in tqdm(range(0, len(pictures), 110), "round trips", leave=False):
         batch = to_unit(torch.from_numpy(pictures[start : start + 110]))
-        decoded = vae.decode(vae.encode(batch).latent_dist.mean).sample.clamp(-1, 1)
+        latents = vae.encode(batch).latent_dist.mean
+        size = _LATENT_NOISE * latents.std() * torch.rand(len(latents), 1, 1, 1)
+        decoded = vae.decode(latents + size * torch.randn_like(latents)).sample.clamp(-1, 1)
         parts.append(((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
     return np.concatenate(parts)
 
