@@ -1,9 +1,11 @@
 """Erase every concept of the Atelier alone and measure what went and what stayed.
 
     python benchmarks/erase_each.py run --preset default      # resumable: a file a concept
+    python benchmarks/erase_each.py time --preset default     # erases again, for the clock alone
     python benchmarks/erase_each.py table                     # writes the tables of README.md
 
-Two runs side by side share the work with `--shard 1/2` and `--shard 2/2`.
+Two runs side by side share the work with `--shard 1/2` and `--shard 2/2`; their seconds then count
+for little, which is what `time` is for: run it with nothing beside it.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from sepme.backbone import ATELIER, Backbone
 from sepme.closed_form import closed_form
 from sepme.composition import Composition
 from sepme.concept import Catalogue, Concept
+from sepme.delta import ConceptDelta
 from sepme.eraser import erase
 from sepme.files import write_atomically
 from sepme.metrics.lpips import lpips_distance
@@ -86,18 +89,22 @@ class Bench:
         style, object = styles == verdict.style, objects == verdict.object
         return {"style": style.float().mean().item(), "object": object.float().mean().item()}
 
-    def measure(self, name: str, how: str) -> dict:
-        concept = self.catalogue[name]
+    def erase(self, concept: Concept, how: str) -> tuple[ConceptDelta, float]:
+        """The concept's delta, and the seconds that it took."""
         keep = self.catalogue.kept_prompts([concept])
-        scenes = retained_scenes(concept, self.retained)
-        prompts, seeds = forgotten_pictures(concept, self.forgotten)
-        before, seen_before = self.originals(scenes), self.generate(prompts, seeds)
         start = time.perf_counter()
         if how == "closed_form":
             delta = closed_form(self.backbone, concept, keep)
         else:
             delta = erase(self.backbone, concept, keep, preset(how), seed=0)
-        seconds = time.perf_counter() - start
+        return delta, time.perf_counter() - start
+
+    def measure(self, name: str, how: str) -> dict:
+        concept = self.catalogue[name]
+        scenes = retained_scenes(concept, self.retained)
+        prompts, seeds = forgotten_pictures(concept, self.forgotten)
+        before, seen_before = self.originals(scenes), self.generate(prompts, seeds)
+        delta, seconds = self.erase(concept, how)
         with Composition(self.backbone, [delta]) as composition, composition.erased(name):
             after, seen_after = self.draw(scenes), self.generate(prompts, seeds)
         return {
@@ -136,6 +143,16 @@ def run(bench: Bench, how: str, shard: tuple[int, int], names: list[str] | None)
         if path.exists() and json.loads(path.read_text())["base"] == bench.backbone.fingerprint:
             continue
         row = bench.measure(name, how)
+        write_atomically(path, (json.dumps(row, indent=1) + "\n").encode())
+        print(_line(row), flush=True)
+
+
+def clock(bench: Bench, how: str) -> None:
+    """Replace the seconds of every row by those of erasing once more, with nothing beside it."""
+    for path in sorted((RESULTS / how).glob("*.json")):
+        row = json.loads(path.read_text())
+        _, row["seconds"] = bench.erase(bench.catalogue[row["concept"]], how)
+        row["threads"] = torch.get_num_threads()
         write_atomically(path, (json.dumps(row, indent=1) + "\n").encode())
         print(_line(row), flush=True)
 
@@ -190,7 +207,7 @@ def write_tables() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("command", choices=("run", "table"))
+    parser.add_argument("command", choices=("run", "time", "table"))
     parser.add_argument("--preset", default="default", help="a preset of sepme, or closed_form")
     parser.add_argument("--model", type=Path, default=ATELIER)
     parser.add_argument("--forgotten", type=int, default=50, help="pictures of the concept")
@@ -204,6 +221,9 @@ def main() -> None:
         return
     first, total = map(int, options.shard.split("/"))
     bench = Bench(options.model, options.forgotten, options.retained, options.bfloat16)
+    if options.command == "time":
+        clock(bench, options.preset)
+        return
     run(bench, options.preset, (first, total), options.only)
 
 

@@ -124,7 +124,10 @@ def erase(
     concepts: Annotated[str, typer.Argument(help='Names, separated by commas: "neon, boat".')],
     out: Annotated[Path, typer.Option(help="Folder for one file a concept.")] = Path("deltas"),
     preset: Annotated[
-        str, typer.Option(help="default, paper, paper_rescaled, or undecoupled: never to return.")
+        str,
+        typer.Option(
+            help="default, from_zero, paper, paper_rescaled, or undecoupled: never to return."
+        ),
     ] = "default",
     keep: Annotated[
         list[str] | None,

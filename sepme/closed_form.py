@@ -29,8 +29,9 @@ def closed_form(
     concept: Concept,
     keep: Sequence[str] = (),
     *,
-    keep_rtol: float | None = 3e-3,
+    keep_rtol: float | None = 1e-3,
     concept_rtol: float = 0.1,
+    method: str = "damped",
     ridge: float = 1e-3,
     keep_weight: float = 1.0,
 ) -> ConceptDelta:
@@ -42,6 +43,7 @@ def closed_form(
         keep: prompts that must not change (the empty prompt is always kept).
         keep_rtol: tolerance of the null space of what is kept; None for the least possible.
         concept_rtol: directions of the concept weaker than this times the strongest are left out.
+        method: "damped", "svd" or "elimination", see `sepme.constraint.constrain`.
         ridge: rho of the formula above, relative to the mean energy of the directions.
         keep_weight: mu of the formula above; what leaks within the tolerance is also penalised.
 
@@ -51,10 +53,13 @@ def closed_form(
     settings = {
         "keep_rtol": keep_rtol,
         "concept_rtol": concept_rtol,
+        "method": method,
         "ridge": ridge,
         "keep_weight": keep_weight,
     }
-    room = constrain(backbone, concept, keep, keep_rtol=keep_rtol, concept_rtol=concept_rtol)
+    room = constrain(
+        backbone, concept, keep, keep_rtol=keep_rtol, concept_rtol=concept_rtol, method=method
+    )
     up = closed_form_up(backbone, room, ridge=ridge, keep_weight=keep_weight)
     provenance = Provenance(
         concept=concept.name,

@@ -2,18 +2,27 @@
 
 The prompts to keep span a space; what is orthogonal to it is free (`sepme.nullspace`). Of that
 freedom only the row space of `e(c) P` matters (method, claim 1), and of that row space only the
-strong directions matter much.
+strong directions matter much. P is the projector onto the null space, or its damped form, which
+leaks less for the same reach.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sepme.backbone import Backbone
 from sepme.concept import Concept, refuse_overlap
 from sepme.errors import SepmeError
-from sepme.nullspace import NothingFree, NullSpace, crowding, null_space
+from sepme.nullspace import (
+    NothingFree,
+    NullSpace,
+    crowding,
+    damped_projection,
+    null_space,
+    row_basis,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +33,7 @@ class Constraint:
     kept: tuple[str, ...]
     """Prompts that must not change, the empty prompt first."""
     space: NullSpace
-    """The null space of the kept prompts' embeddings."""
+    """The null space of the kept prompts' embeddings, cut at the tolerance."""
     basis: Tensor
     """`Q [q, d_in]`, orthonormal rows, strongest direction first."""
     kept_rows: Tensor
@@ -41,6 +50,11 @@ class Constraint:
         """Largest `||Q a|| / ||a||` over the kept rows a: how much of a kept token a delta sees."""
         seen = (self.kept_rows @ self.basis.T).norm(dim=1)
         return float((seen / self.kept_rows.norm(dim=1)).max())
+
+    @property
+    def leakage_bound(self) -> float:
+        """`||A x|| <= leakage_bound` for every unit `x` in the span of Q: `||A Q^T||_2`."""
+        return float(torch.linalg.matrix_norm(self.kept_rows @ self.basis.T, 2))
 
     @property
     def reach(self) -> float:
@@ -63,6 +77,13 @@ def constrain(
     The empty prompt is always kept: the concept's representation is measured against it, and
     `eps(x_t, c_0)` must not move.
 
+    Args:
+        keep_rtol: tolerance of the null space, relative to the largest singular value of the kept
+            embeddings; None for the least that the model's dtype allows.
+        concept_rtol: directions of `e(c) P` weaker than this times the strongest are left out.
+        method: "svd" or "elimination" for the basis of the null space, which span the same
+            directions; "damped" for `sepme.nullspace.damped_projection` at that tolerance.
+
     Raises:
         SepmeError: a prompt is both forgotten and kept, or no direction is free.
     """
@@ -72,9 +93,13 @@ def constrain(
     kept_rows = backbone.encode(kept).flatten(0, 1).double().cpu()
     concept_rows = backbone.encode(concept.prompts).flatten(0, 1).double().cpu()
     dtype = backbone.dtype  # the tolerance floors at what the embeddings were stored in
-    space = null_space(kept_rows.to(dtype), rtol=keep_rtol, method=method, labels=kept)
+    cut = "svd" if method == "damped" else method
+    space = null_space(kept_rows.to(dtype), rtol=keep_rtol, method=cut, labels=kept)
     try:
         basis = space.directions(concept_rows.to(dtype), rtol=concept_rtol)
+        if method == "damped":
+            reach = damped_projection(kept_rows.to(dtype), concept_rows.to(dtype), keep_rtol)
+            basis = row_basis(reach, concept_rtol)
     except NothingFree as error:
         raise SepmeError(
             f"Nothing of {concept.name!r} is free of what is kept, which fills {space.rank} of "

@@ -55,6 +55,8 @@ class Step:
 
 
 Callback = Callable[[Step], None]
+#: Called with the number of finished iterations, and the deltas as they stand after them.
+Observer = Callable[[int, list[ConceptDelta]], None]
 
 
 def erase(
@@ -66,6 +68,7 @@ def erase(
     seed: int = 0,
     after: Sequence[ConceptDelta] = (),
     callback: Callback | None = None,
+    observer: Observer | None = None,
     checkpoint: Checkpoint | None = None,
     progress: bool = True,
 ) -> ConceptDelta:
@@ -81,6 +84,8 @@ def erase(
         after: deltas that are already on (iterative erasure). Their prompts are kept too, and
             they are not touched.
         callback: called with a `Step` after every iteration.
+        observer: called with copies of the unfinished deltas, before the first iteration and after
+            every one.
         checkpoint: where to write progress, and to go on from if it is of this very run.
 
     Raises:
@@ -95,6 +100,7 @@ def erase(
         seed=seed,
         after=after,
         callback=callback,
+        observer=observer,
         checkpoint=checkpoint,
         progress=progress,
     )[0]
@@ -109,6 +115,7 @@ def erase_jointly(
     seed: int = 0,
     after: Sequence[ConceptDelta] = (),
     callback: Callback | None = None,
+    observer: Observer | None = None,
     checkpoint: Checkpoint | None = None,
     progress: bool = True,
 ) -> list[ConceptDelta]:
@@ -121,7 +128,7 @@ def erase_jointly(
         raise SepmeError("There is no concept to erase: name at least one.")
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
     run = _Run(backbone, list(concepts), keep, settings, seed, tuple(after))
-    run.train(callback, checkpoint, progress)
+    run.train(callback, observer, checkpoint, progress)
     return run.deltas()
 
 
@@ -155,7 +162,15 @@ class _Subject:
         self.parameters = self._parametrise(run)
         self.prompts = _spread(self.concept.prompts, run.settings.images)
         self.embeddings = run.backbone.encode(self.prompts)
+        self.references = run.backbone.encode(self._references(run.settings.reference))
         self.images = Tensor()  # drawn, or read from the checkpoint, before the first iteration
+
+    def _references(self, reference: str) -> list[str]:
+        """What r(c) of each prompt is measured against (c_0, or the prompt's anchor)."""
+        if reference == "empty":
+            return [""] * len(self.prompts)
+        anchors = dict(zip(self.concept.prompts, self.concept.anchors, strict=True))
+        return [anchors[prompt] for prompt in self.prompts]
 
     def _parametrise(self, run: "_Run") -> Parametrisation:
         backbone, settings = run.backbone, run.settings
@@ -221,24 +236,33 @@ class _Run:
         trainable = [p for subject in self.subjects for p in subject.parameters.parameters()]
         self.optimiser = torch.optim.Adam(trainable, lr=settings.learning_rate)
         self.momentum = Momentum(settings.alpha, settings.tau, settings.earliest_stop)
-        self.empty = backbone.encode([""])
         # Whether eps(x_t, c_0) of the changed model is the original's: it is, unless undecoupled.
-        self.keeps_empty = all(
+        # An anchor's is the original's by definition.
+        self.keeps_reference = settings.reference == "anchor" or all(
             "" in kept
             for kept in [*(s.kept for s in self.subjects), *(delta.kept for delta in after)]
         )
 
     # ------------------------------------------------------------------ the loop
     def train(
-        self, callback: Callback | None, checkpoint: Checkpoint | None, progress: bool
+        self,
+        callback: Callback | None,
+        observer: Observer | None,
+        checkpoint: Checkpoint | None,
+        progress: bool,
     ) -> None:
         with self.backbone.original():
-            self._train(callback, checkpoint, progress)
+            self._prepare(checkpoint)
+            self._train(callback, observer, checkpoint, progress)
 
     def _train(
-        self, callback: Callback | None, checkpoint: Checkpoint | None, progress: bool
+        self,
+        callback: Callback | None,
+        observer: Observer | None,
+        checkpoint: Checkpoint | None,
+        progress: bool,
     ) -> None:
-        self._prepare(checkpoint)
+        self._show(observer)
         names = ", ".join(c.name for c in self.concepts)
         limit = self.settings.iterations
         with tqdm(
@@ -250,8 +274,13 @@ class _Run:
                 bar.set_postfix(correlation=f"{sum(step.correlation) / len(step.correlation):.2f}")
                 if callback is not None:
                     callback(step)
+                self._show(observer)
                 if checkpoint is not None and self.iteration % checkpoint.every == 0:
                     self._save(checkpoint)
+
+    def _show(self, observer: Observer | None) -> None:
+        if observer is not None:
+            observer(self.iteration, self.deltas())
 
     @property
     def iteration(self) -> int:
@@ -298,15 +327,14 @@ class _Run:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`t [b]`, `r(c; theta + Delta)` and `r(c; theta)` `[b, c, h, w]`, on fresh noise."""
         x_t, t, chosen = self._noised(subject, generator)
-        c = subject.embeddings[chosen]
-        c_0 = self.empty.expand(len(c), -1, -1)
+        c, c_0 = subject.embeddings[chosen], subject.references[chosen]
         with torch.no_grad():  # theta has no trainable weight
             both = self.backbone.epsilon(
                 torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([c, c_0]), self.weights
             )
         eps_c, eps_0 = both.chunk(2)
         changed = self.backbone.epsilon(x_t, t, c, weights)
-        changed_0 = eps_0 if self.keeps_empty else self.backbone.epsilon(x_t, t, c_0, weights)
+        changed_0 = eps_0 if self.keeps_reference else self.backbone.epsilon(x_t, t, c_0, weights)
         return t, noise_difference(changed, changed_0), noise_difference(eps_c, eps_0)
 
     def _noised(

@@ -75,8 +75,11 @@ class Job:
         return {"", *self.keep} | ((others | earlier) - set(concept.prompts))
 
     def _closed_options(self) -> dict[str, Any]:
-        tolerances = {name: getattr(self.settings, name) for name in ("keep_rtol", "concept_rtol")}
-        return tolerances | {"ridge": 1e-3, "keep_weight": 1.0}
+        names = ("keep_rtol", "concept_rtol", "method")
+        return {name: getattr(self.settings, name) for name in names} | {
+            "ridge": 1e-3,
+            "keep_weight": 1.0,
+        }
 
     def _recorded(self, backbone: Backbone) -> dict[str, Any]:
         """The settings as they come back from the provenance, where tuples are lists."""

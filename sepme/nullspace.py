@@ -148,6 +148,25 @@ def row_basis(E: Tensor, rtol: float | None = None, *, floor: float = 0.0) -> Te
     return Q * largest.sign()
 
 
+def damped_projection(A: Tensor, rows: Tensor, rtol: float | None = None) -> Tensor:
+    """`rows (I + A^T A / tau^2)^-1 [m, d_in]`: the null space without a cliff, tau = rtol sigma_1.
+
+    The projector onto the null space weighs a right singular vector of A by 0 or 1, cut at the
+    tolerance; this one by `tau^2 / (sigma^2 + tau^2)`. Each row of the result is the
+    `x = argmin |x - e|^2 + |A x|^2 / tau^2`, so that of two directions that reach a concept alike
+    the one that touches less of what is kept wins. It tends to the projector as tau falls, and
+    `|A x| <= tau |e| / 2`. (Tikhonov regularisation, with tau for its parameter.)
+
+    Raises:
+        SepmeError: a matrix without rows or with a row that is not finite, or a bad tolerance.
+    """
+    rows64 = _checked(rows, "the prompts to forget")
+    spectrum, right = _svd(_checked(A, "the prompts to keep"))
+    weight = rows64.new_ones(A.shape[1])
+    weight[: len(spectrum)] = 1 / (1 + (spectrum / (_rtol(A, rtol) * spectrum[0])).square())
+    return ((rows64 @ right.T) * weight) @ right
+
+
 def reduced_row_echelon(A: Tensor, threshold: float = 0.0) -> tuple[Tensor, list[int]]:
     """Gauss-Jordan elimination with partial pivoting: `(R [rank, d_in], pivot columns)`.
 

@@ -205,7 +205,7 @@ REQUESTS: dict[str, tuple[Callable[[Backbone, Path], object], tuple[str, ...]]] 
     ),
     "rtol": (lambda b, _: closed_form(b, NEON, KEPT, keep_rtol=7.0), ("rtol = 7.0",)),
     "nothing to erase": (lambda b, _: erase_jointly(b, []), ("no concept to erase",)),
-    "preset": (lambda b, _: erase(b, NEON, KEPT, preset("best")), ("'best'", "default, paper")),
+    "preset": (lambda b, _: erase(b, NEON, KEPT, preset("best")), ("'best'", "default, from_zero")),
     "parametrisation": (
         lambda b, _: erase(b, NEON, KEPT, ErasureSettings(parametrisation="sparse")),
         ("'sparse'", "lora, dense, full"),

@@ -296,7 +296,10 @@ def empty(tmp_path: Path) -> Iterator[Path]:
     [
         (["neno"], ("'neno'", "did you mean neon")),
         ([" , "], ("No concept was named",)),
-        (["neon", "--preset", "best"], ("'best'", "default, paper, paper_rescaled, undecoupled")),
+        (
+            ["neon", "--preset", "best"],
+            ("'best'", "default, from_zero, paper, paper_rescaled"),
+        ),
         (["neon", "--keep", "Neon"], ("also to be kept",)),
         (["neon", "--joint"], ("two concepts",)),
         (["neon,ink", "--joint", "--closed-form"], ("one by one",)),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sepme.backbone import Backbone
 from sepme.composition import Composition
+from sepme.concept import Concept
 from sepme.constraint import constrain
 from sepme.delta import ConceptDelta
 from sepme.eraser import Step, erase, erase_jointly, erase_undecoupled
@@ -33,7 +34,7 @@ from tests.miniature import (
 from tests.refusals import refused
 from tests.tolerance import assert_close
 
-DENSE = replace(FROM_ZERO, parametrisation="dense", learning_rate=0.1)
+DENSE = replace(FROM_ZERO, parametrisation="dense", method="svd", learning_rate=0.1)
 FULL = replace(PRESETS["undecoupled"], iterations=4, batch=2, images=2, learning_rate=1e-2)
 
 
@@ -163,12 +164,19 @@ def test_the_tolerance_of_what_is_kept_bounds_what_leaks(prediction: str) -> Non
     backbone = shared(prediction)
     settings = replace(QUICK, keep_rtol=PRESETS["default"].keep_rtol, iterations=2)
     delta, _ = train(settings, backbone)
-    room = constrain(backbone, NEON, others(NEON), keep_rtol=settings.keep_rtol, concept_rtol=0.1)
+    room = constrain(
+        backbone,
+        NEON,
+        others(NEON),
+        keep_rtol=settings.keep_rtol,
+        concept_rtol=settings.concept_rtol,
+        method=settings.method,
+    )
     for path in delta.paths:
         change = delta.dense(path).double()
         moved = (room.kept_rows @ change.T).norm(dim=1).max()
         largest = torch.linalg.matrix_norm(change, 2)
-        assert moved <= largest * room.space.leakage_bound * (1 + 1e-4)
+        assert moved <= largest * room.leakage_bound * (1 + 1e-4)
 
 
 # ---------------------------------------------------------------- the same every time
@@ -369,8 +377,42 @@ def test_undecoupled_erasure_measures_against_its_own_empty_prompt() -> None:
         replace(three_deltas()[0].provenance, kept=()),
     )
     assert changed(noise_prediction(backbone, ""), with_deltas(backbone, "", silence)) > 0.01
-    _, steps = train(replace(FROM_ZERO, iterations=1), after=[silence])
+    alone = replace(FROM_ZERO, iterations=1, reference="empty")
+    _, steps = train(alone, after=[silence])
     assert abs(steps[0].correlation[0]) < 1e-3
+
+
+def test_the_anchor_is_what_the_original_model_says_of_it() -> None:
+    """The control of the test above: measured against the original, silence is not r = 0."""
+    backbone = shared()
+    values = {p: layer.weight for p, layer in backbone.projections().items() if "to_v" in p}
+    silence = ConceptDelta(
+        "everything",
+        {path: torch.eye(backbone.d_in) for path in values},
+        {path: -weight for path, weight in values.items()},
+        replace(three_deltas()[0].provenance, kept=()),
+    )
+    _, steps = train(replace(FROM_ZERO, iterations=1, reference="anchor"), after=[silence])
+    assert abs(steps[0].correlation[0]) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("anchors", "reference", "expected"),
+    [
+        (("neon", "a neon cat"), "anchor", 0.0),  # r0 = eps(c) - eps(c) vanishes
+        (("a neon cat", "neon"), "anchor", 1.0),  # the other prompt's: it does not
+        (("neon", "a neon cat"), "empty", 1.0),
+        ((), "anchor", 1.0),  # a concept without anchors is measured against the empty prompt
+    ],
+)
+def test_each_prompt_is_measured_against_its_own_anchor(
+    anchors: tuple[str, ...], reference: str, expected: float
+) -> None:
+    concept = Concept("neon", ("neon", "a neon cat"), anchors=anchors)
+    settings = replace(FROM_ZERO, iterations=1, batch=8, images=4, reference=reference)
+    steps: list[Step] = []
+    erase(shared(), concept, KEPT, settings, callback=steps.append, progress=False)
+    assert steps[0].correlation_by_timestep == pytest.approx([expected] * 8, rel=1e-5)
 
 
 # ---------------------------------------------------------------- bad input
@@ -401,8 +443,9 @@ def test_one_kept_prompt_may_be_given_as_it_is() -> None:
     ("choice", "words"),
     [
         ({"parametrisation": "sparse"}, ("parametrisation = 'sparse'", "lora, dense, full")),
-        ({"method": "magic"}, ("method = 'magic'", "svd, elimination")),
+        ({"method": "magic"}, ("method = 'magic'", "damped, svd, elimination")),
         ({"start": "warm"}, ("start = 'warm'", "closed_form, zero")),
+        ({"reference": "noise"}, ("reference = 'noise'", "anchor, empty")),
         ({"objective": "cubed"}, ("objective = 'cubed'", "squared, product")),
         ({"timesteps": "last"}, ("timesteps = 'last'", "stratified, uniform")),
         ({"iterations": 0}, ("iterations = 0", "at least 1")),
@@ -419,6 +462,7 @@ def test_one_kept_prompt_may_be_given_as_it_is() -> None:
         ({"concept_rtol": -0.1}, ("concept_rtol = -0.1", "at least 0")),
         ({"tau": math.inf}, ("tau = inf", "no number")),
         ({"parametrisation": "dense"}, ("closed form", "start='zero'", "'dense'")),
+        ({"parametrisation": "dense", "start": "zero"}, ("damped", "method='svd'", "'dense'")),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(choice: dict, words: tuple[str, ...]) -> None:
@@ -428,5 +472,5 @@ def test_settings_that_make_no_sense_are_refused(choice: dict, words: tuple[str,
 
 def test_presets_by_name() -> None:
     assert preset("default") == ErasureSettings()
-    with refused("'magic'", "default, paper, paper_rescaled, undecoupled"):
+    with refused("'magic'", "default, from_zero, paper, paper_rescaled, undecoupled"):
         preset("magic")

@@ -74,7 +74,7 @@ def deltas(prediction: str) -> dict[str, ConceptDelta]:
     """One of every kind, each under the name of its file."""
     backbone = fresh(prediction)
     neon = erase(backbone, NEON, others(NEON), QUICK, progress=False)
-    dense = replace(FROM_ZERO, parametrisation="dense", iterations=2)
+    dense = replace(FROM_ZERO, parametrisation="dense", method="svd", iterations=2)
     full = replace(PRESETS["undecoupled"], iterations=2, images=1, learning_rate=1e-2)
     ink = three_deltas(prediction)[1]
     undecoupled = erase_undecoupled(backbone, NEON, full, progress=False)

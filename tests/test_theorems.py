@@ -23,7 +23,7 @@ from sepme.correlation import (
     to_epsilon,
 )
 from sepme.delta import ConceptDelta
-from sepme.nullspace import NullSpace, null_space, row_basis
+from sepme.nullspace import NullSpace, damped_projection, null_space, row_basis
 from sepme.provenance import Provenance
 from tests.tolerance import ROUNDINGS, assert_close
 
@@ -100,6 +100,49 @@ def test_the_basis_is_annihilated_within_the_stated_bound(stack: Stack, method: 
     assert_annihilated(stack.A, space.basis, space.leakage_bound)
     if method == "svd":
         assert space.leakage_bound <= 2 * space.threshold  # the rest is rounding
+
+
+def assert_damped(A: Tensor, e: Tensor, x: Tensor, tau: float) -> None:
+    """`x = argmin |x - e|^2 + |A x|^2 / tau^2`: its gradient vanishes, and `|A x| <= tau |e| / 2`.
+
+    The bound is the arithmetic-geometric mean: `s tau^2 / (s^2 + tau^2) <= tau / 2` for every s.
+    """
+    A, e = A.double(), e.double()
+    size = float(e.abs().max()) * max(1.0, (spectral_norm(A) / tau) ** 2)
+    assert_close(x - e + x @ A.T @ A / tau**2, torch.zeros_like(e), scale=size)
+    gain = (x @ A.T).norm(dim=1)
+    assert bool((gain <= tau * e.norm(dim=1) / 2 * (1 + 1e-9)).all())
+
+
+@theorem
+@given(stacks(), seeds, st.sampled_from([1e-3, 0.1, 0.9]))
+def test_the_damped_projection_weighs_reach_against_leakage(
+    stack: Stack, seed: int, rtol: float
+) -> None:
+    e = normal(3, stack.A.shape[1], seed=seed)
+    tau = rtol * spectral_norm(stack.A)
+    assert_damped(stack.A, e, damped_projection(stack.A, e, rtol), tau)
+
+
+@theorem
+@given(stacks().filter(lambda stack: stack.A.dtype == torch.float64), seeds)
+def test_the_damped_projection_tends_to_the_projection(stack: Stack, seed: int) -> None:
+    """With a tolerance t far below the smallest kept singular value s, they differ by (t / s)^2."""
+    A, e = stack.A, normal(3, stack.A.shape[1], seed=seed)
+    smallest = float(torch.linalg.svdvals(A)[stack.rank - 1]) / spectral_norm(A)
+    rtol = 1e-3 * smallest
+    cut = null_space(A).project(e)
+    gap = (damped_projection(A, e, rtol) - cut).norm(dim=1)
+    assert bool((gap <= 1.01e-6 * e.norm(dim=1)).all())
+
+
+@pytest.mark.parametrize("wrong", ["raw", "cut"])
+def test_neither_the_rows_themselves_nor_their_cut_projection_are_damped(wrong: str) -> None:
+    A = torch.diag(torch.tensor([1.0, 0.1, 0.05, 0.0]).double())
+    e = torch.ones(1, 4).double()
+    x = e if wrong == "raw" else null_space(A, rtol=0.1).project(e)
+    with pytest.raises(AssertionError):
+        assert_damped(A, e, x, tau=0.1)
 
 
 @theorem
