@@ -21,6 +21,7 @@ from nbformat import NotebookNode
 from sepme.atelier.judge import Judge
 from sepme.backbone import ATELIER, Backbone, load_catalogue
 from sepme.concept import Catalogue
+from sepme.delta import ConceptDelta
 from sepme.eraser import Step
 from sepme.errors import SepmeError
 from sepme.files import write_atomically
@@ -49,6 +50,28 @@ def open_model(
     weights = (Path(model) if model else ATELIER) / "judge.safetensors"
     judge = Judge.load(weights) if weights.is_file() else None
     return backbone, judge, load_catalogue(model)
+
+
+def shipped_deltas(backbone: Backbone, model: str | Path | None = None) -> dict[str, ConceptDelta]:
+    """The deltas that lie beside a model, in its folder `deltas`, by the concept's name.
+
+    `sepme erase "neon, boat" --out MODEL/deltas` puts more of them there.
+
+    Args:
+        backbone: the model that they must belong to.
+        model: its directory, as for `open_model`.
+
+    Raises:
+        SepmeError: there is none, or one belongs to another model.
+    """
+    folder = Path(model or os.environ.get("SEPME_MODEL") or ATELIER) / "deltas"
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise SepmeError(
+            f"There are no deltas in {folder}: make some with 'sepme erase', into that folder."
+        )
+    deltas = [ConceptDelta.load(file, base=backbone.fingerprint) for file in files]
+    return {delta.concept: delta for delta in deltas}
 
 
 def banner(backbone: Backbone, *, minutes: float, gigabytes: float) -> Markdown:

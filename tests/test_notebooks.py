@@ -14,9 +14,18 @@ from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from sepme.closed_form import closed_form
 from sepme.eraser import erase
 from sepme.errors import SepmeError
-from sepme.notebook import FOLDER, LiveDecay, banner, execute, open_model, tidy
+from sepme.notebook import (
+    FOLDER,
+    LiveDecay,
+    banner,
+    execute,
+    open_model,
+    shipped_deltas,
+    tidy,
+)
 from tests.miniature import NEON, QUICK, fresh
 from tests.test_house import MACHINE_PATH
 
@@ -196,6 +205,18 @@ def test_a_model_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("SEPME_MODEL", "no/such/folder")
     with pytest.raises(SepmeError, match="no/such/folder"):
         open_model()
+
+
+def test_the_deltas_beside_a_model_are_found_and_must_be_its_own(folder: Path) -> None:
+    backbone = open_model(folder)[0]
+    with pytest.raises(SepmeError, match="no deltas"):
+        shipped_deltas(backbone, folder)
+    (folder / "deltas").mkdir()
+    neon = closed_form(backbone, NEON, ["a cat"], keep_rtol=None)
+    neon.save(folder / "deltas" / "neon.safetensors")
+    assert shipped_deltas(backbone, folder)["neon"].digest == neon.digest
+    with pytest.raises(SepmeError, match="not for this model"):
+        shipped_deltas(fresh(seed=5), folder)
 
 
 def test_the_banner_says_which_model_speaks() -> None:
