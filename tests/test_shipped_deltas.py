@@ -1,0 +1,44 @@
+"""The deltas that ship with the Atelier: one a concept, of this very model, as the code makes."""
+
+import pytest
+import torch
+
+from sepme.atelier.paintings import OBJECTS, STYLES
+from sepme.backbone import Backbone, load_catalogue
+from sepme.eraser import erase, recorded_settings
+from sepme.notebook import shipped_deltas
+from sepme.settings import PRESETS
+from tests.tolerance import assert_close
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return Backbone.load(device="cpu")
+
+
+def test_there_is_one_for_every_style_and_object_and_each_keeps_all_others(
+    backbone: Backbone,
+) -> None:
+    deltas, catalogue = shipped_deltas(backbone), load_catalogue()
+    assert catalogue is not None
+    assert set(deltas) == {*STYLES, *OBJECTS}
+    for name, delta in deltas.items():
+        concept = catalogue[name]
+        assert delta.forgotten == concept.prompts
+        assert set(delta.kept) == {"", *catalogue.kept_prompts([concept])}
+        assert dict(delta.provenance.settings) == recorded_settings(
+            backbone, [concept], PRESETS["default"]
+        )
+
+
+@pytest.mark.slow
+def test_one_of_them_made_again_is_the_same(backbone: Backbone) -> None:
+    """Up to the arithmetic of another machine, which training multiplies a little."""
+    catalogue, shipped = load_catalogue(), shipped_deltas(backbone)["cubism"]
+    assert catalogue is not None
+    concept = catalogue["cubism"]
+    again = erase(backbone, concept, catalogue.kept_prompts([concept]), progress=False)
+    assert_close(again.basis, shipped.basis, scale=30.0)
+    for path in shipped.paths:
+        one, other = again.dense(path), shipped.dense(path)
+        assert torch.linalg.norm(one - other) <= 0.05 * torch.linalg.norm(other)
