@@ -12,11 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from sepme.errors import SepmeError
@@ -306,3 +311,297 @@ def _write(
     if footer:
         at = layout.point(edge, layout.size[1] - 0.08)
         figure.text(*at, footer, ha="left", va="bottom", fontsize=8, color=GREY)
+
+
+# ------------------------------------------------------------------ noise differences
+def noise_maps(
+    maps: Mapping[str, Tensor],
+    timesteps: Sequence[int],
+    *,
+    diverging: bool = True,
+    own_scale: bool = False,
+    title: str = "",
+) -> Figure:
+    """Rows of maps over the timesteps, without smoothing.
+
+    Args:
+        maps: row label -> `[timesteps, h, w]`.
+        diverging: from blue over white (zero) to red; else from black (zero) to bright.
+        own_scale: every map on its own scale; else the maps of a column share one, so that rows
+            can be compared. The number in a corner is the end of that map's scale.
+
+    Raises:
+        SepmeError: no map, or not one a timestep.
+    """
+    if not maps or any(m.ndim != 3 or len(m) != len(timesteps) for m in maps.values()):
+        raise SepmeError(
+            f"Noise maps come in rows of {len(timesteps)}, one [h, w] a timestep: give at least "
+            "one row of as many."
+        )
+    stack = torch.stack([m.detach().float().cpu() for m in maps.values()])  # [rows, t, h, w]
+    ends = stack.abs().amax(dim=(2, 3))
+    ends = (ends if own_scale else ends.amax(dim=0).expand_as(ends)).clamp_min(1e-12)
+    rows, columns = ends.shape
+    size = (1.55 + 0.95 * columns, (0.75 if title else 0.4) + 0.98 * rows)
+    figure = Figure(figsize=size, dpi=100, facecolor="white", layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for r, label in enumerate(maps):
+        for c, t in enumerate(timesteps):
+            _noise_map(axes[r, c], stack[r, c], float(ends[r, c]), diverging)
+            if r == 0:
+                axes[r, c].set_title(f"t = {t}", fontsize=9)
+        axes[r, 0].set_ylabel(
+            fill(label, 18), fontsize=8.5, rotation=0, ha="right", va="center", labelpad=8
+        )
+    if title:
+        figure.suptitle(title, fontsize=11, fontweight="bold")
+    return figure
+
+
+def _noise_map(ax: Axes, values: Tensor, end: float, diverging: bool) -> None:
+    colours, low = ("RdBu_r", -end) if diverging else ("magma", 0.0)
+    ax.imshow(values.numpy(), cmap=colours, vmin=low, vmax=end, interpolation="nearest")
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    scale = f"±{end:.2g}" if diverging else f"{end:.2g}"
+    box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8}
+    ax.text(0.97, 0.04, scale, transform=ax.transAxes, ha="right", fontsize=6, bbox=box)
+
+
+def correlation_over_timesteps(
+    timesteps: Sequence[int], curves: Mapping[str, ArrayLike | Tensor], ax: Axes | None = None
+) -> Axes:
+    """The normalised correlation at each timestep, one line a state of the model.
+
+    Args:
+        curves: label -> `[timesteps]`; 1 untouched, 0 erased, below 0 overshot.
+    """
+    if not curves or any(len(curve) != len(timesteps) for curve in curves.values()):
+        raise SepmeError(
+            f"A curve has one correlation for each of the {len(timesteps)} timesteps: give at "
+            "least one curve of as many."
+        )
+    ax = _axes(ax, width=7.6)
+    ax.axhline(0, color=BLACK, linewidth=0.8)
+    ax.axhline(1, color=GREY, linewidth=0.8, linestyle="--")
+    for index, (label, curve) in enumerate(curves.items()):
+        values = np.asarray(curve, dtype=float)
+        ax.plot(timesteps, values, marker="o", markersize=3.5, label=label, **line_style(index))
+    ax.set(xlabel="timestep t (right: nearly pure noise)", ylabel="correlation at this timestep")
+    ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    return ax
+
+
+def recorded_decay(recording: Any, ax: Axes | None = None) -> Axes:
+    """A `sepme.decay.Recording` over its iterations: the fixed probe beside the training's own.
+
+    The dots are the probe's mean correlation, the band spans its timesteps (each the mean of its
+    pictures), the line is the momentum m_n of eq. 4, and the dotted line its threshold tau, unless
+    that lies out of reach. Losses with a unit (eq. 2) are drawn relative to the first one.
+    """
+    ax = _axes(ax, width=7.6)
+    ax.axhline(0, color=BLACK, linewidth=0.8)
+    by_timestep = recording.correlation.mean(dim=2)  # [snapshots, timesteps]
+    band = (by_timestep.amin(dim=1), by_timestep.amax(dim=1))
+    ax.fill_between(recording.iterations, *band, color=SKY, alpha=0.3, linewidth=0)
+    ax.plot(recording.iterations, recording.decay, "o-", color=BLUE, label="probe: mean")
+    unit = recording.losses[0] if recording.provenance.settings["objective"] == "product" else 1.0
+    n = [step.iteration for step in recording.steps]
+    each = [loss / unit for loss in recording.losses]
+    momentum = [step.momentum / unit for step in recording.steps]
+    ax.plot(n, each, color=VERMILLION, linewidth=0.8, alpha=0.45, label="each iteration")
+    ax.plot(n, momentum, color=VERMILLION, linewidth=2, linestyle=DASHES[1], label="momentum $m_n$")
+    if recording.tau >= min(recording.losses):
+        threshold = {"color": GREY, "linewidth": 1, "linestyle": ":"}
+        ax.axhline(recording.tau / unit, label=f"stop at τ = {recording.tau:g}", **threshold)
+    handles, _ = ax.get_legend_handles_labels()
+    handles.insert(1, Patch(color=SKY, alpha=0.3, linewidth=0, label="probe: its timesteps"))
+    ax.legend(handles=handles, frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    ax.set(xlabel="iterations", ylabel="correlation with the original concept")
+    return ax
+
+
+def layer_bars(values: Mapping[str, float], ax: Axes | None = None, label: str = "") -> Axes:
+    """One bar a layer (or part of a delta), keys and values told apart by colour.
+
+    Args:
+        values: module path (shortened for the label) or any other name -> a number.
+        label: what the number is, for the axis.
+    """
+    if not values:
+        raise SepmeError("There is no layer to draw: give at least one.")
+    ax = _axes(ax, height=0.8 + 0.32 * len(values))
+    colours = [
+        BLUE if name.endswith("to_k") else ORANGE if name.endswith("to_v") else GREY
+        for name in values
+    ]
+    names = [_short_path(name) for name in values]
+    bars = ax.barh(range(len(values)), list(values.values()), color=colours, height=0.7)
+    ax.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+    ax.set_yticks(range(len(values)), names, fontsize=8)
+    ax.invert_yaxis()
+    ax.axvline(0, color=BLACK, linewidth=0.8)
+    ax.margins(x=0.12)
+    ax.set(xlabel=label)
+    return ax
+
+
+def _short_path(path: str) -> str:
+    """`up_blocks.0.attentions.1.transformer_blocks.0.attn2.to_k` -> `up 0.1 to_k`."""
+    parts = path.replace("transformer_blocks.0.", "").replace("_blocks", "").replace("_block", "")
+    parts = parts.replace("attentions.", "").replace("attn2.", "")
+    block, _, rest = parts.partition(".")
+    return f"{block} {rest.replace('.to_', ' to_')}" if path.endswith(("to_k", "to_v")) else path
+
+
+def cosine_maps(
+    cosines: Tensor, names: Sequence[str], titles: Sequence[str], *, title: str = ""
+) -> Figure:
+    """Square tables of cosines side by side, blue -1 over white 0 to red 1.
+
+    Args:
+        cosines: `[tables, k, k]`.
+        names: k of them, for rows and columns.
+        titles: one a table.
+    """
+    if cosines.shape != (len(titles), len(names), len(names)) or not len(titles):
+        raise SepmeError(
+            f"The cosines are {list(cosines.shape)} where the names ask for "
+            f"[{len(titles)}, {len(names)}, {len(names)}]: make them match."
+        )
+    side = max(1.5, 0.15 * len(names))
+    size = (1.7 + len(titles) * (side + 0.1), side + (1.2 if title else 0.9))
+    figure = Figure(figsize=size, dpi=100, facecolor="white", layout="constrained")
+    axes = figure.subplots(1, len(titles), squeeze=False)[0]
+    for index, (ax, table) in enumerate(zip(axes, cosines, strict=True)):
+        drawn = ax.imshow(table.cpu().numpy(), cmap="RdBu_r", vmin=-1, vmax=1)
+        ax.set_title(titles[index], fontsize=9)
+        ax.set_xticks(range(len(names)), names, rotation=90, fontsize=6.5)
+        ax.set_yticks(range(len(names)), names if index == 0 else [""] * len(names), fontsize=6.5)
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+    figure.colorbar(drawn, ax=list(axes), shrink=0.7, aspect=15, label="cosine")
+    if title:
+        figure.suptitle(title, fontsize=11, fontweight="bold")
+    return figure
+
+
+# ------------------------------------------------------------------ how concepts interfere
+def interference_map(report: Any, ax: Axes | None = None, *, limit: float | None = None) -> Axes:
+    """Who disturbs whom: one row for each delta, one column for each concept that is looked at.
+
+    100 % is what the column's own delta changes, which is meant and left grey.
+
+    Args:
+        report: a `sepme.entanglement.Interference`.
+        limit: the change with the darkest colour, for maps that are to be compared; by default
+            the largest that is not meant.
+    """
+    values = report.matrix.numpy()
+    own = np.equal.outer(np.array(report.emitters), np.array(report.receivers))
+    top = limit or max(float(np.max(values, where=~own, initial=0.0)), 1e-12)
+    rows, columns = values.shape
+    ax = _axes(ax, width=2.4 + 0.5 * columns, height=1.4 + 0.36 * rows)
+    shown = np.ma.masked_array(100 * values, own)
+    colours = colormaps["Blues"].with_extremes(bad="#dddddd")
+    drawn = ax.imshow(shown, cmap=colours, vmin=0, vmax=100 * top, aspect="auto")
+    for row, column in np.ndindex(rows, columns) if columns <= 12 else ():
+        ink = "white" if values[row, column] > 0.6 * top and not own[row, column] else "black"
+        text = _percent(values[row, column])
+        ax.text(column, row, text, ha="center", va="center", fontsize=7.5, color=ink)
+    ax.set_xticks(range(columns), report.receivers, rotation=40, ha="right", fontsize=8.5)
+    ax.set_yticks(range(rows), report.emitters, fontsize=8.5)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set(xlabel="what is drawn", ylabel="whose delta is on")
+    ax.figure.colorbar(
+        drawn, ax=ax, extend="max" if values[~own].max(initial=0) > top else "neither"
+    ).set_label(f"change of {report.measure},\n% of what its own delta changes", fontsize=8.5)
+    return ax
+
+
+def _percent(share: float) -> str:
+    """Two digits, as far as they are worth printing."""
+    return f"{100 * share:.0f}" if share >= 0.0995 else f"{100 * share:.1f}"
+
+
+def cosine_distribution(
+    observed: Mapping[str, ArrayLike | Tensor],
+    random: ArrayLike | Tensor,
+    ax: Axes | None = None,
+) -> Axes:
+    """Largest principal cosines of many pairs of subspaces, beside those of random subspaces.
+
+    A curve says which share of the pairs lies below a cosine: one to the right of the grey curve
+    belongs to pairs that share more than chance would give them.
+
+    Args:
+        observed: kind of pair -> cosines, 0 to 1.
+        random: cosines of random subspaces of the same dimensions; 95 % of them lie left of the
+            thin line.
+    """
+    if not observed or any(np.size(values) == 0 for values in (*observed.values(), random)):
+        raise SepmeError("There is no angle to draw: give at least one cosine of each kind.")
+    ax = _axes(ax, width=7.6)
+    chance = np.sort(np.asarray(random, dtype=float))
+    rough = float(np.quantile(chance, 0.95))
+    ax.axvline(
+        rough, color=GREY, linewidth=0.8, linestyle=":", label=f"95 % of random: {rough:.2f}"
+    )
+    kinds = {"random subspaces": chance} | {
+        name: np.sort(np.asarray(values, dtype=float)) for name, values in observed.items()
+    }
+    for index, (name, values) in enumerate(kinds.items()):
+        wide = {"color": GREY, "linewidth": 4, "alpha": 0.45}
+        style = {"linewidth": 1.8, **line_style(index - 1)} if index else wide
+        label = f"{name} (median {np.median(values):.2f})"
+        share = 100 * np.arange(1, len(values) + 1) / len(values)
+        ax.plot([0, *values, 1], [0, *share, 100], drawstyle="steps-post", label=label, **style)
+    ax.set(xlim=(0, 1.04), ylim=(0, 102), xlabel="largest principal cosine of a pair")
+    ax.set(ylabel="share of the pairs below, %")
+    ax.legend(frameon=False, fontsize=8.5, loc="upper left", bbox_to_anchor=(1, 1))
+    return ax
+
+
+def predicted_and_measured(
+    predictors: Mapping[str, ArrayLike | Tensor],
+    measured: ArrayLike | Tensor,
+    ax: Sequence[Axes] | None = None,
+) -> Sequence[Axes]:
+    """One dot a pair of concepts: what is known beforehand, against the change that was measured.
+
+    Args:
+        predictors: what it is -> a number a pair, above zero.
+        measured: relative change of each pair.
+        ax: one for each predictor.
+
+    The rank correlation of Spearman stands above each: 0 says nothing about the change, 1 all of
+    its order.
+    """
+    if not predictors:
+        raise SepmeError("There is no predictor to draw: give at least one.")
+    if ax is None:
+        size = (3.3 * len(predictors), 3.1)
+        ax = np.atleast_1d(plt.subplots(1, len(predictors), figsize=size, layout="constrained")[1])
+    y = np.asarray(measured, dtype=float).ravel()
+    for index, (place, (name, values)) in enumerate(zip(ax, predictors.items(), strict=True)):
+        x = np.asarray(values, dtype=float).ravel()
+        place = _axes(place)
+        place.scatter(x, 100 * y, s=14, color=COLOURS[index], alpha=0.6, linewidth=0)
+        place.set(xscale="log" if x.max() > 10 * x.min() else "linear", yscale="log", xlabel=name)
+        for axis in (place.xaxis, place.yaxis):
+            if axis.get_scale() == "log":
+                _few_ticks(axis)
+        place.set_title(f"rank correlation {spearmanr(x, y).statistic:.2f}", fontsize=9)
+    ax[0].set_ylabel("measured change, %")
+    return ax
+
+
+def _few_ticks(axis: Axis) -> None:
+    """1, 2 and 5 of each power of ten as plain numbers, or the powers where there are many."""
+    low, high = axis.get_view_interval()
+    many = high > 200 * low
+    axis.set_major_locator(LogLocator(subs=(1.0,) if many else (1.0, 2.0, 5.0)))
+    axis.set_minor_formatter(NullFormatter())
+    if not many:
+        axis.set_major_formatter("{x:g}")

@@ -1,6 +1,7 @@
 """Plots: data in, Axes out, nothing global touched."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import matplotlib as mpl
 import numpy as np
@@ -26,10 +27,22 @@ class Step:
 
 
 STEPS = {name: [Step(i, (1 / i, 0.5 / i), 1 / i) for i in range(1, 6)] for name in ("neon", "boat")}
+RECORDING = SimpleNamespace(
+    iterations=(0, 5),
+    decay=(1.0, 0.2),
+    correlation=torch.tensor([[[1.0], [1.0]], [[0.5], [-0.1]]]),  # [snapshots, timesteps, pictures]
+    steps=STEPS["neon"],
+    losses=tuple(0.02 / i for i in range(1, 6)),
+    provenance=SimpleNamespace(settings={"objective": "product"}),
+    tau=0.01,
+)
 DRAWINGS = {
     "decay": lambda ax: plots.correlation_decay(STEPS, ax, tau=0.01),
     "bars": lambda ax: plots.accuracy_bars({"neon": 1.0, "b": 0.5}, {"neon": 0.0, "b": 0.5}, ax),
     "spectrum": lambda ax: plots.spectrum({"k": torch.tensor([3.0, 1, 0])}, ax, threshold=0.1),
+    "timesteps": lambda ax: plots.correlation_over_timesteps([1, 500], {"a": [1.0, 0.5]}, ax),
+    "recorded": lambda ax: plots.recorded_decay(RECORDING, ax),
+    "layers": lambda ax: plots.layer_bars({"mid_block.attn2.to_k": 0.5, "all": 0.1}, ax, "left"),
 }
 
 
@@ -147,7 +160,73 @@ def test_a_frame_surrounds_its_picture_only() -> None:
     assert figure.axes[1].spines["top"].get_edgecolor()[:3] == to_rgb(plots.ERASED)
 
 
+# ------------------------------------------------------------------ noise differences
+MAPS = {
+    "before": torch.tensor([[[1.0, -2]], [[0, 8]]]),
+    "after": torch.tensor([[[0.5, 0]], [[0, -16]]]),
+}
+
+
+def limits(figure: Figure) -> list[tuple[float, float]]:
+    return [ax.images[0].get_clim() for ax in figure.axes]
+
+
+def test_diverging_maps_are_centred_at_zero_and_comparable_in_their_column() -> None:
+    figure = plots.noise_maps(MAPS, [10, 900], title="Title")
+    assert limits(figure) == [(-2, 2), (-16, 16)] * 2
+    assert [ax.get_title() for ax in figure.axes] == ["t = 10", "t = 900", "", ""]
+    assert [ax.texts[0].get_text() for ax in figure.axes] == ["±2", "±16"] * 2
+
+
+def test_a_map_may_have_its_own_scale_and_begin_at_zero() -> None:
+    assert limits(plots.noise_maps(MAPS, [10, 900], own_scale=True))[2:] == [(-0.5, 0.5), (-16, 16)]
+    sizes = {name: values.abs() for name, values in MAPS.items()}
+    assert limits(plots.noise_maps(sizes, [10, 900], diverging=False))[0] == (0, 2)
+    silent = limits(plots.noise_maps({"": torch.zeros(1, 2, 2)}, [5]))
+    assert silent[0][0] < 0 < silent[0][1]  # zero is white also where there is nothing else
+
+
+def test_a_loss_with_a_unit_is_drawn_relative_to_the_first() -> None:
+    ax = plots.recorded_decay(RECORDING, Figure().subplots())
+    lines = {line.get_label(): list(line.get_ydata()) for line in ax.lines}
+    assert lines["each iteration"] == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4, 1 / 5])
+    assert lines["probe: mean"] == [1.0, 0.2]
+    assert lines["stop at τ = 0.01"][0] == pytest.approx(0.5)
+    unreachable = SimpleNamespace(**vars(RECORDING) | {"tau": -99.0})
+    ax = plots.recorded_decay(unreachable, Figure().subplots())
+    assert not any("τ" in str(line.get_label()) for line in ax.lines)
+
+
+def test_a_layer_is_named_shortly_and_keys_differ_from_values() -> None:
+    path = "up_blocks.0.attentions.1.transformer_blocks.0.attn2.to_"
+    values = {f"{path}k": 0.1, f"{path}v": 0.2, "all keys": 0.3}
+    ax = plots.layer_bars(values, Figure().subplots())
+    assert [text.get_text() for text in ax.get_yticklabels()] == [
+        "up 0.1 to_k",
+        "up 0.1 to_v",
+        "all keys",
+    ]
+    assert len({bar.get_facecolor() for bar in ax.patches}) == 3
+
+
+def test_cosines_are_drawn_from_minus_one_to_one() -> None:
+    figure = plots.cosine_maps(torch.eye(2).expand(3, 2, 2), ["a", "b"], ["x", "y", "z"], title="T")
+    tables = [ax for ax in figure.axes if ax.images]
+    assert [ax.images[0].get_clim() for ax in tables] == [(-1, 1)] * 3
+    assert [ax.get_title() for ax in tables] == ["x", "y", "z"]
+
+
 def test_bad_input() -> None:
+    with refused("rows of 2"):
+        plots.noise_maps({"a": torch.zeros(3, 4, 4)}, [1, 2])
+    with refused("at least one"):
+        plots.noise_maps({}, [1])
+    with refused("2 timesteps"):
+        plots.correlation_over_timesteps([1, 2], {"a": [1.0]})
+    with refused("no layer"):
+        plots.layer_bars({})
+    with refused("[1, 2, 2]", "match"):
+        plots.cosine_maps(torch.zeros(1, 3, 3), ["a", "b"], ["x"])
     with refused("no picture"):
         plots.image_grid([])
     with refused("2 x 3", "match"):

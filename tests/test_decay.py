@@ -1,0 +1,363 @@
+"""Noise differences through a fixed probe, layer by layer, and a training recorded step by step."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from sepme.backbone import Backbone
+from sepme.composition import Composition
+from sepme.concept import Concept
+from sepme.correlation import correlation_loss
+from sepme.decay import (
+    Probe,
+    Recording,
+    correlation_by_layer,
+    correlations,
+    cosines,
+    magnitude,
+    noise_differences,
+    overlap,
+    record,
+    restricted,
+)
+from sepme.eraser import erase
+from tests.miniature import (
+    FROM_ZERO,
+    INK,
+    KEPT,
+    NAMES,
+    NEON,
+    PREDICTIONS,
+    QUICK,
+    fresh,
+    others,
+    shared,
+    three_deltas,
+)
+from tests.refusals import refused
+from tests.tolerance import assert_close
+
+#: A concept with anchors, so that the two references differ.
+ANCHORED = Concept("neon", ("neon", "a neon cat", "a neon boat"), anchors=("", "a cat", "boat"))
+
+
+@pytest.fixture(scope="module", params=PREDICTIONS)
+def backbone(request: pytest.FixtureRequest) -> Backbone:
+    return shared(request.param)
+
+
+@pytest.fixture(scope="module")
+def probe(backbone: Backbone) -> Probe:
+    return Probe.draw(backbone, ["neon", "a cat"], timesteps=3, seed=2)
+
+
+# ---------------------------------------------------------------- the probe
+def test_a_probe_is_forward_diffusion_of_the_models_own_pictures(backbone: Backbone) -> None:
+    """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise, with one noise a picture at all t."""
+    probe = Probe.draw(backbone, ["neon", "a cat"], timesteps=[900, 0, 400], seed=2)
+    assert probe.timesteps == (0, 400, 900)
+    x_0 = backbone.generate(["neon", "a cat"], 2, output="latents")
+    a = backbone.alphas_cumprod[list(probe.timesteps)].view(3, 1, 1, 1, 1)
+    noise = (probe.x_t - a.sqrt() * x_0) / (1 - a).sqrt()
+    assert_close(noise[1], noise[2], scale=10.0)
+    assert noise.std() == pytest.approx(1.0, abs=0.2)
+    assert (noise[2, 0] - noise[2, 1]).abs().max() > 1  # each picture its own
+
+
+def test_a_probe_is_the_same_every_time_and_another_with_another_seed(backbone: Backbone) -> None:
+    with Composition(backbone, three_deltas(backbone.prediction_type)) as composition:
+        composition.erase(*NAMES)  # what is attached does not matter: the original model draws
+        one = Probe.draw(backbone, "neon", 2, seed=1)
+    again = Probe.draw(backbone, "neon", 2, seed=1)
+    other = Probe.draw(backbone, "neon", 2, seed=2)
+    assert torch.equal(one.x_t, again.x_t)
+    assert not torch.equal(one.x_t, other.x_t)
+    assert one.timesteps == (250, 750)  # the middles of two halves of 0 ... 1000
+
+
+def test_a_picture_keeps_its_noise_whatever_other_pictures_there_are(backbone: Backbone) -> None:
+    both = Probe.draw(backbone, ["neon", "a cat"], 2, seed=1)
+    alone = Probe.draw(backbone, "neon", 2, seed=1)
+    assert_close(both.x_t[:, 0], alone.x_t[:, 0], scale=10.0)
+
+
+# ---------------------------------------------------------------- noise differences
+def test_the_empty_prompt_adds_nothing(backbone: Backbone, probe: Probe) -> None:
+    nothing = noise_differences(backbone, probe, "")
+    assert torch.equal(nothing, torch.zeros_like(nothing))
+    something = noise_differences(backbone, probe, "neon")  # the control
+    assert something.abs().max() > 1e-3
+
+
+def test_it_is_the_difference_of_two_predictions(backbone: Backbone, probe: Probe) -> None:
+    r = noise_differences(backbone, probe, ["neon", "ink"], ["a cat", ""])
+    assert r.shape == probe.x_t.shape
+    with torch.no_grad():
+        t, x_t = torch.tensor([probe.timesteps[1]] * 2), probe.x_t[1]
+        eps_c = backbone.epsilon(x_t, t, backbone.encode(["neon", "ink"]))
+        eps_0 = backbone.epsilon(x_t, t, backbone.encode(["a cat", ""]))
+    assert_close(r[1], eps_c - eps_0, scale=float(eps_c.abs().max()))
+
+
+def test_a_difference_of_differences_changes_the_reference(
+    backbone: Backbone, probe: Probe
+) -> None:
+    """(eps(c) - eps(c_0)) - (eps(a) - eps(c_0)) = eps(c) - eps(a): the anchor's part drops out."""
+    whole = noise_differences(backbone, probe, "a neon cat")
+    anchor = noise_differences(backbone, probe, "a cat")
+    rest = noise_differences(backbone, probe, "a neon cat", "a cat")
+    assert_close(whole - anchor, rest, scale=float(probe.x_t.abs().max()))
+
+
+def test_a_delta_gives_what_its_composition_gives(backbone: Backbone, probe: Probe) -> None:
+    delta = three_deltas(backbone.prediction_type)[0]
+    r0 = noise_differences(backbone, probe, "neon")
+    by_weights = noise_differences(backbone, probe, "neon", delta=delta)
+    with Composition(backbone, [delta]) as composition, composition.erased("neon"):
+        t = torch.tensor([probe.timesteps[0]] * 2)
+        with torch.no_grad():
+            eps_c = backbone.epsilon(probe.x_t[0], t, backbone.encode(["neon"] * 2))
+            eps_0 = backbone.epsilon(probe.x_t[0], t, backbone.encode([""] * 2))
+        again = noise_differences(backbone, probe, "neon", delta=delta)
+        untouched = noise_differences(backbone, probe, "neon")
+    assert_close(by_weights[0], eps_c - eps_0, scale=float(probe.x_t.abs().max()))
+    assert torch.equal(again, by_weights)  # what is attached does not matter
+    assert torch.equal(untouched, r0)
+    assert (by_weights - r0).abs().max() > 0.1 * r0.abs().max()
+
+
+def test_an_anchor_is_what_the_original_model_says_of_it(backbone: Backbone, probe: Probe) -> None:
+    """A delta that spoils the anchor too must not pass for one that reaches it."""
+    delta = three_deltas(backbone.prediction_type)[0]
+    spoilt = noise_differences(backbone, probe, "ink", "neon", delta)
+    expected = noise_differences(backbone, probe, "ink", "neon")
+    assert_close(spoilt, expected, scale=float(probe.x_t.abs().max()))  # "ink" is kept
+    paper = noise_differences(backbone, probe, "", delta=delta)
+    assert torch.equal(paper, torch.zeros_like(paper))  # S-27: both by the changed model
+
+
+# ---------------------------------------------------------------- measures of maps
+def maps(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(5))
+
+
+def test_the_overlap_is_equation_2_before_its_mean() -> None:
+    r, r0 = maps(2, 3, 4, 5, 5), maps(2, 3, 4, 5, 5).flip(0)
+    loss = correlation_loss(r.flatten(0, 1), r0.flatten(0, 1)).view(2, 3)
+    assert_close(overlap(r, r0).mean(dim=(-2, -1)), loss, scale=1.0)
+    assert (overlap(r, r) >= 0).all()
+    assert_close(overlap(r, r).sqrt(), magnitude(r))
+
+
+def test_the_correlation_is_one_zero_and_minus_one_where_it_should_be() -> None:
+    r0 = maps(2, 3, 2, 5, 5)
+    sideways = torch.stack([r0[:, :, 1], -r0[:, :, 0]], dim=2)  # orthogonal at every pixel
+    for r, expected in ((r0, 1.0), (-r0, -1.0), (0.5 * r0, 0.5), (sideways, 0.0)):
+        assert_close(correlations(r, r0), torch.full((2, 3), expected), scale=1.0)
+
+
+def test_cosines_of_opposite_orthogonal_and_scaled_concepts() -> None:
+    a, b = torch.zeros(2, 2, 1, 3, 4, 4), torch.zeros(2, 1, 3, 4, 4)
+    a[0, :, :, 0], a[1] = 1.0, 0.0
+    b[:, :, 1] = 2.0
+    stack = torch.stack([a[0], -3 * a[0], b])
+    expected = torch.tensor([[1.0, -1, 0], [-1, 1, 0], [0, 0, 1]])
+    assert_close(cosines(stack), expected.expand(2, 3, 3))
+
+
+def test_the_cosine_does_not_feel_how_strongly_a_picture_answers() -> None:
+    differences = maps(3, 2, 4, 4, 5, 5)
+    louder = differences * torch.tensor([1.0, 10, 0.1, 3]).view(4, 1, 1, 1)
+    assert_close(cosines(louder), cosines(differences), scale=1.0)
+    assert_close(cosines(differences).mT, cosines(differences), scale=1.0)
+
+
+# ---------------------------------------------------------------- layer by layer
+def test_the_parts_of_a_delta_add_up_to_it() -> None:
+    delta = three_deltas()[0]
+    keys = [path for path in delta.paths if path.endswith("to_k")]
+    values = [path for path in delta.paths if path.endswith("to_v")]
+    whole = restricted(delta, keys) + restricted(delta, values)
+    assert whole.paths == delta.paths
+    for path in delta.paths:
+        assert_close(whole.dense(path), delta.dense(path))
+    assert restricted(delta, keys).paths == tuple(sorted(keys))
+
+
+def test_all_layers_together_are_the_delta_and_none_does_nothing(
+    backbone: Backbone, probe: Probe
+) -> None:
+    delta = three_deltas(backbone.prediction_type)[0]
+    r0 = noise_differences(backbone, probe, "neon")
+    r = noise_differences(backbone, probe, "neon", delta=delta)
+    neon = replace(probe, prompts=("neon", "neon"))
+    silent = 0.0 * delta
+    every = {"all": delta.paths}
+    assert correlation_by_layer(backbone, neon, delta, parts=every)["all"] == pytest.approx(
+        float(correlations(r, r0).mean()), abs=1e-5
+    )
+    for remaining in correlation_by_layer(backbone, neon, silent).values():
+        assert remaining == pytest.approx(1.0, abs=1e-5)
+    alone = correlation_by_layer(backbone, neon, delta)
+    assert tuple(alone) == delta.paths
+    assert len({round(value, 6) for value in alone.values()}) == len(alone)  # no two layers alike
+
+
+def test_where_the_values_are_silenced_nothing_is_left(backbone: Backbone, probe: Probe) -> None:
+    """Without values the text says nothing: r = 0 whatever the keys do."""
+    values = {p: m.weight for p, m in backbone.projections().items() if p.endswith("to_v")}
+    silence = replace(
+        three_deltas(backbone.prediction_type)[0],
+        down={path: torch.eye(backbone.d_in) for path in values},
+        up={path: -weight for path, weight in values.items()},
+    )
+    remaining = correlation_by_layer(backbone, probe, silence, parts={"values": list(values)})
+    assert remaining["values"] == pytest.approx(0.0, abs=1e-4)
+
+
+# ---------------------------------------------------------------- recordings
+@pytest.fixture(scope="module")
+def recorded() -> Recording:
+    settings = replace(FROM_ZERO, iterations=5)
+    return record(shared(), ANCHORED, KEPT, settings, timesteps=3, every=2, progress=False)[1]
+
+
+def test_a_training_from_zero_starts_untouched_and_decays(recorded: Recording) -> None:
+    assert recorded.iterations == (0, 2, 4, 5)  # the last one too
+    assert_close(recorded.correlation[0], torch.ones(3, 3))
+    assert_close(recorded.maps[0], recorded.original, scale=float(recorded.original.abs().max()))
+    assert recorded.sizes[0].eq(0).all()
+    assert recorded.decay[0] == pytest.approx(1.0, rel=1e-5)
+    assert recorded.decay[-1] < 0.8
+    assert recorded.sizes[-1].gt(0).all()
+    assert not torch.equal(recorded.maps[0], recorded.maps[-1])
+
+
+def test_a_training_from_the_closed_form_starts_erased_already() -> None:
+    """The control: snapshot 0 shows the start, whatever the start is."""
+    _, recording = record(shared(), NEON, others(NEON), QUICK, timesteps=2, progress=False)
+    assert recording.decay[0] < 0.9
+    assert recording.sizes[0].gt(0).all()
+
+
+@pytest.mark.parametrize("settings", [QUICK, FROM_ZERO], ids=["default", "zero"])
+def test_looking_on_changes_nothing(settings, tmp_path) -> None:
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    watched, recording = record(
+        shared(), NEON, others(NEON), settings, seed=3, every=1, timesteps=2, progress=False
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    steps = []
+    plain = erase(
+        shared(), NEON, others(NEON), settings, seed=3, callback=steps.append, progress=False
+    )
+    files = [
+        delta.save(tmp_path / f"{index}.safetensors").read_bytes()
+        for index, delta in enumerate((watched, plain))
+    ]
+    assert files[0] == files[1]
+    assert recording.steps == tuple(steps)
+    assert recording.provenance == plain.provenance
+
+
+def test_the_last_snapshot_is_the_delta_that_comes_out() -> None:
+    delta, recording = record(
+        shared(), ANCHORED, KEPT, FROM_ZERO, timesteps=[100, 800], seed=4, progress=False
+    )
+    probe = Probe.draw(shared(), ["neon", "a neon cat", "a neon boat"], [100, 800], seed=4)
+    references = ["", "a cat", "boat"]
+    r0 = noise_differences(shared(), probe, references=references)
+    r = noise_differences(shared(), probe, references=references, delta=delta)
+    assert torch.equal(recording.original, r0[:, 0])
+    assert torch.equal(recording.maps[-1], r[:, 0])
+    assert torch.equal(recording.correlation[-1], correlations(r, r0))
+    sizes = [float(delta.dense(path).norm()) for path in recording.layers]
+    assert recording.sizes[-1].tolist() == pytest.approx(sizes)
+    assert recording.layers == delta.paths
+    assert torch.equal(recording.image, shared().generate("neon", 4)[0])
+
+
+@pytest.mark.parametrize(("reference", "expected"), [("anchor", "a cat"), ("empty", "")])
+def test_the_maps_are_measured_against_what_the_training_is(reference: str, expected: str) -> None:
+    settings = replace(FROM_ZERO, iterations=1, reference=reference)
+    _, recording = record(
+        shared(), ANCHORED, KEPT, settings, prompts=["a neon cat"], timesteps=2, progress=False
+    )
+    assert (recording.prompt, recording.reference) == ("a neon cat", expected)
+    probe = Probe.draw(shared(), "a neon cat", 2)
+    r0 = noise_differences(shared(), probe, references=expected)
+    assert torch.equal(recording.original, r0[:, 0])
+
+
+@pytest.mark.parametrize("objective", ["squared", "product"])
+def test_the_losses_are_what_the_momentum_averages(objective: str) -> None:
+    """Eq. 4 over `losses` gives the momentum of every step."""
+    settings = replace(FROM_ZERO, objective=objective)
+    _, recording = record(shared(), NEON, others(NEON), settings, timesteps=1, progress=False)
+    m = recording.losses[0]
+    for loss, step in zip(recording.losses, recording.steps, strict=True):
+        m = recording.alpha * m + (1 - recording.alpha) * loss
+        assert step.momentum == pytest.approx(m)
+    assert (recording.alpha, recording.tau) == (settings.alpha, settings.tau)
+
+
+def test_a_recording_survives_the_disk(recorded: Recording, tmp_path) -> None:
+    file = recorded.save(tmp_path / "neon.safetensors")
+    again = Recording.load(file)
+    for name in ("concept", "prompt", "reference", "timesteps", "iterations", "layers"):
+        assert getattr(again, name) == getattr(recorded, name), name
+    for name in ("image", "original", "maps", "correlation", "sizes"):
+        assert torch.equal(getattr(again, name), getattr(recorded, name)), name
+    assert again.steps == recorded.steps
+    assert again.provenance == recorded.provenance
+    assert again.losses == recorded.losses
+    assert again.save(tmp_path / "again.safetensors").read_bytes() == file.read_bytes()
+
+
+# ---------------------------------------------------------------- bad input
+def test_what_makes_no_sense_is_refused_before_any_work(monkeypatch) -> None:
+    backbone = shared()
+    probe = Probe.draw(backbone, ["neon", "a cat"], 1)
+    delta = three_deltas()[0]
+    monkeypatch.setattr(Backbone, "generate", None)  # no picture is drawn
+    for timesteps in ([], [1000], [-1, 5], 0):
+        with refused("timestep", "0 to 999"):
+            Probe.draw(backbone, "neon", timesteps)
+    with refused("3 prompts for 2 pictures"):
+        noise_differences(backbone, probe, ["neon"] * 3)
+    with refused("1 prompts for 2 pictures"):
+        noise_differences(backbone, probe, "neon", [""])
+    with refused("'neon'", "another base model"):
+        noise_differences(fresh(seed=1), probe, delta=delta)
+    with refused("'neon'", "does not change 'nowhere'"):
+        restricted(delta, ["nowhere"])
+    with refused("'neon'", "without layers"):
+        restricted(delta, [])
+    with refused("every = 0"):
+        record(backbone, NEON, KEPT, QUICK, every=0)
+    with refused("'a dog' is no prompt of 'neon'"):
+        record(backbone, NEON, KEPT, QUICK, prompts=["a dog"])
+    with refused("no prompt of 'neon'"):
+        record(backbone, NEON, KEPT, QUICK, prompts=[])
+    with refused("timestep"):
+        record(backbone, NEON, KEPT, QUICK, timesteps=[2000])
+    with refused("also to be kept"):  # what `erase` refuses is refused here
+        record(backbone, INK, ["ink"], QUICK)
+
+
+def test_files_that_are_no_recordings_are_refused(recorded: Recording, tmp_path) -> None:
+    with refused("neon.json", ".safetensors"):
+        recorded.save(tmp_path / "neon.json")
+    with refused("no recording"):
+        Recording.load(tmp_path / "missing.safetensors")
+    other = three_deltas()[0].save(tmp_path / "delta.safetensors")
+    with refused("no recording"):
+        Recording.load(other)
+    truncated = tmp_path / "half.safetensors"
+    content = recorded.save(tmp_path / "whole.safetensors").read_bytes()
+    truncated.write_bytes(content[: len(content) // 2])
+    with refused("no recording"):
+        Recording.load(truncated)

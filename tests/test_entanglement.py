@@ -1,0 +1,556 @@
+"""Angles, energies, sums and measured damage: the theorems, and that each can fail."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from scipy.linalg import subspace_angles
+from torch import Tensor
+
+from sepme import plots
+from sepme.closed_form import closed_form
+from sepme.composition import Composition
+from sepme.decay import Probe
+from sepme.delta import ConceptDelta
+from sepme.entanglement import (
+    Interference,
+    additivity_residual,
+    expected_overlap,
+    gram,
+    largest_cosines,
+    measure_noise,
+    measure_pictures,
+    overlap,
+    own_prompts,
+    predicted_noise,
+    principal_cosines,
+    prompt_energy,
+    random_largest_cosines,
+    row_space,
+    text_change,
+)
+from tests.miniature import CONCEPTS, NAMES, fresh, three_deltas
+from tests.refusals import refused
+from tests.test_delta import K, V, make
+from tests.tolerance import assert_close
+
+theorem = settings(max_examples=100, deadline=None, derandomize=True, database=None)
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def rotation(n: int, seed: int) -> Tensor:
+    return torch.linalg.qr(normal(n, n, seed=seed)).Q
+
+
+@st.composite
+def pairs(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+    """Orthonormal rows of two random subspaces of one space."""
+    d = draw(st.integers(2, 20))
+    q_a, q_b = (draw(st.integers(1, d)) for _ in range(2))
+    seed = draw(st.integers(0, 2**31))
+    return rotation(d, seed)[:q_a], rotation(d, seed + 1)[:q_b]
+
+
+# ------------------------------------------------------------------ angles
+@theorem
+@given(pairs(), st.integers(0, 2**31))
+def test_angles_belong_to_the_spaces_and_not_to_their_bases(
+    pair: tuple[Tensor, Tensor], seed: int
+) -> None:
+    a, b = pair
+    cosines = principal_cosines(a, b)
+    mixed = principal_cosines(rotation(len(a), seed) @ a, 3 * rotation(len(b), seed + 1) @ b)
+    assert_close(mixed, cosines, scale=1.0)
+    turned = rotation(a.shape[1], seed)  # and turning both spaces alike keeps what is between them
+    assert_close(principal_cosines(a @ turned, b @ turned), cosines, scale=1.0)
+
+
+def test_turning_one_of_two_spaces_changes_the_angles() -> None:
+    a, b = rotation(9, 0)[:2], rotation(9, 1)[:3]
+    change = principal_cosines(a @ rotation(9, 2), b) - principal_cosines(a, b)
+    assert change.abs().max() > 0.01
+
+
+@theorem
+@given(pairs())
+def test_cosines_and_overlap_lie_between_0_and_1(pair: tuple[Tensor, Tensor]) -> None:
+    a, b = pair
+    cosines = principal_cosines(a, b)
+    assert len(cosines) == min(len(a), len(b))
+    assert (cosines.diff() <= 0).all()
+    assert 0 <= cosines.min() <= cosines.max() <= 1
+    assert 0 <= overlap(a, b) <= 1
+    assert overlap(a, b) == pytest.approx(overlap(b, a), abs=1e-12)
+    assert_close(overlap(a, b), float((a @ b.T).square().sum()) / min(len(a), len(b)), scale=1.0)
+
+
+@theorem
+@given(pairs())
+def test_the_angles_are_those_of_scipy(pair: tuple[Tensor, Tensor]) -> None:
+    a, b = pair
+    angles = np.sort(subspace_angles(a.T.numpy(), b.T.numpy()))
+    assert np.allclose(np.cos(angles), principal_cosines(a, b), atol=1e-12)
+
+
+def test_the_same_a_contained_and_an_orthogonal_space() -> None:
+    Q = rotation(8, 0)
+    assert_close(principal_cosines(Q[:3], 2 * Q[:3].flip(0)), torch.ones(3).double())
+    assert_close(overlap(Q[:3], Q[:2]), 1.0)
+    assert_close(overlap(Q[:3], Q[3:]), 0.0, scale=1.0)
+    assert_close(overlap(Q[:2], Q[1:3]), 0.5)  # one of two directions is shared
+
+
+def test_every_two_spaces() -> None:
+    spaces = {name: rotation(9, seed)[:2] for seed, name in enumerate("abc")}
+    table = largest_cosines(spaces)
+    assert_close(table.diagonal(), torch.ones(3).double())
+    assert_close(table, table.T, scale=1.0)
+    assert_close(table[0, 2], principal_cosines(spaces["a"], spaces["c"])[0])
+
+
+# ------------------------------------------------------------------ what chance would do
+@pytest.mark.parametrize(("q_a", "q_b", "d"), [(1, 1, 5), (2, 3, 12), (4, 3, 32)])
+def test_the_overlap_to_expect_is_that_of_random_spaces(q_a: int, q_b: int, d: int) -> None:
+    drawn = torch.tensor(
+        [overlap(rotation(d, 2 * s)[:q_a], rotation(d, 2 * s + 1)[:q_b]) for s in range(1500)]
+    )
+    error = float(drawn.std()) / len(drawn) ** 0.5
+    assert abs(float(drawn.mean()) - expected_overlap(q_a, q_b, d)) < 4 * error
+    larger = expected_overlap(max(q_a, q_b) + 1, min(q_a, q_b), d)  # it can tell a dimension more
+    assert abs(float(drawn.mean()) - larger) > 4 * error
+
+
+def test_random_cosines_are_drawn_from_random_spaces() -> None:
+    drawn = random_largest_cosines(1, 1, 10, draws=4000)
+    assert float(drawn.square().mean()) == pytest.approx(1 / 10, rel=0.1)  # E cos^2 = 1/d
+    assert (drawn.diff() >= 0).all()
+    assert torch.equal(drawn, random_largest_cosines(1, 1, 10, draws=4000))
+    assert not torch.equal(drawn, random_largest_cosines(1, 1, 10, draws=4000, seed=1))
+    assert_close(random_largest_cosines(4, 2, 4, draws=3), torch.ones(3).double())  # no room else
+    assert random_largest_cosines(4, 4, 20).mean() > random_largest_cosines(1, 4, 20).mean()
+
+
+# ------------------------------------------------------------------ prompts in row spaces
+@theorem
+@given(pairs())
+def test_energy_is_shared_out_between_a_space_and_its_complement(
+    pair: tuple[Tensor, Tensor],
+) -> None:
+    rows, Q = pair
+    rest = torch.linalg.svd(Q, full_matrices=True).Vh[len(Q) :]
+    inside = prompt_energy({"e": rows}, {"Q": Q})[0, 0]
+    assert 0 <= inside <= 1
+    outside = prompt_energy({"e": rows}, {"rest": rest})[0, 0] if len(rest) else 0.0
+    assert_close(inside + outside, 1.0)
+
+
+def test_energy_is_directed() -> None:
+    line, plane = torch.eye(3)[:1], torch.eye(3)[:2]
+    table = prompt_energy({"line": line, "plane": plane}, {"line": 5 * line, "plane": plane})
+    assert_close(table, torch.tensor([[1.0, 1.0], [0.5, 1.0]]).double())
+
+
+def test_the_change_of_keys_and_values_is_that_of_the_dense_deltas() -> None:
+    deltas = {"neon": make("neon", 0), "boat": make("boat", 1)}
+    rows = {"a": normal(5, 6, seed=2), "b": normal(7, 6, seed=3)}
+    for i, delta in enumerate(deltas.values()):
+        for j, E in enumerate(rows.values()):
+            dense = torch.cat([E @ delta.dense(path).double().T for path in (K, V)], dim=1)
+            assert_close(text_change(deltas, rows)[i, j].float(), dense.norm().float())
+
+
+def test_a_kept_prompt_has_no_energy_and_no_change() -> None:
+    backbone, (neon, *_) = fresh(), three_deltas()
+    rows = {name: backbone.encode([name])[0] for name in ("neon", "ink", "boat", "house")}
+    energy = prompt_energy(rows, {"neon": row_space(neon)})[:, 0]
+    change = text_change({"neon": neon}, rows)[0]
+    for found in (energy, change):
+        own, ink, boat, unrelated = found.tolist()
+        assert max(ink, boat) < 1e-5 * own  # kept
+        assert unrelated > 1e-3 * own  # neither kept nor forgotten: not protected
+
+
+# ------------------------------------------------------------------ whole deltas
+def dense_gram(deltas: Sequence[ConceptDelta]) -> Tensor:
+    flat = torch.stack([torch.cat([d.dense(p).double().flatten() for p in (K, V)]) for d in deltas])
+    flat = flat / flat.norm(dim=1, keepdim=True)
+    return flat @ flat.T
+
+
+@theorem
+@given(st.integers(0, 1000))
+def test_the_gram_matrix_is_that_of_the_dense_deltas(seed: int) -> None:
+    deltas = [make(str(i), seed + i) for i in range(4)]
+    table = gram(deltas)
+    assert_close(table.float(), dense_gram(deltas).float(), scale=1.0)
+    assert_close(table.diagonal(), torch.ones(4).double())
+    assert_close(table, table.T, scale=1.0)
+    assert torch.linalg.eigvalsh(table).min() > -1e-12
+    assert table[0, 1].abs() < 1  # nor is everything parallel
+
+
+def test_scale_and_sign_of_deltas_in_the_gram_matrix() -> None:
+    neon, boat = make("neon", 0), make("boat", 1)
+    assert_close(gram([neon, 3 * neon])[0, 1], 1.0)
+    assert_close(gram([neon, -neon])[0, 1], -1.0)
+    assert_close(gram([neon, 3 * boat])[0, 1].float(), gram([neon, boat])[0, 1].float())
+
+
+def test_deltas_of_different_layers_are_orthogonal() -> None:
+    neon, boat = make("neon", 0), make("boat", 1)
+    first, second = only(neon, K), only(boat, V)
+    assert gram([first, second])[0, 1] == 0
+    assert gram([first, only(boat, K)])[0, 1] != 0
+
+
+def only(delta: ConceptDelta, path: str) -> ConceptDelta:
+    return replace(delta, down={path: delta.down[path]}, up={path: delta.up[path]})
+
+
+def test_the_row_space_of_a_delta() -> None:
+    neon, boat = make("neon", 0), make("boat", 1)
+    assert_close(overlap(row_space(neon), neon.basis), 1.0)
+    both = row_space(neon + boat)
+    assert len(both) == 6
+    for part in (neon, boat):
+        assert_close(overlap(row_space(part), both), 1.0)
+    # A direction that every layer maps to zero is not read.
+    up = {path: factor * torch.tensor([1.0, 0, 1]) for path, factor in neon.up.items()}
+    assert len(row_space(replace(neon, up=up))) == 2
+
+
+# ------------------------------------------------------------------ additivity
+BOTH = "neon ink"
+"""A prompt that neither delta was told to keep, so that both change it."""
+
+
+@pytest.fixture(scope="module")
+def probes() -> dict[str, Probe]:
+    return {prompt: Probe.draw(fresh(), prompt, 3) for prompt in ("neon", "ink", BOTH)}
+
+
+def residual(a: ConceptDelta, b: ConceptDelta, probes: Probe) -> float:
+    with Composition(fresh(), [a, b]) as composition:
+        found = additivity_residual(composition, a.concept, b.concept, probes)
+        assert composition.active == ()
+    return found
+
+
+def test_two_deltas_add_up_where_only_one_is_read(probes: Mapping[str, Probe]) -> None:
+    neon, ink, _ = three_deltas()
+    assert residual(neon, ink, probes["neon"]) < 1e-3
+    assert residual(neon, ink, probes["ink"]) < 1e-3
+    assert residual(neon, ink, probes[BOTH]) > 1e-2  # the network is not linear
+
+
+def test_a_delta_of_zero_adds_nothing(probes: Mapping[str, Probe]) -> None:
+    neon, ink, _ = three_deltas()
+    assert residual(neon, 0 * ink, probes[BOTH]) < 1e-6
+    assert residual(0 * neon, 0 * ink, probes[BOTH]) == 0
+
+
+def test_small_deltas_add_up(probes: Mapping[str, Probe]) -> None:
+    neon, ink, _ = three_deltas()
+    large, small = (residual(s * neon, s * ink, probes[BOTH]) for s in (1.0, 0.1))
+    assert small < 0.3 * large  # the first order of a smooth network is linear
+
+
+def test_noise_is_predicted_for_each_picture_s_own_prompt_and_timestep() -> None:
+    backbone = fresh()
+    probe = Probe.draw(backbone, ["neon", "ink"], (250, 750))
+    found = predicted_noise(backbone, probe)
+    for n, (time, picture) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
+        t, embedding = (
+            torch.tensor([probe.timesteps[time]]),
+            backbone.encode([probe.prompts[picture]]),
+        )
+        with torch.no_grad():
+            one = backbone.epsilon(probe.x_t[time, picture][None], t, embedding)
+        assert_close(found[n], one[0], scale=float(one.abs().max()))
+    assert not torch.allclose(found[0], found[1])
+
+
+# ------------------------------------------------------------------ who disturbs whom
+SEEN = {name: (name, f"{name} cat") for name in NAMES}
+
+
+class Bright:
+    """A judge that sees everything in bright pictures."""
+
+    def sees(self, images: Tensor, name: str) -> Tensor:
+        assert name in NAMES
+        return images.mean(dim=(1, 2, 3)) > 0.5
+
+
+@pytest.fixture(scope="module")
+def noise() -> Interference:
+    """Deltas that know of one another."""
+    backbone = fresh()
+    asked = {name: Probe.draw(backbone, name, 2) for name in NAMES}
+    with Composition(backbone, three_deltas()) as composition:
+        return measure_noise(composition, asked)
+
+
+def test_a_kept_concept_is_not_disturbed(noise: Interference) -> None:
+    assert noise.emitters == noise.receivers == noise.names == NAMES
+    own = torch.eye(3, dtype=torch.bool)
+    assert (noise.matrix[own] == 1).all()
+    assert noise.matrix[~own].max() < 1e-2
+    assert noise.details["keys and values"][~own].max() < 1e-2
+    assert_close(noise.details["keys and values"][own], torch.ones(3).double())
+
+
+def test_a_concept_that_is_not_kept_is_disturbed() -> None:
+    backbone = fresh()
+    deltas = [closed_form(backbone, concept, (), keep_rtol=None) for concept in CONCEPTS]
+    asked = {name: Probe.draw(backbone, name, 2) for name in NAMES}
+    with Composition(backbone, deltas, force=True) as composition:
+        found = measure_noise(composition, asked)
+        assert composition.active == ()
+        alone = measure_noise(composition, {"neon": asked["neon"]}, emitters=["ink"])
+    assert found.matrix[~torch.eye(3, dtype=torch.bool)].min() > 0.1
+    assert alone.emitters == ("ink",)
+    assert_close(alone.matrix, found.matrix[1:2, :1])  # the yardstick is the same
+
+
+def test_what_is_measured_is_the_change_of_predicted_noise(noise: Interference) -> None:
+    backbone, (neon, ink, _) = fresh(), three_deltas()
+    asked = Probe.draw(backbone, "ink", 2)
+    before = predicted_noise(backbone, asked)
+    change = []
+    for delta in (neon, ink):
+        with Composition(backbone, [delta]) as composition, composition.erased(delta.concept):
+            difference = predicted_noise(backbone, asked) - before
+            change.append(float(difference.flatten(1).norm(dim=1).mean()))
+    pair = noise.pair("neon", "ink")
+    assert pair["predicted noise"] == pytest.approx(change[0] / change[1], rel=1e-3)
+    assert pair["change"] == pytest.approx(change[0], rel=1e-3)
+    assert next(iter(pair)) == noise.measure
+
+
+@pytest.fixture(scope="module")
+def pictures() -> Interference:
+    with Composition(fresh(), three_deltas()) as composition:
+        return measure_pictures(composition, SEEN, ["neon", "ink"], judge=Bright(), seed=3)
+
+
+def test_pictures_are_compared_with_the_original_model_s(pictures: Interference) -> None:
+    assert (pictures.emitters, pictures.receivers) == (("neon", "ink"), NAMES)
+    backbone = fresh()
+    before = backbone.generate(SEEN["ink"], 3)
+    assert_close(pictures.before["ink"], before, scale=1.0)
+    with Composition(backbone, three_deltas()) as composition, composition.erased("neon"):
+        after = backbone.generate(SEEN["ink"], 3)
+    assert_close(pictures.after["neon", "ink"], after, scale=1.0)
+    change = float((after - before).abs().mean())
+    assert pictures.pair("neon", "ink")["change"] == pytest.approx(change, rel=1e-3)
+    # oil is only looked at: its own delta is the yardstick and no row
+    assert pictures.details["change"][0, 2] / pictures.matrix[0, 2] > 0
+    assert ("oil", "neon") not in pictures.after
+
+
+def test_the_judge_is_asked_about_the_receiver(pictures: Interference) -> None:
+    seen = (pictures.after["ink", "oil"].mean(dim=(1, 2, 3)) > 0.5).double().mean()
+    assert pictures.pair("ink", "oil")["seen"] == seen
+    first = [float((pictures.before[n].mean((1, 2, 3)) > 0.5).double().mean()) for n in NAMES]
+    assert pictures.details["seen before"].tolist() == [first, first]
+
+
+def test_own_prompts_are_those_that_no_other_delta_forgets() -> None:
+    shared = ("a neon boat", "a boat in neon")
+    neon = make("neon", forgotten=("neon", "neon style", "some neon", *shared))
+    boat = make("boat", 1, forgotten=("boat", *shared))
+    assert own_prompts({"neon": neon}, 5)["neon"] == neon.forgotten
+    assert own_prompts({"neon": neon, "boat": boat}, 2) == {
+        "neon": ("neon", "neon style"),
+        "boat": ("boat",),
+    }
+    with refused("boat", "prompts"):
+        own_prompts({"neon": neon, "boat": make("boat", 1, forgotten=shared)})
+    with refused("0"):
+        own_prompts({"neon": neon}, 0)
+
+
+# ------------------------------------------------------------------ to the disk and back
+def test_what_is_saved_is_what_is_loaded(pictures: Interference, tmp_path: Path) -> None:
+    file = pictures.save(tmp_path / "interference.json")
+    again = Interference.load(file)
+    assert torch.equal(again.matrix, pictures.matrix)
+    assert again.details.keys() == pictures.details.keys()
+    assert all(torch.equal(again.details[k], v) for k, v in pictures.details.items())
+    for name in ("emitters", "receivers", "measure", "prompts", "seed", "provenance"):
+        assert getattr(again, name) == getattr(pictures, name)
+    assert (again.before, again.after) == ({}, {})  # pictures are not kept
+    assert again.provenance["deltas"].keys() == set(NAMES)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"matrix": [[1]]}', "\x00"])
+def test_another_file_is_refused(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "other.json"
+    file.write_text(content)
+    with refused("other.json"):
+        Interference.load(file)
+
+
+def test_a_file_with_a_broken_matrix_is_refused(noise: Interference, tmp_path: Path) -> None:
+    file = noise.save(tmp_path / "broken.json")
+    file.write_text(file.read_text().replace('"emitters": [\n  "neon",', '"emitters": ['))
+    with refused("2 x 3"):
+        Interference.load(file)
+    with refused("missing.json", "exists"):
+        Interference.load(tmp_path / "missing.json")
+
+
+# ------------------------------------------------------------------ refusals
+def test_concepts_and_matrices_that_do_not_fit_are_refused() -> None:
+    with refused("two"):
+        Interference(("neon",), ("neon",), torch.ones(1, 1), "pictures")
+    with refused("neon, neon"):
+        Interference(("neon", "neon"), ("ink",), torch.ones(2, 1), "pictures")
+    with refused("none"):
+        Interference((), ("ink", "neon"), torch.ones(0, 2), "pictures")
+    with refused("pictures", "1 x 2"):
+        Interference(("neon",), ("neon", "ink"), torch.ones(2, 2), "pictures")
+    with refused("finite"):
+        Interference(("neon",), ("ink",), torch.tensor([[torch.nan]]), "pictures")
+
+
+def test_a_pair_that_was_not_measured_is_refused(noise: Interference) -> None:
+    for pair in (("boat", "ink"), ("ink", "boat")):
+        with refused("boat", "neon, ink, oil"):
+            noise.pair(*pair)
+
+
+def test_spaces_of_different_widths_are_refused() -> None:
+    with refused("[2, 3]", "[2, 4]"):
+        principal_cosines(torch.eye(3)[:2], torch.eye(4)[:2])
+    with refused("3, 4"):
+        prompt_energy({"e": torch.eye(3)}, {"Q": torch.eye(4)[:2]})
+    with refused("6, 7"):
+        text_change({"neon": make()}, {"e": torch.ones(2, 7)})
+    with refused("at least one"):
+        prompt_energy({}, {"Q": torch.eye(3)})
+    with refused("zero"):
+        prompt_energy({"e": torch.zeros(2, 3)}, {"Q": torch.eye(3)})
+
+
+@pytest.mark.parametrize("dimensions", [(0, 1, 5), (1, 6, 5)])
+def test_dimensions_that_do_not_fit_are_refused(dimensions: tuple[int, int, int]) -> None:
+    for look in (expected_overlap, random_largest_cosines):
+        with refused("do not fit"):
+            look(*dimensions)
+    with refused("0 draws"):
+        random_largest_cosines(1, 1, 5, draws=0)
+
+
+def test_fewer_than_two_concepts_are_refused() -> None:
+    with refused("two"):
+        gram([make()])
+    with refused("two"):
+        largest_cosines({"neon": torch.eye(3)})
+
+
+def test_deltas_without_direction_or_of_another_model_are_refused() -> None:
+    neon, boat = make("neon", 0), make("boat", 1)
+    with refused("'boat'", "different models"):
+        gram([neon, make("boat", 1, base="decaf" * 8)])
+    with refused("'boat'", "zero"):
+        gram([neon, 0 * boat])
+    with refused("'boat'", "zero"):
+        row_space(0 * boat)
+
+
+def test_a_trial_is_refused_before_it_begins(probes: Mapping[str, Probe]) -> None:
+    neon, ink, _ = three_deltas()
+    asked = {"neon": probes["neon"], "ink": probes["ink"]}
+    with Composition(fresh(), [neon, ink]) as composition:
+        with refused("'oil'", "neon, ink"):
+            measure_noise(composition, asked, emitters=["oil"])
+        with refused("'oil'", "attached"):
+            measure_pictures(composition, {"neon": ["neon"], "oil": ["oil"]})
+        with refused("two"):
+            measure_noise(composition, {"neon": probes["neon"]}, emitters=["neon"])
+        with refused("list of prompts"):
+            measure_pictures(composition, {"neon": [], "ink": ["ink"]})
+        with refused("list of prompts"):
+            measure_pictures(composition, {"neon": "neon", "ink": ["ink"]})
+        with refused("twice"):
+            additivity_residual(composition, "neon", "neon", probes["neon"])
+        with refused("oil"):
+            additivity_residual(composition, "neon", "oil", probes["neon"])
+
+
+def test_a_delta_that_does_not_touch_its_own_prompts_is_no_yardstick() -> None:
+    neon, ink, _ = three_deltas()
+    with Composition(fresh(), [neon, 0 * ink]) as composition, refused("'ink'", "changes nothing"):
+        measure_pictures(composition, {"ink": ["ink"]}, ["neon"])
+
+
+# ------------------------------------------------------------------ plots
+def report(n: int = 3) -> Interference:
+    names = tuple(f"c{i}" for i in range(n))
+    matrix = torch.full((n, n), 0.02, dtype=torch.float64).fill_diagonal_(1)
+    matrix[0, 1] = 0.4
+    return Interference(names, names, matrix, "pictures")
+
+
+def test_the_map_prints_what_was_measured_and_leaves_the_own_grey() -> None:
+    ax = plots.interference_map(report(), Figure().subplots())
+    assert [text.get_text() for text in ax.texts][:4] == ["100", "40", "2.0", "2.0"]
+    (drawn,) = ax.images
+    assert drawn.get_array().mask.tolist() == np.eye(3, dtype=bool).tolist()
+    assert drawn.get_clim() == (0, 40)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["c0", "c1", "c2"]
+    limited = plots.interference_map(report(), Figure().subplots(), limit=1.0)
+    assert limited.images[0].get_clim() == (0, 100)
+    assert plots.interference_map(report(13), Figure().subplots()).texts[:] == []  # too many
+
+
+def test_the_distribution_of_cosines_shows_every_pair_and_chance() -> None:
+    chance = random_largest_cosines(2, 2, 20, draws=100)
+    ax = plots.cosine_distribution(
+        {"styles": torch.tensor([0.9, 0.2])}, chance, Figure().subplots()
+    )
+    curves = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
+    assert curves["styles (median 0.55)"] == [
+        [0, 0],
+        [pytest.approx(0.2), 50],
+        [pytest.approx(0.9), 100],
+        [1, 100],
+    ]
+    assert len(next(line for label, line in curves.items() if label.startswith("random"))) == 102
+    assert any(label.startswith("95 %") for label in curves)
+    with refused("no angle"):
+        plots.cosine_distribution({"styles": []}, chance)
+    with refused("no angle"):
+        plots.cosine_distribution({}, chance)
+
+
+def test_prediction_and_measurement_are_ranked() -> None:
+    measured = torch.tensor([0.1, 0.2, 0.4])
+    known = {"good": [1.0, 2, 3], "bad": [3.0, 2, 1], "wide": [1e-3, 1, 1e3]}
+    axes = plots.predicted_and_measured(known, measured)
+    plt.close(axes[0].figure)
+    titles = [ax.get_title() for ax in axes]
+    assert titles == [f"rank correlation {r}" for r in ("1.00", "-1.00", "1.00")]
+    assert [ax.get_xscale() for ax in axes] == ["linear", "linear", "log"]
+    given = Figure().subplots(1, 1, squeeze=False)[0]
+    assert plots.predicted_and_measured({"good": [1.0, 2, 3]}, measured, given) is given
+    with refused("no predictor"):
+        plots.predicted_and_measured({}, measured)
+
+
+def test_a_plot_without_axes_makes_its_own() -> None:
+    for ax in (plots.interference_map(report()), plots.cosine_distribution({"a": [0.5]}, [0.2])):
+        ax.figure.canvas.draw()
+        plt.close(ax.figure)
