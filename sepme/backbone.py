@@ -5,9 +5,10 @@ matrices that see nothing but text, `attn2.to_k` and `attn2.to_v`, are found, co
 """
 
 import hashlib
+import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -74,6 +75,17 @@ def _generation(file: Path) -> tuple[float, int]:
         raise SepmeError(
             f"{file} cannot be read: it must be JSON like {json.dumps(PAPER_GENERATION)}."
         ) from error
+
+
+def _counted(on_step: Callable[[int, int], None], total: int) -> Callable[..., dict]:
+    """diffusers' callback for the end of a step, which counts over all batches."""
+    numbers = itertools.count(1)
+
+    def after_step(_pipe: Any, _index: int, _t: Any, values: dict) -> dict:
+        on_step(next(numbers), total)
+        return values
+
+    return after_step
 
 
 @contextmanager
@@ -332,6 +344,7 @@ class Backbone:
         batch: int = 32,
         output: str = "images",
         progress: bool = False,
+        on_step: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """Sample one picture a prompt.
 
@@ -339,6 +352,8 @@ class Backbone:
             prompts: n prompts.
             seeds: one seed a picture (starting noise), or the first of n consecutive ones.
             output: "images" `[n, 3, H, W]` in [0, 1] on the CPU, or "latents" `[n, c, h, w]`.
+            on_step: called after each sampling step of each batch with the number of steps done
+                and of all of them; what it raises ends the sampling.
 
         Each picture's noise comes from its own seed alone, so it does not depend on its batch
         (up to the last bits that a different batch shape costs in floating point).
@@ -350,6 +365,7 @@ class Backbone:
         self._check_request(prompts, seeds, output)
         self._check_sampling(steps, guidance, batch)
         pictures = []
+        after_step = on_step and _counted(on_step, steps * math.ceil(len(prompts) / batch))
         for first in tqdm(
             range(0, len(prompts), batch), desc="generating", disable=not progress, leave=False
         ):
@@ -363,6 +379,7 @@ class Backbone:
                     num_inference_steps=steps,
                     guidance_scale=guidance,
                     output_type="latent" if output == "latents" else "pt",
+                    callback_on_step_end=after_step,
                 ).images
             )
         result = torch.cat(pictures)

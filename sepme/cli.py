@@ -50,6 +50,8 @@ _plain = {"no_args_is_help": True, "rich_markup_mode": None, "add_completion": F
 app = typer.Typer(cls=_Commands, pretty_exceptions_enable=False, **_plain)
 atelier = typer.Typer(help="Train the shipped model, draw its paintings, judge pictures.", **_plain)
 app.add_typer(atelier, name="atelier")
+course = typer.Typer(help="Build the exercises of the course.", **_plain)
+app.add_typer(course, name="course")
 
 Model = Annotated[
     str | None,
@@ -333,6 +335,35 @@ def judge(
     header = ("picture", "style", "object", "style sure", "object sure")
     rows = [(file, *words) for file, words in zip(files, seen, strict=True)]
     typer.echo(table(header, rows))
+
+
+# ------------------------------------------------------------------ the course
+@course.callback()
+def _course() -> None:
+    """Keeps `build` a command of its own, although it is the only one."""
+
+
+@course.command("build")
+def build_course(
+    out: Annotated[Path, typer.Option(help="Folder for solution/ and student/.")] = Path(
+        "build/course"
+    ),
+    students: Annotated[
+        Path | None, typer.Option(help="Folder for the students' notebooks, if another.")
+    ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the sources.", show_default="notebooks/teacher"),
+    ] = None,
+) -> None:
+    """Make student and solution notebooks from the teacher's.
+
+    Needs nothing but the sources: answers become stubs, hidden tests and outputs go.
+    """
+    from sepme.course.build import TEACHER, build
+
+    for path in build(out, students=students, teacher=teacher or TEACHER):
+        typer.echo(path)
 
 
 # ------------------------------------------------------------------ helpers

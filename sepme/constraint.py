@@ -33,7 +33,8 @@ class Constraint:
     kept: tuple[str, ...]
     """Prompts that must not change, the empty prompt first."""
     space: NullSpace
-    """The null space of the kept prompts' embeddings, cut at the tolerance."""
+    """The null space of the kept prompts' embeddings, cut at the tolerance. With the method
+    "damped" the basis reaches a little out of it: `leakage_bound` says how much that touches."""
     basis: Tensor
     """`Q [q, d_in]`, orthonormal rows, strongest direction first."""
     kept_rows: Tensor
@@ -79,7 +80,7 @@ def constrain(
 
     Args:
         keep_rtol: tolerance of the null space, relative to the largest singular value of the kept
-            embeddings; None for the least that the model's dtype allows.
+            embeddings; None for what the model's dtype rounds away.
         concept_rtol: directions of `e(c) P` weaker than this times the strongest are left out.
         method: "svd" or "elimination" for the basis of the null space, which span the same
             directions; "damped" for `sepme.nullspace.damped_projection` at that tolerance.

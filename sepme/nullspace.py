@@ -155,7 +155,8 @@ def damped_projection(A: Tensor, rows: Tensor, rtol: float | None = None) -> Ten
     tolerance; this one by `tau^2 / (sigma^2 + tau^2)`. Each row of the result is the
     `x = argmin |x - e|^2 + |A x|^2 / tau^2`, so that of two directions that reach a concept alike
     the one that touches less of what is kept wins. It tends to the projector as tau falls, and
-    `|A x| <= tau |e| / 2`. (Tikhonov regularisation, with tau for its parameter.)
+    `|A x| <= tau |e| / 2` (not so for unit vectors in their span; what those touch is
+    `Constraint.leakage_bound`). (Tikhonov regularisation, with tau for its parameter.)
 
     Raises:
         SepmeError: a matrix without rows or with a row that is not finite, or a bad tolerance.

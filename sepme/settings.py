@@ -17,8 +17,8 @@ class ErasureSettings:
     """Everything that decides a delta, besides the model, the concept and the seed.
 
     The defaults are the preset "default", measured in `benchmarks/README.md`. They keep the
-    method's shape (decorrelate, inside the null space of what is kept, stop on the momentum) and
-    change four things about it:
+    method's shape (decorrelate, inside the null space of what is kept, stop on the momentum). Four
+    changes matter most; each field says what was published:
 
     * **The start** is the closed form instead of zero: the concept's keys and values already point
       to its anchor's, and training corrects what a linear map of embeddings cannot know.
@@ -41,7 +41,7 @@ class ErasureSettings:
     published."""
     keep_rtol: float | None = 1e-3
     """Tolerance of the null space of what is kept, relative to its largest singular value; None
-    for the least that the model's dtype allows."""
+    for what the model's dtype rounds away, see `sepme.nullspace.null_space`."""
     concept_rtol: float = 0.1
     """Directions of e(c) P weaker than this times the strongest are left out."""
     start: str = "closed_form"
@@ -66,10 +66,12 @@ class ErasureSettings:
     lam: float = 0.0
     """Weight lambda of ||Delta||_1 / M; 1e-6 as published."""
     alpha: float = 0.9
+    """How much of the momentum m_n is the one before (eq. 4)."""
     tau: float = 0.1
     """Stop at m_n <= tau; 0 as published. A tenth of the original correlation is as near to none
     as the noise of a batch of 8 can tell."""
     earliest_stop: int = 11
+    """The first iteration that may stop: before, m_n still remembers its start."""
 
     def __post_init__(self) -> None:
         _choose("method", self.method, ("damped", "svd", "elimination"))

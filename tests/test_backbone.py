@@ -187,3 +187,20 @@ def test_steps_and_guidance_count() -> None:
     assert not torch.equal(unguided, three)
     nothing = backbone.generate([*NAMES, "house"], 5, guidance=0.0, output="latents")
     assert not torch.equal(nothing, three)  # 0 is a guidance scale, not "use the default"
+
+
+def test_every_sampling_step_is_reported_and_can_end_the_sampling() -> None:
+    backbone, seen = shared(), []
+
+    def stop_at_four(done: int, total: int) -> None:
+        seen.append((done, total))
+        if done == 4:
+            raise InterruptedError
+
+    watched = backbone.generate(["neon"] * 3, batch=2, on_step=lambda *n: seen.append(n))
+    assert seen == [(n, 6) for n in range(1, 7)]  # three steps for each of two batches
+    assert torch.equal(watched, backbone.generate(["neon"] * 3, batch=2))
+    seen.clear()
+    with pytest.raises(InterruptedError):
+        backbone.generate(["neon"] * 3, batch=2, on_step=stop_at_four)
+    assert len(seen) == 4

@@ -37,7 +37,7 @@ timesteps; min-SNR-5; {empty} empty prompts; moving average of the weights; cons
 linearly over the last {decay} of the steps. {hardware}
 
 ## What it can do
-The judge's findings, guidance {guidance}, {sampling} steps. `short of the bar`: {short}.
+The judge's findings, guidance {guidance}, {sampling} steps. Short of the bar: {short}.
 
 | prompts | pictures | style right | object right |
 |---|---|---|---|
@@ -57,6 +57,10 @@ The judge's findings, guidance {guidance}, {sampling} steps. `short of the bar`:
 | object right | {object_row} |
 
 Limits: it knows these words and no others; one object a picture; 64 x 64 pixels. {limits}
+
+## Deltas
+`deltas/` holds one delta for each of the twenty concepts, erased with the default settings while
+everything else is kept (`sepme erase`), so that any set of them can be switched off at once.
 
 ## Files
 | file | sha256 |

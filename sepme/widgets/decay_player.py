@@ -1,0 +1,170 @@
+"""The decay player: what a concept adds to the noise, and how it fades while its delta is trained.
+
+`DecayState` and `render(state, recording)` are pure; `DecayPlayer` is the shell. Classes of its
+controls: `sepme-decay-recording`, `-iteration`, `-timestep`, `-play`, `-status`, `-picture`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import ipywidgets as widgets
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sepme.decay import Recording, magnitude, overlap
+from sepme.errors import SepmeError
+from sepme.plots import BLACK, correlation_over_timesteps, recorded_decay
+from sepme.widgets._parts import WIDE, Picture, Status, control, row, titled
+
+
+@dataclass(frozen=True)
+class DecayState:
+    """Where to look: which recording, after how many iterations, at which timestep."""
+
+    recording: str
+    iteration: int = 0
+    """One of the recording's `iterations`."""
+    timestep: int = 0
+    """One of the recording's `timesteps`."""
+
+    def place(self, recording: Recording) -> tuple[int, int]:
+        """Index of the snapshot and of the timestep.
+
+        Raises:
+            SepmeError: no snapshot was taken there.
+        """
+        for what, value, known in (
+            ("iteration", self.iteration, recording.iterations),
+            ("timestep", self.timestep, recording.timesteps),
+        ):
+            if value not in known:
+                raise SepmeError(
+                    f"Nothing was recorded at {what} {value}: choose one of "
+                    f"{', '.join(map(str, known))}."
+                )
+        return recording.iterations.index(self.iteration), recording.timesteps.index(self.timestep)
+
+
+def describe(state: DecayState, recording: Recording) -> str:
+    """What the figure shows, in words."""
+    snapshot, t = state.place(recording)
+    now = recording.correlation[snapshot]
+    return (
+        f"“{recording.prompt}” after {state.iteration} iterations: the correlation with the "
+        f"original is {now[t].mean():.2f} at timestep {state.timestep}, and {now.mean():.2f} on "
+        "average over all timesteps."
+    )
+
+
+def render(state: DecayState, recording: Recording) -> Figure:
+    """The maps of one moment above, and the moment's place in the two curves below."""
+    snapshot, t = state.place(recording)
+    figure = Figure(figsize=(10, 6.6), dpi=100, layout="constrained")
+    maps, curves = figure.subfigures(2, 1, height_ratios=(1, 1.05))
+    _maps(maps.subplots(1, 4), recording, snapshot, t)
+    over_iterations, over_timesteps = curves.subplots(1, 2)
+    recorded_decay(recording, over_iterations)
+    over_iterations.axvline(state.iteration, color=BLACK, linewidth=1)
+    means = recording.correlation.mean(dim=2)  # [snapshots, timesteps]
+    lines = {"at the start": means[0], f"after {state.iteration} iterations": means[snapshot]}
+    correlation_over_timesteps(recording.timesteps, lines, over_timesteps)
+    over_timesteps.axvline(state.timestep, color=BLACK, linewidth=1)
+    low, high = float(means.min()), float(means.max())
+    over_timesteps.set_ylim(min(low, 0) - 0.08, max(high, 1) + 0.08)  # the same at every moment
+    for ax in (over_iterations, over_timesteps):
+        ax.legend(frameon=False, fontsize=8, loc="lower left")
+    return figure
+
+
+def _maps(axes: NDArray, recording: Recording, snapshot: int, t: int) -> None:
+    """The picture, r before, r now on the same scale, and their product (eq. 2 at each pixel)."""
+    r0, r = recording.original[t], recording.maps[snapshot, t]
+    size, product = float(magnitude(r0).max()), float(overlap(r0, r0).max())
+    titled(f"“{recording.prompt}”", recording.image, axes[0])
+    _map(axes[1], magnitude(r0), "|r| of the original", "magma", 0.0, size)
+    _map(axes[2], magnitude(r), "|r| now", "magma", 0.0, size)
+    _map(axes[3], overlap(r, r0), "r now × r original", "RdBu_r", -product, product)
+
+
+def _map(ax: Axes, values: Tensor, title: str, colours: str, low: float, high: float) -> None:
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(title, fontsize=10)
+    drawn = ax.imshow(values.numpy(), cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+    scale = ax.inset_axes((0.1, -0.1, 0.8, 0.05))  # beside the picture, which has none, no smaller
+    ax.figure.colorbar(drawn, cax=scale, orientation="horizontal")
+
+
+class DecayPlayer(widgets.VBox):
+    """The controls around `render`: every change is shown at once."""
+
+    def __init__(self, recordings: Mapping[str, Recording]) -> None:
+        if not recordings:
+            raise SepmeError("There is no recording to play: make one with sepme.decay.record.")
+        self.recordings = dict(recordings)
+        self.status = Status("sepme-decay-status", "")
+        self.picture = Picture("sepme-decay-picture")
+        self._make_controls()
+        self._choose()
+        self.recording.observe(self._choose, "value")
+        for each in (self.iteration, self.timestep):
+            each.observe(self._show, "value")
+        widgets.link((self.play, "value"), (self.iteration, "index"))
+        self._show()
+        controls = row(self.recording, self.iteration, self.play, self.timestep)
+        super().__init__(
+            [controls, self.status, self.picture], layout=widgets.Layout(max_width=WIDE)
+        )
+        self.add_class("sepme-decay")
+
+    @property
+    def state(self) -> DecayState:
+        return DecayState(self.recording.value, self.iteration.value, self.timestep.value)
+
+    def _make_controls(self) -> None:
+        self.recording = control(
+            widgets.Dropdown, "Training", "Which recorded training", "sepme-decay-recording",
+            options=list(self.recordings),
+        )  # fmt: skip
+        self.iteration = control(
+            widgets.SelectionSlider, "Iteration", "How long it was trained",
+            "sepme-decay-iteration", options=[0],
+        )  # fmt: skip
+        self.timestep = control(
+            widgets.SelectionSlider, "Timestep", "How noisy: right is nearly pure noise",
+            "sepme-decay-timestep", options=[0],
+        )  # fmt: skip
+        self.play = control(
+            widgets.Play, "Play", "Play the iterations", "sepme-decay-play", interval=700
+        )
+
+    def _choose(self, _: object = None) -> None:
+        """Another recording: its own iterations and timesteps, from the beginning."""
+        recording = self.recordings[self.recording.value]
+        self.iteration.options, self.iteration.index = recording.iterations, 0
+        self.timestep.options = recording.timesteps
+        self.timestep.index = len(recording.timesteps) // 2
+        self.play.max = len(recording.iterations) - 1
+        self._show()
+
+    def _show(self, _: object = None) -> None:
+        state, recording = self.state, self.recordings[self.recording.value]
+        try:
+            text = describe(state, recording)
+            self.picture.show(render(state, recording), text)
+            self.status.say(text)
+        except SepmeError as error:
+            self.status.complain(error)
+
+
+def decay_player(recordings: Mapping[str, Recording]) -> DecayPlayer:
+    """Move through the iterations and timesteps of recorded trainings.
+
+    Args:
+        recordings: name to what `sepme.decay.record` made, or `Recording.load` read.
+
+    Raises:
+        SepmeError: no recording.
+    """
+    return DecayPlayer(recordings)
