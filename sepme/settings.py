@@ -24,7 +24,7 @@ class ErasureSettings:
       to its anchor's, and training corrects what a linear map of embeddings cannot know.
     * **The reference** of the noise difference is the concept's anchor instead of the empty
       prompt. Against the empty prompt, "a boat in neon style" differs by the neon *and* by the
-      boat, and decorrelating it forgets both; against "a photo of a boat" it differs by the neon.
+      boat, and decorrelating it works on both; against "a photo of a boat" it differs by the neon.
     * **The correlation is normalised** per sample, so that every timestep counts alike, and
       *squared*, so that the anti-concept (a negative correlation) is as wrong as the concept.
       What the text decides at the noisiest timesteps (neon's black background) weighs next to
