@@ -293,7 +293,7 @@ SPOILT = {
         write(1, f"{BEGIN}\n{END}\n### BEGIN HIDDEN TESTS\n### END HIDDEN TESTS"),
         ("'f'", "move them"),
     ),
-    "no test": (lambda notebook: notebook.cells.pop(2), ("nothing checks", "'f'")),
+    "no test": (lambda notebook: notebook.cells.pop(2), ("Nothing checks", "'f'")),
     "test without check": (write(2, "assert f() == 1"), ("'f-check'", "check_")),
     "check that is hidden": (
         write(2, "### BEGIN HIDDEN TESTS\ncheck_f(f)\n### END HIDDEN TESTS"),

@@ -135,13 +135,13 @@ def _check_markers(notebook: NotebookNode) -> None:
             kind, region = marker
             if (kind == "BEGIN") != (opened is None) or (kind == "END" and opened != region):
                 raise SepmeError(
-                    f"the cell '{name}' has a '### {kind} {region}' without its other half: every "
+                    f"Cell '{name}' has a '### {kind} {region}' without its other half: every "
                     "BEGIN needs an END before the next BEGIN."
                 )
             opened = region if kind == "BEGIN" else None
             regions.append(region)
         if opened is not None:
-            raise SepmeError(f"the cell '{name}' lacks '### END {opened}': put it after the last.")
+            raise SepmeError(f"Cell '{name}' lacks '### END {opened}': put it after the last.")
         _check_place(cell, set(regions))
 
 
@@ -150,13 +150,13 @@ def _check_place(cell: NotebookNode, regions: set[str]) -> None:
     answered, name = is_answer(cell), _name(cell)
     if answered and SOLUTION not in regions:
         raise SepmeError(
-            f"the cell '{name}' is to be answered but holds no '### BEGIN SOLUTION': mark the "
+            f"Cell '{name}' is to be answered but holds no '### BEGIN SOLUTION': mark the "
             "answer, or students would see it."
         )
     if SOLUTION in regions and not answered:
-        raise SepmeError(f"the cell '{name}' holds a solution: mark it as a solution for nbgrader.")
+        raise SepmeError(f"Cell '{name}' holds a solution: mark it as a solution for nbgrader.")
     if HIDDEN in regions and not is_test(cell):
-        raise SepmeError(f"the cell '{name}' holds hidden tests: move them into a test cell.")
+        raise SepmeError(f"Cell '{name}' holds hidden tests: move them into a test cell.")
 
 
 def _check_that_answers_are_checked(notebook: NotebookNode) -> None:
@@ -167,13 +167,13 @@ def _check_that_answers_are_checked(notebook: NotebookNode) -> None:
             break
         if is_test(cell):
             if not re.search(r"\bcheck_\w+\(", _replace(cell.source, HIDDEN, None)):
-                raise SepmeError(f"the test '{_name(cell)}' calls no check_...: call one.")
+                raise SepmeError(f"Test cell '{_name(cell)}' calls no check_...: call one.")
             waiting = None
         elif is_answer(cell) and not cell.metadata.nbgrader.grade:
             waiting = cell
     if waiting is not None:
         raise SepmeError(
-            f"nothing checks the answer '{_name(waiting)}': put a test cell that calls a "
+            f"Nothing checks the answer '{_name(waiting)}': put a test cell that calls a "
             "check_... function after it."
         )
 

@@ -47,7 +47,7 @@ def check_metadata(notebook: NotebookNode) -> None:
         if problem is None and name in seen:
             problem = f"shares the grade_id '{name}' with a cell before it"
         if problem is not None:
-            raise SepmeError(f"the cell '{name}' {problem}: mend its nbgrader metadata.")
+            raise SepmeError(f"Cell '{name}' {problem}: mend its nbgrader metadata.")
         seen.add(name)
 
 

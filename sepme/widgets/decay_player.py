@@ -6,6 +6,7 @@ controls: `sepme-decay-recording`, `-iteration`, `-timestep`, `-play`, `-status`
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from textwrap import fill
 
 import ipywidgets as widgets
 from matplotlib.axes import Axes
@@ -82,7 +83,7 @@ def _maps(axes: NDArray, recording: Recording, snapshot: int, t: int) -> None:
     """The picture, r before, r now on the same scale, and their product (eq. 2 at each pixel)."""
     r0, r = recording.original[t], recording.maps[snapshot, t]
     size, product = float(magnitude(r0).max()), float(overlap(r0, r0).max())
-    titled(f"“{recording.prompt}”", recording.image, axes[0])
+    titled(fill(f"“{recording.prompt}”", 24), recording.image, axes[0])
     _map(axes[1], magnitude(r0), "|r| of the original", "magma", 0.0, size)
     _map(axes[2], magnitude(r), "|r| now", "magma", 0.0, size)
     _map(axes[3], overlap(r, r0), "r now × r original", "RdBu_r", -product, product)

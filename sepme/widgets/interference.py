@@ -49,7 +49,7 @@ def facts(state: PairState, report: Interference) -> list[tuple[str, str]]:
         "keys and values": ("change of keys and values, likewise", "{:.1%}"),
         "largest cosine": ("smallest angle of the two row spaces", f"{angle:.0f}°"),
         "overlap": ("overlap of the row spaces", "{:.1%}"),
-        "prompt energy": ("part of the prompts that the delta reads", "{:.2%}"),
+        "prompt energy": ("share of the prompts' energy that the delta reads", "{:.1e}"),
     }
     found = [(*wording[name], values[name]) for name in wording if name in values]
     return [(text, form.format(value)) for text, form, value in found]
