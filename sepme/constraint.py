@@ -97,6 +97,7 @@ def constrain(
     cut = "svd" if method == "damped" else method
     space = null_space(kept_rows.to(dtype), rtol=keep_rtol, method=cut, labels=kept)
     try:
+        # Refuses a concept inside what is kept, which damping alone would not notice.
         basis = space.directions(concept_rows.to(dtype), rtol=concept_rtol)
         if method == "damped":
             reach = damped_projection(kept_rows.to(dtype), concept_rows.to(dtype), keep_rtol)

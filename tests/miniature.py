@@ -12,8 +12,9 @@ from torch import Tensor
 from sepme.backbone import Backbone
 from sepme.closed_form import closed_form
 from sepme.concept import Concept
+from sepme.constraint import Constraint, constrain
 from sepme.delta import ConceptDelta
-from sepme.settings import PRESETS
+from sepme.settings import PRESETS, ErasureSettings
 from tests.tiny import make_tiny_pipeline
 
 PREDICTIONS = ("epsilon", "v_prediction")
@@ -46,6 +47,18 @@ def shared(prediction_type: str = "epsilon") -> Backbone:
 def others(concept: Concept) -> tuple[str, ...]:
     """What a delta of this concept keeps: `KEPT` and the other concepts."""
     return KEPT + tuple(name for name in NAMES if name != concept.name)
+
+
+def room_of(concept: Concept, settings: ErasureSettings, backbone: Backbone) -> Constraint:
+    """Where training with these settings lets the concept's delta act."""
+    return constrain(
+        backbone,
+        concept,
+        others(concept),
+        keep_rtol=settings.keep_rtol,
+        concept_rtol=settings.concept_rtol,
+        method=settings.method,
+    )
 
 
 @cache

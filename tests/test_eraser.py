@@ -28,6 +28,7 @@ from tests.miniature import (
     fresh,
     noise_prediction,
     others,
+    room_of,
     shared,
     three_deltas,
 )
@@ -164,14 +165,7 @@ def test_the_tolerance_of_what_is_kept_bounds_what_leaks(prediction: str) -> Non
     backbone = shared(prediction)
     settings = replace(QUICK, keep_rtol=PRESETS["default"].keep_rtol, iterations=2)
     delta, _ = train(settings, backbone)
-    room = constrain(
-        backbone,
-        NEON,
-        others(NEON),
-        keep_rtol=settings.keep_rtol,
-        concept_rtol=settings.concept_rtol,
-        method=settings.method,
-    )
+    room = room_of(NEON, settings, backbone)
     for path in delta.paths:
         change = delta.dense(path).double()
         moved = (room.kept_rows @ change.T).norm(dim=1).max()

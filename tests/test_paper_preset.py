@@ -5,11 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sepme.constraint import constrain
 from sepme.delta import ConceptDelta
 from sepme.eraser import Step, erase, erase_undecoupled
 from sepme.settings import PRESETS, ErasureSettings
-from tests.miniature import NEON, others, shared
+from tests.miniature import NEON, others, room_of, shared
 from tests.tolerance import assert_close
 
 #: The published values, each with its place in the paper.
@@ -79,14 +78,7 @@ def test_every_solution_of_its_basis_has_unit_length_and_moves_by_beta() -> None
     By less than that here: times beta, the gradients are as small as Adam's epsilon.
     """
     backbone, settings = shared(), replace(PRESETS["paper"], iterations=1, images=2)
-    room = constrain(
-        backbone,
-        NEON,
-        others(NEON),
-        keep_rtol=settings.keep_rtol,
-        concept_rtol=settings.concept_rtol,
-        method=settings.method,
-    )
+    room = room_of(NEON, settings, backbone)
     S = room.space.basis
     assert_close(S.norm(dim=0), torch.ones(S.shape[1], dtype=S.dtype))
     delta = erase(backbone, NEON, others(NEON), settings, progress=False)
