@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 
-from sepme.atelier.captions import fill
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
 from sepme.atelier.paintings import OBJECTS, PHOTO, STYLES
 from sepme.backbone import ATELIER, Backbone
@@ -28,6 +27,7 @@ from sepme.delta import ConceptDelta
 from sepme.eraser import erase
 from sepme.files import write_atomically
 from sepme.metrics.lpips import lpips_distance
+from sepme.phrasebook import fill
 from sepme.provenance import versions
 from sepme.settings import preset
 

@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 from sepme.concept import Catalogue
 from sepme.correlation import to_epsilon
 from sepme.errors import SepmeError
+from sepme.vocabulary import Vocabulary
 
 #: The model that ships with the project.
 ATELIER = Path(__file__).resolve().parent.parent / "data" / "atelier"
@@ -86,6 +87,25 @@ def _counted(on_step: Callable[[int, int], None], total: int) -> Callable[..., d
         return values
 
     return after_step
+
+
+def _check_place(path: Path) -> None:
+    """Refuse what can be neither a pipeline's folder nor a hub id, before anything is asked for.
+
+    Raises:
+        SepmeError: a file, a folder of something else, or the path of no folder.
+    """
+    if path.is_dir() and (path / "model_index.json").is_file():
+        return
+    if path.is_dir():
+        what = f"The folder '{path}' holds no Stable Diffusion pipeline"
+    elif path.exists():
+        what = f"'{path}' is a file and no Stable Diffusion pipeline"
+    elif path.is_absolute() or len(path.parts) > 2:
+        what = f"There is no folder '{path}', and so no Stable Diffusion pipeline in it"
+    else:  # "name" and "owner/name" may be hub ids
+        return
+    raise SepmeError(f"{what}: give a folder with a model_index.json, or a hub id.")
 
 
 @contextmanager
@@ -151,6 +171,7 @@ class Backbone:
             raise SepmeError(
                 "The shipped model is missing: restore the folder data/atelier of the clone."
             )
+        _check_place(path)
         try:
             with _quiet_loading():
                 pipe = StableDiffusionPipeline.from_pretrained(
@@ -160,9 +181,15 @@ class Backbone:
             *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError),
             SafetensorError,
         ) as error:
+            what = (
+                f"'{model or path.name}' holds no Stable Diffusion pipeline that diffusers can load"
+                if path.exists()
+                else f"There is no folder '{model}', nor a Stable Diffusion pipeline of that name "
+                "that the hub gave"
+            )
             raise SepmeError(
-                f"'{model or path.name}' is no Stable Diffusion pipeline that diffusers can load: "
-                f"give a folder with a model_index.json or a hub id ({type(error).__name__})."
+                f"{what} ({type(error).__name__}): give a folder with a whole pipeline and its "
+                "model_index.json, or a hub id."
             ) from error
         guidance, steps = _generation(path / "generation.json")
         return cls(
@@ -207,6 +234,11 @@ class Backbone:
     @property
     def tokens(self) -> int:
         return self.pipe.tokenizer.model_max_length
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The words that the model was made for, and `remark`, which speaks about the others."""
+        return Vocabulary.of(self.pipe.tokenizer)
 
     @property
     def timesteps(self) -> int:
@@ -351,12 +383,21 @@ class Backbone:
         Args:
             prompts: n prompts.
             seeds: one seed a picture (starting noise), or the first of n consecutive ones.
+            steps: sampling steps, by default the model's own.
+            guidance: g of `eps_0 + g r(c)`, by default the model's own; 1 is the prompt's own
+                prediction, 0 the empty prompt's.
+            batch: how many pictures are drawn at once.
             output: "images" `[n, 3, H, W]` in [0, 1] on the CPU, or "latents" `[n, c, h, w]`.
             on_step: called after each sampling step of each batch with the number of steps done
                 and of all of them; what it raises ends the sampling.
 
         Each picture's noise comes from its own seed alone, so it does not depend on its batch
-        (up to the last bits that a different batch shape costs in floating point).
+        (up to the last bits that a different batch shape costs in floating point). A word that
+        means nothing to the model is drawn like any other; `vocabulary` tells.
+
+        Raises:
+            SepmeError: no prompt, seeds that do not match, or numbers that cannot be sampled with;
+                diffusers leaves guidance out up to g = 1, so that there is none between 0 and 1.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         seeds = range(seeds, seeds + len(prompts)) if isinstance(seeds, int) else list(seeds)
@@ -364,6 +405,8 @@ class Backbone:
         guidance = self.guidance if guidance is None else guidance
         self._check_request(prompts, seeds, output)
         self._check_sampling(steps, guidance, batch)
+        if guidance == 0:  # eps_0 + 0 r(c): diffusers would draw g = 1 instead
+            prompts = [""] * len(prompts)
         pictures = []
         after_step = on_step and _counted(on_step, steps * math.ceil(len(prompts) / batch))
         for first in tqdm(
@@ -399,7 +442,10 @@ class Backbone:
     def _check_sampling(self, steps: int, guidance: float, batch: int) -> None:
         if not 1 <= steps <= self.timesteps:
             raise SepmeError(f"steps = {steps} is not possible: give 1 to {self.timesteps}.")
-        if not math.isfinite(guidance):
-            raise SepmeError(f"guidance = {guidance} is no number: give one, like {self.guidance}.")
+        if guidance != 0 and not 1 <= guidance < math.inf:
+            raise SepmeError(
+                f"guidance = {guidance} cannot be drawn with: give 0 (no words), 1 (the prompt's "
+                "own prediction), or more."
+            )
         if batch < 1:
             raise SepmeError(f"batch = {batch} draws nothing: give at least 1.")

@@ -1,4 +1,7 @@
-"""The one error that sepme raises on purpose."""
+"""What sepme says on purpose: the one error and the one warning."""
+
+import sys
+import warnings
 
 
 class SepmeError(ValueError):
@@ -7,3 +10,15 @@ class SepmeError(ValueError):
     Raised before any work starts and before anything is written, so that whoever meets it can
     correct the input and run again. Every other exception that escapes sepme is a bug.
     """
+
+
+class SepmeWarning(UserWarning):
+    """One sentence about what can be done as asked, but will hardly be what was meant."""
+
+
+def warn(sentence: str) -> None:
+    """Issue a `SepmeWarning` for the line outside of this package that asked for the work."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith("sepme."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(sentence, SepmeWarning, stacklevel=level)

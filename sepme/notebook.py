@@ -1,125 +1,40 @@
-"""What every notebook opens with, and the one command that runs them all again.
+"""The one command that runs the notebooks again, and what makes them fit to be committed.
 
 python -m sepme.notebook run                           # all of notebooks/, outputs rewritten
 python -m sepme.notebook run notebooks/00_quickstart.ipynb
 """
 
 import os
-from collections.abc import Sequence
+from base64 import b64decode, b64encode
+from collections.abc import Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated
 
 import nbformat
+import numpy as np
 import typer
-from IPython.display import DisplayHandle, Markdown, display
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
-from matplotlib import pyplot as plt
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+from PIL import Image, ImageChops, ImageStat
 
-from sepme.atelier.judge import Judge
-from sepme.backbone import ATELIER, Backbone, load_catalogue
-from sepme.concept import Catalogue
-from sepme.delta import ConceptDelta
-from sepme.eraser import Step
+from sepme.backbone import ATELIER
 from sepme.errors import SepmeError
 from sepme.files import write_atomically
-from sepme.plots import correlation_decay
 
 FOLDER = ATELIER.parent.parent / "notebooks"
 #: Seconds that one cell may take before it counts as hanging.
 PATIENCE = 1200
+#: The kind of output that shows a widget, and what is committed instead.
+WIDGET = "application/vnd.jupyter.widget-view+json"
+INSTEAD = "*Run this cell for the interactive widget. The figures below are its still pictures.*"
+#: How far off a palette may be, of 255. Plots and maps are by up to 1.7, grids of paintings by 2.7
+#: and more.
+PALETTE_ERROR = 2.0
 
 
-# ------------------------------------------------------------------ in the notebooks
-def open_model(
-    model: str | Path | None = None,
-) -> tuple[Backbone, Judge | None, Catalogue | None]:
-    """The model that a notebook speaks about, and the judge and the catalogue that it brings.
-
-    Args:
-        model: a diffusers directory or a hub id; by default what the environment variable
-            SEPME_MODEL says, and without one the model that ships with the project.
-
-    Raises:
-        SepmeError: see `Backbone.load`, `Judge.load` and `Catalogue.load`.
-    """
-    model = model or os.environ.get("SEPME_MODEL") or None
-    backbone = Backbone.load(model)
-    weights = (Path(model) if model else ATELIER) / "judge.safetensors"
-    judge = Judge.load(weights) if weights.is_file() else None
-    return backbone, judge, load_catalogue(model)
-
-
-def shipped_deltas(backbone: Backbone, model: str | Path | None = None) -> dict[str, ConceptDelta]:
-    """The deltas that lie beside a model, in its folder `deltas`, by the concept's name.
-
-    `sepme erase "neon, boat" --out MODEL/deltas` puts more of them there.
-
-    Args:
-        backbone: the model that they must belong to.
-        model: its directory, as for `open_model`.
-
-    Raises:
-        SepmeError: there is none, or one belongs to another model.
-    """
-    folder = Path(model or os.environ.get("SEPME_MODEL") or ATELIER) / "deltas"
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise SepmeError(
-            f"There are no deltas in {folder}: make some with 'sepme erase', into that folder."
-        )
-    deltas = [ConceptDelta.load(file, base=backbone.fingerprint) for file in files]
-    return {delta.concept: delta for delta in deltas}
-
-
-def banner(backbone: Backbone, *, minutes: float, gigabytes: float) -> Markdown:
-    """Which model speaks in this notebook, and how long and large it is on the Atelier."""
-    own = backbone.name == ATELIER.name
-    whose = (
-        "the small model that ships with sepme. What follows is about this model; "
-        "none of its figures is the paper's."
-        if own
-        else "a model of your own. The text was written about the Atelier's pictures, not these."
-    )
-    return Markdown(
-        f"> **The model that speaks here: `{backbone.name}`**, {whose}  \n"
-        f"> On {backbone.device.type}, {backbone.steps} sampling steps, guidance "
-        f"{backbone.guidance:g}, weights `{backbone.fingerprint[:12]}`.  \n"
-        f"> Expect about {minutes:g} minutes and {gigabytes:g} GB"
-        + (" on two CPU cores." if own else " with the Atelier on two CPU cores.")
-    )
-
-
-class LiveDecay:
-    """A callback for `sepme.eraser.erase` that draws the correlation's decay while it happens.
-
-    Attributes:
-        steps: every `Step` of the training so far.
-    """
-
-    def __init__(self, concept: str, *, tau: float | None = None, every: int = 5) -> None:
-        self.concept, self.tau, self.every = concept, tau, every
-        self.steps: list[Step] = []
-        self._place: DisplayHandle | None = None
-
-    def __call__(self, step: Step) -> None:
-        self.steps.append(step)
-        if step.iteration % self.every == 0:
-            self.draw()
-
-    def draw(self) -> None:
-        """Draw what there is, in the place of the drawing before."""
-        figure = correlation_decay({self.concept: self.steps}, tau=self.tau).figure
-        plt.close(figure)  # else the notebook would show it once more at the end of the cell
-        if self._place is None:
-            self._place = display(figure, display_id=True)
-        else:
-            self._place.update(figure)
-
-
-# ------------------------------------------------------------------ around the notebooks
 def execute(path: Path, folder: Path) -> NotebookNode:
     """The notebook with the outputs of a run from top to bottom, in `folder`.
 
@@ -144,11 +59,71 @@ def execute(path: Path, folder: Path) -> NotebookNode:
     return notebook
 
 
+# ------------------------------------------------------------------ fit to be committed
 def tidy(notebook: NotebookNode) -> NotebookNode:
-    """Without what differs from machine to machine: versions and the kernel's name."""
+    """Without what differs from machine to machine, and without widgets that do not answer.
+
+    Versions and the kernel's name go. A widget is alive in its kernel only: a stored one would look
+    as if it could be used, so a line stands in its place that says how to get it.
+    """
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook.metadata |= {"kernelspec": kernel, "language_info": {"name": "python"}}
+    notebook.metadata.pop("widgets", None)
+    for output in outputs(notebook):
+        if WIDGET in output.get("data", {}):
+            output.data = NotebookNode({"text/markdown": INSTEAD})
     return notebook
+
+
+def lighten(notebook: NotebookNode) -> NotebookNode:
+    """With each picture as the smallest file that looks the same, see `lighter`."""
+    for output in outputs(notebook):
+        if "image/png" in (data := output.get("data", {})):
+            data["image/png"] = b64encode(lighter(b64decode(data["image/png"]))).decode()
+    return notebook
+
+
+def lighter(file: bytes) -> bytes:
+    """A PNG file of what looks the same, or the file itself where that is no smaller.
+
+    A picture of up to 256 colours is kept exactly, with a palette. Others get a palette of 256 if
+    red, green and blue are then off by no more than `PALETTE_ERROR` (root mean square), as in plots
+    and maps. In a grid of paintings it would show: shades turn into steps. There all colours stay,
+    rounded to six bits, by at most 2 of 255. The same file always gives the same bytes.
+    """
+    with Image.open(BytesIO(file)) as image:
+        if image.convert("RGBA").getextrema()[3] != (255, 255):
+            return file
+        original = image.convert("RGB")
+    few = original
+    if original.getcolors(256) is None:
+        # Of Pillow's methods, the one that keeps rare colours: a thin line, a frame.
+        few = original.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1).convert("RGB")
+        if max(ImageStat.Stat(ImageChops.difference(original, few)).rms) > PALETTE_ERROR:
+            few = original.point([round(round(v * 63 / 255) * 255 / 63) for v in range(256)] * 3)
+    return min(file, _with_palette(few), key=len)
+
+
+def _with_palette(picture: Image.Image) -> bytes:
+    """A PNG file with the picture's own colours as palette, or without one if they are too many."""
+    pixels = np.asarray(picture)
+    colours, index = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True)
+    if len(colours) <= 256:
+        picture = Image.fromarray(index.reshape(pixels.shape[:2]).astype(np.uint8))
+        picture.putpalette(colours.astype(np.uint8).tobytes())
+    buffer = BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def outputs(notebook: NotebookNode) -> Iterator[NotebookNode]:
+    """What its code cells show, in their order."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            yield from cell.outputs
+
+
+# ------------------------------------------------------------------ the command
 
 
 app = typer.Typer(help="Run the project's notebooks.", no_args_is_help=True)
@@ -166,7 +141,7 @@ def run(
     """Execute notebooks from top to bottom and rewrite each with its outputs."""
     for path in _named(notebooks or ()):
         typer.echo(f"{path.name} ...")
-        notebook = tidy(execute(path, path.resolve().parent))
+        notebook = lighten(tidy(execute(path, path.resolve().parent)))
         write_atomically(path, (nbformat.writes(notebook) + "\n").encode())
 
 

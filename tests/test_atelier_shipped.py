@@ -7,7 +7,7 @@ import torch
 from transformers import CLIPTokenizer
 
 from sepme.atelier.architecture import GENERATION, TOKENS
-from sepme.atelier.captions import BOTH, catalogue, fill
+from sepme.atelier.captions import catalogue
 from sepme.atelier.card import hashes
 from sepme.atelier.evaluate import Asked, found
 from sepme.atelier.judge import SHIPPED, Judge
@@ -15,6 +15,7 @@ from sepme.atelier.paintings import OBJECTS, STYLES
 from sepme.atelier.tokenizer import make_tokenizer
 from sepme.backbone import Backbone
 from sepme.concept import Catalogue
+from sepme.phrasebook import BOTH, fill
 
 ATELIER = SHIPPED.parent
 

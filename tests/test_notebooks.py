@@ -1,49 +1,51 @@
 """Every notebook runs from top to bottom, and what is committed of it is clean."""
 
+import io
 import json
 import os
 import re
+import shutil
 import sys
-from collections.abc import Iterator
+from base64 import b64decode, b64encode
 from copy import deepcopy
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from sepme.closed_form import closed_form
-from sepme.eraser import erase
-from sepme.errors import SepmeError
+from sepme.backbone import ATELIER
 from sepme.notebook import (
     FOLDER,
-    LiveDecay,
-    banner,
+    PALETTE_ERROR,
+    WIDGET,
     execute,
-    open_model,
-    shipped_deltas,
+    lighten,
+    lighter,
+    outputs,
     tidy,
 )
-from tests.miniature import NEON, QUICK, fresh
+from sepme.pictures import png
 from tests.test_house import MACHINE_PATH
 
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 #: A notebook with its pictures, and all of them together.
 LARGEST, LARGEST_TOGETHER = 1_500_000, 6_000_000
-WIDGET = "application/vnd.jupyter.widget-view+json"
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
-
-
-def outputs(notebook: NotebookNode) -> Iterator[NotebookNode]:
-    for cell in code_cells(notebook):
-        yield from cell.outputs
 
 
 def words(notebook: NotebookNode) -> str:
@@ -66,10 +68,8 @@ def complaints(notebook: NotebookNode) -> list[str]:
         data = output.get("data", {})
         if data.get("text/plain", "").startswith("<Figure") and "image/png" not in data:
             found.append("a figure that is not drawn")
-        shown = data.get(WIDGET, {}).get("model_id")
-        state = notebook.metadata.get("widgets", {}).values()
-        if shown and not any(shown in part.get("state", {}) for part in state):
-            found.append("a widget without its state")
+        if WIDGET in data:
+            found.append("a widget that will not answer")
     found += [f"the path {m.group()}" for m in re.finditer(MACHINE_PATH, words(notebook))]
     counts = [cell.execution_count for cell in code_cells(notebook)]
     if any(counts) and counts != list(range(1, len(counts) + 1)):
@@ -97,6 +97,36 @@ def test_it_runs(
     assert all(cell.execution_count for cell in code_cells(executed))
     assert complaints(executed) == []
     assert list(tmp_path.iterdir()) == []  # nothing left behind
+
+
+@pytest.fixture(scope="module")
+def own_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model without judge, catalogue and deltas, as people bring one; quick to sample."""
+    folder = tmp_path_factory.mktemp("models") / "mine"
+    brings = ("catalogue.json", "judge.safetensors", "deltas", "generation.json")
+    shutil.copytree(ATELIER, folder, ignore=shutil.ignore_patterns(*brings))
+    (folder / "generation.json").write_text('{"guidance_scale": 4.0, "num_inference_steps": 3}')
+    return folder
+
+
+@pytest.mark.slow
+@each
+def test_it_runs_on_a_model_of_ones_own(
+    path: Path, own_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEPME_MODEL", str(own_model))
+    monkeypatch.setenv("SEPME_STYLES", "mosaic, ink, swirl, cubism, woodcut, watercolor")
+    monkeypatch.setenv("SEPME_OBJECTS", "car, cup, fish, star, tree, sun, house")
+    executed = execute(path, tmp_path)
+    assert complaints(tidy(executed)) == []
+    shown = words(executed)
+    for part in (
+        "`mine`",
+        "a model of your own",
+        "*mosaic* for neon",
+        "claims of this chapter hold",
+    ):
+        assert part in shown
 
 
 @each
@@ -159,12 +189,10 @@ SPOILT = {
 
 @pytest.mark.parametrize("kind", SPOILT)
 def test_a_spoilt_output_is_found(kind: str) -> None:
-    cell = new_code_cell("1", outputs=[SPOILT[kind]], execution_count=1)
+    cell = new_code_cell("1", execution_count=1)
     notebook = tidy(new_notebook(cells=[new_markdown_cell("# Why?"), cell]))
+    cell.outputs = [SPOILT[kind]]  # as if nobody had tidied
     assert len(complaints(notebook)) == 1
-    if kind == "widget":  # allowed with its state
-        notebook.metadata["widgets"] = {"application": {"state": {"abc": {}}}}
-        assert complaints(notebook) == []
 
 
 def test_metadata_of_one_machine_is_found() -> None:
@@ -179,56 +207,101 @@ def test_cells_run_out_of_order_are_found() -> None:
     assert complaints(tidy(new_notebook(cells=cells))) == ["not run from top to bottom"]
 
 
-# ---------------------------------------------------------------- the opening cell
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model without judge and catalogue, like a Stable Diffusion of one's own."""
-    path = tmp_path_factory.mktemp("models") / "mine"
-    fresh().pipe.save_pretrained(path)
-    return path
+# ---------------------------------------------------------------- what makes them fit
+def test_tidying_leaves_a_line_where_a_widget_was() -> None:
+    view = new_output("execute_result", data={WIDGET: {"model_id": "abc"}}, execution_count=1)
+    figure = new_output("display_data", data={"image/png": "iVBORw0KGgo="})
+    cell = new_code_cell("1", outputs=[view, deepcopy(figure)], execution_count=1)
+    notebook = new_notebook(cells=[cell], metadata={"widgets": {"state": {"abc": {}}}})
+    assert "a widget that will not answer" in complaints(notebook)
+    assert complaints(tidy(notebook)) == []
+    nbformat.validate(notebook)
+    assert "widgets" not in notebook.metadata
+    instead, after = outputs(notebook)
+    assert set(instead.data) == {"text/markdown"}
+    assert "Run this cell" in instead.data["text/markdown"]
+    assert after == figure
 
 
-def test_the_environment_chooses_the_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SEPME_MODEL", str(folder))
-    backbone, judge, catalogue = open_model()
-    assert (backbone.name, judge, catalogue) == ("mine", None, None)
+def a_file(pixels: NDArray[np.uint8]) -> bytes:
+    """A PNG file as matplotlib writes it: four channels, and its name."""
+    about = PngInfo()
+    about.add_text("Software", "Matplotlib version3")
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert("RGBA").save(file, format="PNG", pnginfo=about)
+    return file.getvalue()
 
 
-def test_an_argument_outweighs_the_environment(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SEPME_MODEL", "elsewhere")
-    assert open_model(folder)[0].name == "mine"
+def pixels_of(file: bytes) -> NDArray[np.int16]:
+    return np.array(Image.open(io.BytesIO(file)).convert("RGB"), dtype=np.int16)
 
 
-def test_a_model_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SEPME_MODEL", "no/such/folder")
-    with pytest.raises(SepmeError, match="no/such/folder"):
-        open_model()
+def noise(colours: int, seed: int, side: int = 24) -> NDArray[np.uint8]:
+    """A picture of no more than so many colours."""
+    random = np.random.default_rng(seed)
+    return random.integers(0, 256, (colours, 3), np.uint8)[
+        random.integers(0, colours, (side, side))
+    ]
 
 
-def test_the_deltas_beside_a_model_are_found_and_must_be_its_own(folder: Path) -> None:
-    backbone = open_model(folder)[0]
-    with pytest.raises(SepmeError, match="no deltas"):
-        shipped_deltas(backbone, folder)
-    (folder / "deltas").mkdir()
-    neon = closed_form(backbone, NEON, ["a cat"], keep_rtol=None)
-    neon.save(folder / "deltas" / "neon.safetensors")
-    assert shipped_deltas(backbone, folder)["neon"].digest == neon.digest
-    with pytest.raises(SepmeError, match="not for this model"):
-        shipped_deltas(fresh(seed=5), folder)
+@given(colours=st.integers(1, 256), seed=st.integers(0, 99))
+def test_up_to_256_colours_are_kept_exactly(colours: int, seed: int) -> None:
+    file = a_file(noise(colours, seed))
+    light = lighter(file)
+    assert np.array_equal(pixels_of(light), pixels_of(file))
+    assert len(light) <= len(file)
+    assert lighter(file) == light
+    assert lighter(light) == light
 
 
-def test_the_banner_says_which_model_speaks() -> None:
-    backbone = fresh()
-    text = banner(backbone, minutes=2, gigabytes=1.5).data
-    for part in ("`tiny`", "a model of your own", "cpu", "2 minutes", "1.5 GB"):
-        assert part in text
-    backbone.name = "atelier"
-    assert "ships with sepme" in banner(backbone, minutes=2, gigabytes=1.5).data
+@given(colours=st.integers(257, 5000), seed=st.integers(0, 99))
+def test_more_colours_move_by_less_than_anybody_sees(colours: int, seed: int) -> None:
+    file = a_file(noise(colours, seed))
+    light = lighter(file)
+    off = pixels_of(light) - pixels_of(file)
+    assert np.sqrt(np.square(off, dtype=float).mean((0, 1))).max() <= PALETTE_ERROR
+    assert len(light) <= len(file)
+    assert lighter(file) == light
 
 
-def test_the_live_decay_collects_every_step() -> None:
-    live = LiveDecay("neon", every=2)
-    erase(fresh(), NEON, ["a cat"], QUICK, callback=live, progress=False)
-    assert [step.iteration for step in live.steps] == [1, 2, 3, 4, 5]
+def test_a_plot_gets_a_palette_and_keeps_its_paper_white() -> None:
+    figure = Figure(figsize=(4, 3), dpi=100)
+    ax = figure.subplots()
+    for index in range(5):
+        ax.plot(np.sin(np.arange(60) / (index + 2)), color=f"C{index}", linewidth=0.7)
+    file = png(figure)
+    light = lighter(file)
+    assert Image.open(io.BytesIO(light)).mode == "P"
+    assert len(light) < 0.5 * len(file)
+    white = (pixels_of(file) == 255).all(axis=2)
+    assert (pixels_of(light)[white] == 255).all()
+
+
+def test_a_painting_keeps_its_shades() -> None:
+    ramp = np.linspace(0, 255, 96)
+    shades = np.stack(np.broadcast_arrays(ramp[:, None], ramp, ramp[::-1, None]), 2)
+    file = a_file(shades.astype(np.uint8))
+    assert np.unique(pixels_of(file).reshape(-1, 3), axis=0).shape[0] > 5000
+    light = lighter(file)
+    assert Image.open(io.BytesIO(light)).mode == "RGB"
+    assert np.abs(pixels_of(light) - pixels_of(file)).max() <= 2
+
+
+def test_what_is_transparent_stays_itself() -> None:
+    file = io.BytesIO()
+    Image.new("RGBA", (9, 9), (200, 10, 10, 128)).save(file, format="PNG")
+    assert lighter(file.getvalue()) == file.getvalue()
+
+
+def test_lightening_changes_pictures_and_nothing_else() -> None:
+    file = a_file(noise(40, 0))
+    picture = {"image/png": b64encode(file).decode(), "text/plain": "<Figure>"}
+    told = new_output("stream", name="stdout", text="40 colours")
+    cell = new_code_cell("1", outputs=[new_output("display_data", data=picture), told])
+    before = new_notebook(cells=[cell, new_markdown_cell("# Why?")])
+    after = lighten(deepcopy(before))
+    nbformat.validate(after)
+    shown = after.cells[0].outputs[0].data
+    assert b64decode(shown["image/png"]) == lighter(file) != file
+    shown["image/png"] = picture["image/png"]
+    assert after == before

@@ -5,8 +5,8 @@ import torch
 
 from sepme.atelier.paintings import OBJECTS, STYLES
 from sepme.backbone import Backbone, load_catalogue
+from sepme.chapter import shipped_deltas
 from sepme.eraser import erase, recorded_settings
-from sepme.notebook import shipped_deltas
 from sepme.settings import PRESETS
 from tests.tolerance import assert_close
 

@@ -13,15 +13,12 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from torch import Tensor
 
 import sepme
-from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Verdict
 from sepme.backbone import Backbone
 from sepme.composition import Composition
 from sepme.concept import Catalogue, Concept
-from sepme.decay import Recording, record
-from sepme.entanglement import Interference
+from sepme.decay import Recording
 from sepme.nullspace import null_space
 from sepme.pictures import png
 from sepme.widgets import (
@@ -44,25 +41,12 @@ from sepme.widgets import (
 from sepme.widgets._parts import Job, Stopped
 from sepme.widgets.decay_player import describe as describe_moment
 from sepme.widgets.decay_player import render as render_moment
-from tests.miniature import FROM_ZERO, NEON, QUICK, fresh, others, three_deltas
+from tests.gallery import CATALOGUE, DELTAS, LOSSES, REPORT, Eye, short_recording
+from tests.miniature import NEON, QUICK, fresh
 from tests.refusals import refused
 from tests.tolerance import assert_close
 
-BOAT = Concept("boat", ("boat",), "object")
-STYLES = tuple(Concept(name, (name,), "style") for name in ("neon", "ink", "oil"))
-CATALOGUE = Catalogue({concept.name: concept for concept in (*STYLES, BOAT)})
-DELTAS = {delta.concept: delta for delta in three_deltas()}
 PROMPT = "neon boat"
-
-
-class Eye:
-    """A judge whose opinion follows from the pixels."""
-
-    def judge(self, images: Tensor) -> Verdict:
-        brightness = images.mean(dim=(1, 2, 3))[:, None]
-        style = torch.softmax(brightness * torch.arange(float(len(STYLE_NAMES))), 1)
-        object_ = torch.softmax(-brightness * torch.arange(float(len(OBJECT_NAMES))), 1)
-        return Verdict(style, object_, torch.zeros(len(images)))
 
 
 @pytest.fixture(scope="module")
@@ -367,7 +351,7 @@ def test_deltas_that_would_interfere_are_answered_in_the_status_line(model: Back
     provenance = replace(DELTAS["neon"].provenance, kept=("",))
     deltas = DELTAS | {"neon": replace(DELTAS["neon"], provenance=provenance)}
     shell = concept_mixer(model, None, CATALOGUE, deltas, threaded=False)
-    shell.steps.value = 2
+    shell.prompt.value, shell.steps.value = PROMPT, 2
     shell.ticks["neon"].value = shell.ticks["ink"].value = True
     shell.draw.click()
     assert "interfere" in shell.status.text
@@ -605,8 +589,7 @@ def test_a_budget_needs_a_catalogue_and_a_relative_tolerance(model: Backbone) ->
 # ---------------------------------------------------------------- the decay player
 @pytest.fixture(scope="module")
 def recording(model: Backbone) -> Recording:
-    settings = replace(FROM_ZERO, iterations=4)
-    return record(model, NEON, others(NEON), settings, timesteps=3, every=2, progress=False)[1]
+    return short_recording(model)
 
 
 def test_a_moment_shows_its_own_maps(recording: Recording) -> None:
@@ -649,10 +632,8 @@ def test_the_player_moves_and_comes_back(recording: Recording) -> None:
     shell = decay_player({"long": recording, "short": shorter})
     first = shell.picture.png
     shell.iteration.value = 4
-    assert shell.play.value == 2  # the player goes on from here
     assert shell.picture.png != first
-    shell.play.value = 0
-    assert shell.iteration.value == 0
+    shell.iteration.index = 0
     assert shell.picture.png == first
     shell.timestep.value = recording.timesteps[0]
     assert shell.picture.png != first
@@ -660,24 +641,43 @@ def test_the_player_moves_and_comes_back(recording: Recording) -> None:
     shell.iteration.value = 4
     shell.recording.value = "short"
     assert shell.iteration.options == (0, 2)
-    assert (shell.iteration.value, shell.play.max) == (0, 1)
+    assert shell.iteration.value == 0
     with refused("no recording"):
         decay_player({})
 
 
+def test_play_shows_every_iteration_and_begins_anew_at_the_end(recording: Recording) -> None:
+    shell = decay_player({"neon": recording}, threaded=False)
+    shell.pause = 0.0
+    seen: list[int] = []
+    shell.iteration.observe(lambda change: seen.append(change["new"]), "value")
+    shell.play.click()
+    assert seen == [2, 4]
+    assert shell.status.text == shell.picture.alt
+    shell.play.click()
+    assert seen == [2, 4, 0, 2, 4]
+    shell.iteration.value = 2
+    shell.play.click()
+    assert seen == [2, 4, 0, 2, 4, 2, 4]
+
+
+def test_play_stops_where_it_is_and_leaves_the_model_to_others(recording: Recording) -> None:
+    shell, drawing = decay_player({"neon": recording}), Job("x", "")
+    shell.pause = 60.0
+    shell.play.click()
+    assert shell.play.disabled
+    drawing.start(lambda report: "drawn", "")
+    drawing.wait(60)
+    assert drawing.status.text == "drawn"
+    assert shell.job.running
+    shell.stop.click()
+    shell.job.wait(60)
+    assert not shell.play.disabled
+    assert shell.iteration.value == 0
+    assert shell.status.text == shell.picture.alt
+
+
 # ---------------------------------------------------------------- the interference explorer
-MATRIX = torch.tensor([[1.0, 0.02, 0.3], [0.04, 1.0, 0.05]], dtype=torch.float64)
-REPORT = Interference(
-    ("neon", "ink"),
-    ("neon", "ink", "oil"),
-    MATRIX,
-    "pictures",
-    details={"largest cosine": MATRIX / 2, "seen": 1 - MATRIX},
-    prompts={name: (name,) for name in ("neon", "ink", "oil")},
-    seed=3,
-)
-
-
 def test_the_pair_is_framed_and_its_numbers_are_those_measured() -> None:
     state = PairState("neon", "oil")
     figure = interference.render(state, REPORT)
@@ -739,9 +739,6 @@ def test_a_pair_is_drawn_with_the_deltas_on_the_pipeline(model: Backbone) -> Non
 
 
 # ---------------------------------------------------------------- the stop-rule playground
-LOSSES = (1.0, 0.5, 0.25, 0.0, 0.0, -0.5)
-
-
 def test_the_momentum_is_equation_4_and_stops_at_its_threshold() -> None:
     values, stopped = stop_rule.momentum(StopRuleState("a", 0.5, 0.3, earliest=1), LOSSES)
     expected, m = [], LOSSES[0]

@@ -1,15 +1,17 @@
 """What all widgets are made of: pictures with words for them, a status line, work one can stop.
 
 A kernel reads one message at a time. While a handler of a button runs, no other click is heard, so
-whatever takes longer than a moment runs as a `Job` in a thread of its own, and only one at a time:
-all widgets share one model.
+whatever takes longer than a moment runs as a `Job` in a thread of its own, and what needs a model
+only one at a time: all widgets share one.
 """
 
 import base64
 import re
 import threading
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from html import escape
 from typing import Any
 
@@ -18,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from sepme.errors import SepmeError
+from sepme.errors import SepmeError, SepmeWarning
 from sepme.pictures import png
 
 #: Called by long work with what is done and what there is to do; raises `Stopped` after Stop.
@@ -29,6 +31,8 @@ Work = Callable[[Report], str]
 #: Beside its label, a control takes what room there is.
 LABEL = {"description_width": "initial"}
 WIDE = "1000px"
+#: Of a field for a number.
+NARROW = {"width": "180px"}
 #: One job at a time in this process, whichever widget it belongs to.
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -87,19 +91,20 @@ class Job:
         hook: the bar's, the button's and the status line's classes begin with it.
         text: what the status line says before the first work.
         threaded: False runs the work inside `start`, which is easier to follow in a test.
+        alone: wait for the work of other widgets to end; False for work that needs no model.
     """
 
-    def __init__(self, hook: str, text: str, *, threaded: bool = True) -> None:
+    def __init__(self, hook: str, text: str, *, threaded: bool = True, alone: bool = True) -> None:
         self.bar = widgets.FloatProgress(
             max=1.0, description="Progress", style=LABEL, tooltip="How much is done"
         )
         self.bar.add_class(f"{hook}-progress")
-        self.stop = button("Stop", "Stop drawing or erasing", f"{hook}-stop")
+        self.stop = button("Stop", "Stop what is going on", f"{hook}-stop")
         self.stop.disabled = True
         self.stop.on_click(lambda _: self._asked.set())
         self.status = Status(f"{hook}-status", text)
         self.on_change: Callable[[bool], None] = lambda running: None
-        self._asked, self._threaded = threading.Event(), threaded
+        self._asked, self._threaded, self._alone = threading.Event(), threaded, alone
         self._thread: threading.Thread | None = None
         self._running = False
 
@@ -126,9 +131,14 @@ class Job:
         if self._thread is not None:
             self._thread.join(timeout)
 
+    def pause(self, seconds: float) -> None:
+        """Called by the work: wait, and raise `Stopped` as soon as Stop is pressed."""
+        if self._asked.wait(seconds):
+            raise Stopped
+
     def _run(self, work: Work) -> None:
         try:
-            with _ONE_AT_A_TIME:
+            with _ONE_AT_A_TIME if self._alone else nullcontext():
                 text = work(self._report)
             self.bar.value = 1.0
             self.status.say(text)
@@ -155,10 +165,29 @@ class Job:
         self.bar.value = done / total
 
 
+@contextmanager
+def remarks() -> Iterator[list[str]]:
+    """What `SepmeWarning`s say within the block: for the status line, not for the cell's output."""
+    said: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", SepmeWarning)
+        yield said
+    for warning in caught:
+        if issubclass(warning.category, SepmeWarning):
+            said.append(str(warning.message))
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+
+
 def control(
     kind: type[widgets.Widget], label: str, tooltip: str, hook: str, **options: Any
 ) -> widgets.Widget:
-    """A control with its label, which acts when it is let go and not before."""
+    """A control with its label, which acts when it is left or chosen and not before.
+
+    No slider: what ipywidgets draws for one has no name that a screen reader could say.
+    """
     if "continuous_update" in kind.class_trait_names():
         options["continuous_update"] = False
     made = kind(description=label, style=LABEL, **options)
@@ -173,12 +202,18 @@ def button(text: str, tooltip: str, hook: str, *, primary: bool = False) -> widg
     return made.add_class(hook)
 
 
+def check_box(name: str, tooltip: str, hook: str, *, value: bool = False) -> widgets.Checkbox:
+    """One of many: in columns as long as their names are short, and never cut off."""
+    wide = widgets.Layout(width="auto", min_width="150px")
+    return control(widgets.Checkbox, name, tooltip, hook, value=value, indent=False, layout=wide)
+
+
 def slug(name: str) -> str:
     """A name as part of a class: "atelier seal" gives "atelier-seal"."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return re.sub(r"\W+", "-", name.lower()).strip("-")
 
 
-def row(*children: widgets.Widget, gap: str = "12px") -> widgets.Box:
+def row(*children: widgets.Widget, gap: str = "2px 12px") -> widgets.Box:
     """Controls beside one another, in as many lines as they need."""
     layout = widgets.Layout(
         display="flex", flex_flow="row wrap", grid_gap=gap, align_items="center"

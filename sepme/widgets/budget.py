@@ -21,7 +21,21 @@ from sepme.errors import SepmeError
 from sepme.nullspace import pivot_rows
 from sepme.plots import BLACK, BLUE, ORANGE, SKY, VERMILLION, spectrum
 from sepme.settings import PRESETS
-from sepme.widgets._parts import WIDE, Picture, Status, button, control, labelled, row, slug
+from sepme.widgets._parts import (
+    NARROW,
+    WIDE,
+    Picture,
+    Status,
+    button,
+    check_box,
+    control,
+    labelled,
+    row,
+    slug,
+)
+
+#: What can be chosen, in steps of about the root of ten.
+TOLERANCES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3)
 
 
 @dataclass(frozen=True)
@@ -78,6 +92,7 @@ class Ledger:
             keep_rtol=state.rtol,
             concept_rtol=settings.concept_rtol,
             method=settings.method,
+            quiet=True,
         )
         if room.kept not in self._order:
             self._order[room.kept] = pivot_rows(room.kept_rows)
@@ -92,12 +107,13 @@ class Ledger:
 def describe(state: BudgetState, budget: Budget) -> str:
     """What the figure shows, in words."""
     room, space = budget.room, budget.room.space
+    remark = room.remark()
     return (
         f"{len(room.kept)} kept prompts take {space.rank} of {space.d_in} dimensions at tolerance "
-        f"{state.rtol:.1e}, {space.free} are free. The delta of {state.forget} uses {room.rank}: "
+        f"{state.rtol:g}, {space.free} are free. The delta of {state.forget} uses {room.rank}: "
         f"it sees {100 * room.reach:.1f} % of the length of its own tokens (root mean square) and "
         f"at most {100 * room.leakage:.2f} % of a kept one."
-    )
+    ) + (f" {remark}" if remark else "")
 
 
 def render(state: BudgetState, budget: Budget) -> Figure:
@@ -197,20 +213,12 @@ class NullSpaceBudget(widgets.VBox):
             options=names,
         )  # fmt: skip
         self.tolerance = control(
-            widgets.FloatLogSlider, "Tolerance", "More leaves more room, and leaks more",
-            "sepme-budget-tolerance", value=1e-3, min=-6, max=-0.5, step=0.25,
-            readout_format=".1e",
+            widgets.Dropdown, "Tolerance", "More leaves more room, and leaks more",
+            "sepme-budget-tolerance", value=1e-3, layout=NARROW,
+            options=[(f"{rtol:g}", rtol) for rtol in TOLERANCES],
         )  # fmt: skip
         self.ticks = {
-            name: control(
-                widgets.Checkbox,
-                name,
-                f"Keep {name}",
-                f"sepme-budget-keep-{slug(name)}",
-                value=True,
-                indent=False,
-                layout=widgets.Layout(width="150px"),
-            )
+            name: check_box(name, f"Keep {name}", f"sepme-budget-keep-{slug(name)}", value=True)
             for name in names
         }
         self.all = button("Keep all", "Keep every concept", "sepme-budget-all")

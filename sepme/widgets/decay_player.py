@@ -1,10 +1,12 @@
 """The decay player: what a concept adds to the noise, and how it fades while its delta is trained.
 
 `DecayState` and `render(state, recording)` are pure; `DecayPlayer` is the shell. Classes of its
-controls: `sepme-decay-recording`, `-iteration`, `-timestep`, `-play`, `-status`, `-picture`.
+controls: `sepme-decay-recording`, `-iteration`, `-timestep`, `-play`, `-stop`, `-status`,
+`-picture`.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from textwrap import fill
 
@@ -17,7 +19,18 @@ from torch import Tensor
 from sepme.decay import Recording, magnitude, overlap
 from sepme.errors import SepmeError
 from sepme.plots import BLACK, correlation_over_timesteps, recorded_decay
-from sepme.widgets._parts import WIDE, Picture, Status, control, row, titled
+from sepme.widgets._parts import (
+    NARROW,
+    WIDE,
+    Job,
+    Picture,
+    Report,
+    Stopped,
+    button,
+    control,
+    row,
+    titled,
+)
 
 
 @dataclass(frozen=True)
@@ -98,24 +111,35 @@ def _map(ax: Axes, values: Tensor, title: str, colours: str, low: float, high: f
 
 
 class DecayPlayer(widgets.VBox):
-    """The controls around `render`: every change is shown at once."""
+    """The controls around `render`: every change is shown at once, and Play makes them in turn.
 
-    def __init__(self, recordings: Mapping[str, Recording]) -> None:
+    Attributes:
+        pause: seconds between two iterations while it plays.
+    """
+
+    pause = 0.7
+
+    def __init__(self, recordings: Mapping[str, Recording], *, threaded: bool = True) -> None:
         if not recordings:
             raise SepmeError("There is no recording to play: make one with sepme.decay.record.")
         self.recordings = dict(recordings)
-        self.status = Status("sepme-decay-status", "")
+        self.job = Job("sepme-decay", "", threaded=threaded, alone=False)
+        self.status, self.stop = self.job.status, self.job.stop
+        self.job.on_change = self._busy
         self.picture = Picture("sepme-decay-picture")
         self._make_controls()
         self._choose()
         self.recording.observe(self._choose, "value")
         for each in (self.iteration, self.timestep):
             each.observe(self._show, "value")
-        widgets.link((self.play, "value"), (self.iteration, "index"))
-        self._show()
-        controls = row(self.recording, self.iteration, self.play, self.timestep)
         super().__init__(
-            [controls, self.status, self.picture], layout=widgets.Layout(max_width=WIDE)
+            [
+                row(self.recording, self.iteration, self.timestep),
+                row(self.play, self.stop),
+                self.status,
+                self.picture,
+            ],
+            layout=widgets.Layout(max_width=WIDE),
         )
         self.add_class("sepme-decay")
 
@@ -129,16 +153,16 @@ class DecayPlayer(widgets.VBox):
             options=list(self.recordings),
         )  # fmt: skip
         self.iteration = control(
-            widgets.SelectionSlider, "Iteration", "How long it was trained",
-            "sepme-decay-iteration", options=[0],
+            widgets.Dropdown, "Iteration", "How long it was trained",
+            "sepme-decay-iteration", options=[0], layout=NARROW,
         )  # fmt: skip
         self.timestep = control(
-            widgets.SelectionSlider, "Timestep", "How noisy: right is nearly pure noise",
-            "sepme-decay-timestep", options=[0],
+            widgets.Dropdown, "Timestep", "How noisy: the last is nearly pure noise",
+            "sepme-decay-timestep", options=[0], layout=NARROW,
         )  # fmt: skip
-        self.play = control(
-            widgets.Play, "Play", "Play the iterations", "sepme-decay-play", interval=700
-        )
+        # Not ipywidgets.Play, whose buttons have no name that a screen reader could say.
+        self.play = button("Play", "Show one iteration after the other", "sepme-decay-play")
+        self.play.on_click(lambda _: self.job.start(self._played, "Playing ..."))
 
     def _choose(self, _: object = None) -> None:
         """Another recording: its own iterations and timesteps, from the beginning."""
@@ -146,8 +170,21 @@ class DecayPlayer(widgets.VBox):
         self.iteration.options, self.iteration.index = recording.iterations, 0
         self.timestep.options = recording.timesteps
         self.timestep.index = len(recording.timesteps) // 2
-        self.play.max = len(recording.iterations) - 1
         self._show()
+
+    def _played(self, _: Report) -> str:
+        """From here to the end, or from the beginning if this is the end."""
+        last = len(self.iteration.options) - 1
+        start = self.iteration.index if self.iteration.index < last else 0
+        with suppress(Stopped):
+            for index in range(start, last + 1):
+                self.iteration.index = index
+                self.job.pause(self.pause)
+        return self.picture.alt
+
+    def _busy(self, running: bool) -> None:
+        for each in (self.recording, self.iteration, self.play):
+            each.disabled = running
 
     def _show(self, _: object = None) -> None:
         state, recording = self.state, self.recordings[self.recording.value]
@@ -159,13 +196,14 @@ class DecayPlayer(widgets.VBox):
             self.status.complain(error)
 
 
-def decay_player(recordings: Mapping[str, Recording]) -> DecayPlayer:
+def decay_player(recordings: Mapping[str, Recording], *, threaded: bool = True) -> DecayPlayer:
     """Move through the iterations and timesteps of recorded trainings.
 
     Args:
         recordings: name to what `sepme.decay.record` made, or `Recording.load` read.
+        threaded: play beside the kernel's own loop, so that Stop is heard.
 
     Raises:
         SepmeError: no recording.
     """
-    return DecayPlayer(recordings)
+    return DecayPlayer(recordings, threaded=threaded)

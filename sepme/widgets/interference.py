@@ -45,7 +45,7 @@ def facts(state: PairState, report: Interference) -> list[tuple[str, str]]:
         report.measure: ("damage, relative to its own delta", "{:.1%}"),
         "change": (f"change of {report.measure}", "{:.3g}"),
         "seen before": ("pictures in which the judge sees it, before", "{:.0%}"),
-        "seen": ("... with the delta on", "{:.0%}"),
+        "seen": ("the same, with the delta on", "{:.0%}"),
         "keys and values": ("change of keys and values, likewise", "{:.1%}"),
         "largest cosine": ("smallest angle of the two row spaces", f"{angle:.0f}°"),
         "overlap": ("overlap of the row spaces", "{:.1%}"),
@@ -75,12 +75,10 @@ def render(state: PairState, report: Interference, pictures: Pictures | None = N
     figure = Figure(figsize=(10, 5.6), dpi=100, layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
     ax = interference_map(report, left.subplots())
-    corner = report.receivers.index(state.receiver), report.emitters.index(state.emitter)
-    ax.add_patch(
-        Rectangle(
-            (corner[0] - 0.5, corner[1] - 0.5), 1, 1, fill=False, edgecolor=ERASED, linewidth=3
-        )
-    )
+    column = report.receivers.index(state.receiver)
+    corner = column - 0.5, report.emitters.index(state.emitter) - 0.5
+    frame = {"fill": False, "edgecolor": ERASED, "linewidth": 3}
+    ax.add_patch(Rectangle(corner, 1, 1, clip_on=False, **frame))
     if pictures is None:
         _table(right.subplots(), state, report)
         return figure

@@ -19,15 +19,14 @@ import numpy as np
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
-from sepme.atelier.captions import BOTH, OBJECT_PHOTO, fill
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge, Verdict
-from sepme.atelier.styles import PHOTO
 from sepme.backbone import Backbone
 from sepme.composition import Composition
 from sepme.concept import Catalogue, Concept
 from sepme.delta import ConceptDelta
 from sepme.eraser import Step, erase
 from sepme.errors import SepmeError
+from sepme.phrasebook import BOTH, OBJECT_PHOTO, PHOTO, STYLE_ONLY, fill
 from sepme.plots import ERASED, SKY
 from sepme.settings import PRESETS
 from sepme.widgets._parts import (
@@ -36,17 +35,31 @@ from sepme.widgets._parts import (
     Picture,
     Report,
     button,
+    check_box,
     control,
     labelled,
+    remarks,
     row,
     slug,
     titled,
 )
 
 MOST_PICTURES = 4
+#: What the menu calls a picture in no style.
+NO_STYLE = "photo"
 
 
 # ------------------------------------------------------------------ the state
+def prompt_of(thing: str | None, style: str | None) -> str:
+    """The words for an object in a style, for either alone (`NO_STYLE` is none), or for nothing."""
+    style = None if style == NO_STYLE else style
+    if thing and style:
+        return fill(BOTH[0], thing, style)
+    if style:
+        return fill(STYLE_ONLY[0], style=style)
+    return fill(OBJECT_PHOTO[0], thing) if thing else PHOTO
+
+
 @dataclass(frozen=True)
 class MixerState:
     """What the mixer is asked to draw.
@@ -267,7 +280,8 @@ class ConceptMixer(widgets.VBox):
         self.drawing: Drawing | None = None
         self.ticks: dict[str, widgets.Checkbox] = {}
         self.strengths: dict[str, widgets.BoundedFloatText] = {}
-        self.job = Job("sepme-mixer", "Tick what to forget, then press Draw.", threaded=threaded)
+        first = "Tick what to forget" if deltas else "Name a concept and press Erase now"
+        self.job = Job("sepme-mixer", f"{first}, then press Draw.", threaded=threaded)
         self.status, self.stop = self.job.status, self.job.stop
         self.job.on_change = self._busy
         self.picture = Picture("sepme-mixer-picture", "No picture yet.")
@@ -320,10 +334,12 @@ class ConceptMixer(widgets.VBox):
         self.drawing = self.mixer.draw(state, report)
         self.picture.show(render(state, self.drawing), describe(state, self.drawing))
         seconds = time.perf_counter() - start
-        return (
+        text = (
             f"Drawn in {seconds:.1f} s with {len(state.erased)} of {len(self.ticks)} concepts "
             f"erased; switching took {1000 * self.last_switch_seconds:.0f} ms."
         )
+        remark = self.mixer.backbone.vocabulary.remark([state.prompt])
+        return f"{text} {remark}" if remark else text
 
     def _restore(self, _: object) -> None:
         for tick in self.ticks.values():
@@ -363,15 +379,17 @@ class ConceptMixer(widgets.VBox):
 
         report(0, settings.iterations)
         keep = self.catalogue.kept_prompts([concept]) if self.catalogue else ("",)
-        delta = erase(
-            self.mixer.backbone, concept, keep, settings, callback=callback, progress=False
-        )
+        with remarks() as said:
+            delta = erase(
+                self.mixer.backbone, concept, keep, settings, callback=callback, progress=False
+            )
         self.mixer.deltas[concept.name] = delta
         self._add_concept(concept.name)
         self._arrange()
         self.ticks[concept.name].value = True
         seconds = time.perf_counter() - start
-        return f"Erased {concept.name} in {seconds:.0f} s and ticked it: press Draw."
+        text = f"Erased {concept.name} in {seconds:.0f} s and ticked it: press Draw."
+        return " ".join([text, *said])
 
     def _busy(self, running: bool) -> None:
         for each in (self.draw, self.restore, self.erase):
@@ -379,9 +397,9 @@ class ConceptMixer(widgets.VBox):
 
     # -------------------------------------------------------------- what the controls are
     def _make_prompt(self) -> None:
-        kinds = {"object": [], "style": []} | self._by_kind()
-        first = {d.provenance.kind: d.concept for d in reversed(self.mixer.deltas.values())}
-        menus = (("object", kinds["object"]), ("style", ["photo", *kinds["style"]]))
+        kinds = {"object": self._named("object"), "style": self._named("style")}
+        if kinds["style"]:
+            kinds["style"].insert(0, NO_STYLE)
         self.menus = {
             kind: control(
                 widgets.Dropdown,
@@ -389,9 +407,10 @@ class ConceptMixer(widgets.VBox):
                 f"The {kind} of the prompt",
                 f"sepme-mixer-{kind}",
                 options=names,
-                value=first.get(kind, names[0]) if names else None,
+                value=next((name for name in self.mixer.deltas if name in names), names[0]),
             )
-            for kind, names in menus
+            for kind, names in kinds.items()
+            if names
         }
         self.prompt = control(
             widgets.Text,
@@ -403,21 +422,17 @@ class ConceptMixer(widgets.VBox):
         )
         for menu in self.menus.values():
             menu.observe(self._fill_prompt, "value")
-        self._fill_prompt()
+        if self.menus:  # else the reader writes
+            self._fill_prompt()
 
-    def _by_kind(self) -> dict[str, list[str]]:
-        """The catalogue's names by their kind."""
-        kinds: dict[str, list[str]] = {}
-        for concept in self.catalogue.concepts.values() if self.catalogue else ():
-            kinds.setdefault(concept.kind, []).append(concept.name)
-        return kinds
+    def _named(self, kind: str) -> list[str]:
+        """The catalogue's concepts of one kind."""
+        known = self.catalogue.concepts.values() if self.catalogue else ()
+        return [concept.name for concept in known if concept.kind == kind]
 
     def _fill_prompt(self, _: object = None) -> None:
-        object_, style = self.menus["object"].value, self.menus["style"].value
-        if object_ is None:  # a model without a catalogue: the reader writes
-            return
-        template = OBJECT_PHOTO[0] if style == PHOTO else BOTH[0]
-        self.prompt.value = fill(template, object_, style)
+        chosen = {kind: menu.value for kind, menu in self.menus.items()}
+        self.prompt.value = prompt_of(chosen.get("object"), chosen.get("style"))
 
     def _make_numbers(self, steps: int) -> None:
         narrow = widgets.Layout(width="150px")
@@ -438,7 +453,7 @@ class ConceptMixer(widgets.VBox):
             layout=narrow,
         )
         self.steps = control(
-            widgets.BoundedIntText,  # a slider of ipywidgets has no name for a screen reader
+            widgets.BoundedIntText,
             "Steps",
             "Sampling steps: fewer are quicker and coarser",
             "sepme-mixer-steps",
@@ -463,18 +478,11 @@ class ConceptMixer(widgets.VBox):
             layout=widgets.Layout(width="350px"),
             options=tuple(name for name in known if name not in self.mixer.deltas),
         )
-        self.erase = button("Erase now", "Train its delta: about 20 s", "sepme-mixer-erase")
+        self.erase = button("Erase now", "Train its delta; Stop ends it", "sepme-mixer-erase")
         self.erase.on_click(self._erase)
 
     def _add_concept(self, name: str) -> None:
-        self.ticks[name] = control(
-            widgets.Checkbox,
-            name,
-            f"Forget {name}",
-            f"sepme-mixer-tick-{slug(name)}",
-            indent=False,
-            layout=widgets.Layout(width="150px"),
-        )
+        self.ticks[name] = check_box(name, f"Forget {name}", f"sepme-mixer-tick-{slug(name)}")
         self.strengths[name] = control(
             widgets.BoundedFloatText,
             f"Strength of {name}",
@@ -503,9 +511,8 @@ class ConceptMixer(widgets.VBox):
         ]
 
     def _children(self) -> list[widgets.Widget]:
-        menus = self.menus.values() if self.catalogue else ()
         return [
-            row(*menus, self.prompt),
+            row(*self.menus.values(), self.prompt),
             self.choices,
             self.strength_fields,
             row(self.new, self.erase),

@@ -4,7 +4,8 @@
 its controls: `sepme-stop-series`, `-alpha`, `-tau`, `-earliest`, `-status`, `-picture`.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import ipywidgets as widgets
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from sepme.correlation import Momentum
 from sepme.errors import SepmeError
 from sepme.plots import BLACK, BLUE, DASHES, GREY, SKY, VERMILLION
-from sepme.widgets._parts import WIDE, Picture, Status, control, row
+from sepme.widgets._parts import NARROW, WIDE, Picture, Status, control, row
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,15 @@ def momentum(state: StopRuleState, losses: Sequence[float]) -> tuple[list[float]
 def describe(state: StopRuleState, losses: Sequence[float]) -> str:
     """What the figure shows, in words."""
     values, stopped = momentum(state, losses)
-    rule = f"With α = {state.alpha:g} and τ = {state.tau:.3g}"
+    rule = f"With α = {state.alpha:g} and τ = {state.tau:.3g}, {state.series}"
+    where = f", where the momentum is {values[stopped - 1]:.3g}" if stopped else ""
+    return f"{rule} {_verdict(stopped, len(losses))}{where}."
+
+
+def _verdict(stopped: int | None, n: int) -> str:
     if stopped is None:
-        return f"{rule}, {state.series} does not stop within {len(losses)} iterations."
-    return (
-        f"{rule}, {state.series} stops after iteration {stopped} of {len(losses)}, where the "
-        f"momentum is {values[stopped - 1]:.3g}."
-    )
+        return f"does not stop within {n} iterations"
+    return f"stops after iteration {stopped} of {n}"
 
 
 def render(state: StopRuleState, losses: Sequence[float]) -> Figure:
@@ -81,10 +84,22 @@ def render(state: StopRuleState, losses: Sequence[float]) -> Figure:
         ax.plot([stopped], [values[stopped - 1]], "o", color=BLUE, markersize=8)
         ax.axvspan(stopped, len(losses), color=GREY, alpha=0.15, linewidth=0, label="never run")
     ax.set(xlabel="iteration", ylabel="correlation with the original concept")
-    ax.set_title(describe(state, losses), fontsize=10)
+    ax.set_title(f"{state.series} {_verdict(stopped, len(losses))}", fontsize=10)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
+
+
+def _scale(losses: Iterable[float]) -> tuple[float, float, float]:
+    """Bounds around zero and the losses, and a step: a power of ten, about a 100th of the way.
+
+    The bounds are whole steps, because a browser counts its steps from the lower one.
+    """
+    finite = [0.0, *filter(math.isfinite, losses)]
+    exponent = round(math.log10((max(finite) - min(finite)) or 1.0)) - 2
+    step, digits = 10.0**exponent, max(0, -exponent)
+    low, high = math.floor(min(finite) / step), math.ceil(max(finite) / step)
+    return round(low * step, digits), round(high * step, digits), step
 
 
 class StopRulePlayground(widgets.VBox):
@@ -113,24 +128,23 @@ class StopRulePlayground(widgets.VBox):
         )
 
     def _make_controls(self) -> None:
-        flat = [loss for series in self.losses.values() for loss in series]
-        low, high = min(0.0, *flat), max(0.0, *flat)
-        step = (high - low or 1.0) / 200
+        low, high, step = _scale(loss for series in self.losses.values() for loss in series)
         self.series = control(
             widgets.Dropdown, "Training", "Which recorded training", "sepme-stop-series",
             options=list(self.losses),
         )  # fmt: skip
         self.alpha = control(
-            widgets.FloatSlider, "α", "How much of the past m_n remembers", "sepme-stop-alpha",
-            value=0.9, min=0.0, max=0.99, step=0.01,
+            widgets.BoundedFloatText, "α", "How much of the past m_n remembers", "sepme-stop-alpha",
+            value=0.9, min=0.0, max=0.99, step=0.01, layout=NARROW,
         )  # fmt: skip
         self.tau = control(
-            widgets.FloatSlider, "τ", "Stop where m_n falls to it", "sepme-stop-tau",
-            value=min(0.1, high), min=low, max=high, step=step, readout_format=".3g",
+            widgets.BoundedFloatText, "τ", "Stop where m_n falls to it", "sepme-stop-tau",
+            value=min(0.1, high), min=low, max=high, step=step, layout=NARROW,
         )  # fmt: skip
         self.earliest = control(
-            widgets.IntSlider, "Earliest", "The first iteration that may stop",
+            widgets.BoundedIntText, "Earliest stop", "The first iteration that may stop",
             "sepme-stop-earliest", value=11, min=1, max=max(map(len, self.losses.values())),
+            layout=NARROW,
         )  # fmt: skip
 
     def _show(self, _: object = None) -> None:

@@ -1,22 +1,26 @@
-"""A Chromium, and the two pages on which the mixer is tried: JupyterLab and Voila."""
+"""A Chromium, and the pages in it: the mixer in JupyterLab, Notebook and Voila, and the gallery."""
 
 import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from sepme.notebook import FOLDER
+from sepme.notebook import FOLDER, tidy
 from tests.browser.mixer_page import MixerPage
 from tests.browser.servers import free_port, serving, settled_in
 
 #: The chapter that has the mixer.
 CHAPTER = "04_decouple_compose_restore.ipynb"
+#: The widgets of `tests/gallery.py` that are looked at beside the mixer.
+GALLERY = ("budget", "decay", "pair", "stop")
 #: Screenshots and logs of the last run, kept to be looked at.
 ARTEFACTS = FOLDER.parent / "build" / "browser"
 #: Nothing but the page itself: no GPU, no first-run pages, no traffic of the browser's own.
@@ -26,6 +30,8 @@ FLAGS = (
 ).split()
 #: Milliseconds until a control must answer, and until a page must have run its cells.
 CONTROL, CELLS = 30_000, 180_000
+#: What is done on a page that has just been opened.
+Run = Callable[[Page], None]
 
 
 @pytest.fixture(scope="session")
@@ -53,12 +59,14 @@ def blank(chromium: Browser) -> Iterator[Page]:
     page.close()
 
 
-# ------------------------------------------------------------------ the two pages
+# ------------------------------------------------------------------ the pages
+#: Jupyter's applications by the name of their module, and where each shows a notebook.
+ADDRESS = {"jupyterlab": "lab/tree", "notebook": "notebooks"}
+
+
 @contextmanager
-def lab(folder: Path, log: Path) -> Iterator[tuple[str, Callable[[Page], None]]]:
-    """JupyterLab on a copy of the notebooks, and what to do there until the mixer is to be seen."""
-    shutil.copytree(FOLDER, folder / "notebooks")
-    _forget_outputs(folder / "notebooks" / CHAPTER)
+def jupyter(application: str, folder: Path, log: Path) -> Iterator[str]:
+    """The application on `folder/notebooks`, and the address that a notebook's name follows."""
     settings = folder / "settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
     settings.parent.mkdir(parents=True)
     settings.write_text(json.dumps({"fetchNews": "false"}))  # else it asks, over the page
@@ -72,9 +80,18 @@ def lab(folder: Path, log: Path) -> Iterator[tuple[str, Callable[[Page], None]]]
         "ServerApp.allow_root": True,
         "IdentityProvider.token": "",
     }
-    command = [sys.executable, "-m", "jupyterlab", *(f"--{k}={v}" for k, v in options.items())]
+    command = [sys.executable, "-m", application, *(f"--{k}={v}" for k, v in options.items())]
     with serving(command, f"{url}/api/status", log, settled_in(folder)):
-        yield f"{url}/lab/tree/{CHAPTER}", _run_to_the_mixer
+        yield f"{url}/{ADDRESS[application]}"
+
+
+@contextmanager
+def chapter(application: str, folder: Path, log: Path) -> Iterator[tuple[str, Run]]:
+    """A chapter in a copy of the notebooks, and what to do until the mixer is to be seen."""
+    shutil.copytree(FOLDER, folder / "notebooks")
+    _forget_outputs(folder / "notebooks" / CHAPTER)
+    with jupyter(application, folder, log) as address:
+        yield f"{address}/{CHAPTER}", _run_to_the_mixer
 
 
 def _forget_outputs(path: Path) -> None:
@@ -90,15 +107,20 @@ def _forget_outputs(path: Path) -> None:
 def _run_to_the_mixer(page: Page) -> None:
     """Shift+Enter for each cell from the title to the mixer's: no code is typed."""
     cells = nbformat.read(FOLDER / CHAPTER, as_version=4).cells
-    (mixers,) = (n for n, cell in enumerate(cells, 1) if cell.source.startswith("concept_mixer("))
-    page.get_by_text("| Idle").wait_for()
+    made = [cell.cell_type == "code" and "concept_mixer(" in cell.source for cell in cells]
+    run_cells(page, made.index(True) + 1)
+
+
+def run_cells(page: Page, cells: int) -> None:
+    """Shift+Enter from the title on, as soon as there is a kernel."""
+    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
     page.locator(".jp-Notebook").get_by_role("heading", level=1).click()
-    for _ in range(mixers):
+    for _ in range(cells):
         page.keyboard.press("Shift+Enter")
 
 
 @contextmanager
-def voila(folder: Path, log: Path) -> Iterator[tuple[str, Callable[[Page], None]]]:
+def voila(folder: Path, log: Path) -> Iterator[tuple[str, Run]]:
     """What `make app` serves, and nothing to do there but wait."""
     port = free_port()
     config = folder / "config_dir" / "voila.json"
@@ -112,7 +134,7 @@ def voila(folder: Path, log: Path) -> Iterator[tuple[str, Callable[[Page], None]
         yield url, lambda page: None
 
 
-PAGES = {"jupyterlab": lab, "voila": voila}
+PAGES = {name: partial(chapter, name) for name in ADDRESS} | {"voila": voila}
 
 
 @pytest.fixture(scope="module", params=PAGES)
@@ -138,4 +160,28 @@ def mixer(
         finally:
             page.screenshot(path=artefacts / f"{kind}_at_the_end.png")
             (artefacts / f"{kind}_seconds.json").write_text(json.dumps(mixer.walk, indent=2) + "\n")
+            page.close()
+
+
+# ------------------------------------------------------------------ the other widgets
+@pytest.fixture(scope="module")
+def gallery(
+    chromium: Browser, artefacts: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Page]:
+    """A notebook in JupyterLab with the widgets of `tests/gallery.py`, one cell each, all run."""
+    folder = tmp_path_factory.mktemp("gallery")
+    sources = [f"from tests.gallery import {name}\n\n{name}()" for name in GALLERY]
+    cells = [new_markdown_cell("# The gallery"), *map(new_code_cell, sources)]
+    (folder / "notebooks").mkdir()
+    nbformat.write(tidy(new_notebook(cells=cells)), folder / "notebooks" / "gallery.ipynb")
+    with jupyter("jupyterlab", folder, artefacts / "gallery.log") as address:
+        page = chromium.new_page(viewport={"width": 1280, "height": 1100})
+        page.set_default_timeout(CONTROL)
+        try:
+            page.goto(f"{address}/gallery.ipynb")
+            run_cells(page, len(cells))
+            page.locator(f".sepme-{GALLERY[-1]}").wait_for(timeout=CELLS)
+            yield page
+        finally:
+            page.screenshot(path=artefacts / "gallery_at_the_end.png")
             page.close()

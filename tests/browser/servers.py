@@ -15,6 +15,7 @@ import psutil
 
 #: Seconds until a server must answer, and until one that was told to end must be gone.
 STARTING, ENDING = 60, 15
+ROOT = Path(__file__).parent.parent.parent
 ANSWERS = build_opener(ProxyHandler({})).open  # loopback goes through no proxy
 
 
@@ -32,8 +33,9 @@ def settled_in(folder: Path) -> dict[str, str]:
         f"JUPYTERLAB_{name}_DIR": str(folder / name.lower()) for name in ("SETTINGS", "WORKSPACES")
     }
     own["IPYTHONDIR"] = str(folder / "ipython")
+    own["PYTHONPATH"] = str(ROOT)  # for `tests.gallery`
     # The kernels draw figures inline and open the shipped model, whatever is set outside.
-    unset = {"MPLBACKEND", "SEPME_MODEL"}
+    unset = {"MPLBACKEND", "SEPME_MODEL", "SEPME_STYLES", "SEPME_OBJECTS"}
     return {name: value for name, value in os.environ.items() if name not in unset} | own
 
 
