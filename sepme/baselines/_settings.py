@@ -1,0 +1,76 @@
+"""What the settings of all trained baselines have in common, and how they are checked."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sepme.errors import SepmeError
+
+#: Which parameters of the UNet a method trains; see `sepme.baselines._training.select`.
+SELECTORS = ("attn2", "attn2_kv", "not_attn2", "all")
+#: The prompts of the concept itself, in place of a template.
+OWN = "{prompts}"
+
+
+def choose(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise SepmeError(f"{name} = '{value}' is unknown: choose one of {', '.join(known)}.")
+
+
+def at_least(least: float, **values: float) -> None:
+    for name, value in values.items():
+        if not least <= value < math.inf:
+            raise SepmeError(f"{name} = {value} makes no sense: give at least {least:g}.")
+
+
+def above_zero(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise SepmeError(f"{name} = {value} makes no sense: give a number above 0.")
+
+
+def check_prompt(name: str, template: str) -> None:
+    """A template names the concept ("a photo of {name}"), or is `OWN`."""
+    if template != OWN and template.replace("{name}", "", 1) == template:
+        raise SepmeError(
+            f"{name} = '{template}' does not name the concept: write {{name}} where it belongs, "
+            f"or '{OWN}' for the concept's own prompts."
+        )
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a baseline is trained, whatever its loss. Subclasses add the loss.
+
+    Raises:
+        SepmeError: a value that makes no sense.
+    """
+
+    iterations: int = 1000
+    learning_rate: float = 1e-5
+    batch: int = 1
+    """Noised images an iteration."""
+    trains: str = "attn2"
+    """"attn2" (every parameter of the cross-attention), "attn2_kv" (its to_k and to_v only),
+    "not_attn2" (all but the cross-attention, the time embedding and the output) or "all"."""
+    optimiser: str = "adam"
+    """"adam" or "adamw"."""
+    weight_decay: float = 0.0
+    """Of "adamw" only."""
+    clip: float | None = None
+    """Largest norm of the gradient over all trained parameters; None for no limit."""
+    ema: float | None = None
+    """If given, the result is the running mean of the parameters with this decay."""
+
+    def __post_init__(self) -> None:
+        choose("trains", self.trains, SELECTORS)
+        choose("optimiser", self.optimiser, ("adam", "adamw"))
+        at_least(1, iterations=self.iterations, batch=self.batch)
+        above_zero(learning_rate=self.learning_rate)
+        at_least(0, weight_decay=self.weight_decay)
+        if self.weight_decay and self.optimiser != "adamw":
+            raise SepmeError("Only optimiser='adamw' decays weights: leave out weight_decay.")
+        if self.clip is not None:
+            above_zero(clip=self.clip)
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise SepmeError(f"ema = {self.ema} makes no sense: give at least 0, below 1.")

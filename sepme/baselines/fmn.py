@@ -1,0 +1,249 @@
+"""Forget-Me-Not: take the attention away from the words of the concept.
+
+Zhang et al., *Forget-Me-Not: Learning to Forget in Text-to-Image Diffusion Models*, CVPR 2024
+workshop (arXiv 2303.17591). Over all cross-attentions, heads and pixels, with A the attention
+probabilities and S the token positions of the concept in the prompt:
+
+    L = || A[:, S] ||_F
+
+The published code first inverts the concept into new words (textual inversion), and counts the
+end-of-text token among S. On Stable Diffusion 1.x, whose padding is that same token, this means
+all of the padding; on 2.x, which the code was written for, one position.
+
+The inverted embedding enters here only: it stands in the prompt that the attention is measured
+with. It is no part of the result, which changes the UNet alone and is drawn with ordinary prompts;
+that these are forgotten too rests on the new words lying where the concept's name lies.
+
+The SepME authors ran another loss, on the logits before the softmax, which draws the concept's
+prompt to the same prompt without it; gradients flow into both:
+
+    L = sum over layers of MSE( logits("a painting of {name}"), logits("a painting of") )
+
+Prompts: "a photo of {name}", for styles "a photo in the style of {name}", as published; the images
+are drawn from the concept's own prompts. `atelier` measures on those prompts too.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from sepme.backbone import Backbone
+from sepme.baselines._inversion import (
+    InversionSettings,
+    encode,
+    invert,
+    new_words,
+    with_new_words,
+)
+from sepme.baselines._prompts import ENDS, concept_mask, drawn, pairs, token_ids
+from sepme.baselines._settings import OWN, TrainingSettings, at_least, check_prompt, choose
+from sepme.baselines._training import Callback, Student, Training, mix, noised
+from sepme.checkpoint import Checkpoint
+from sepme.concept import Concept
+from sepme.errors import SepmeError
+from sepme.weight_change import WeightChange
+
+
+@dataclass(frozen=True)
+class FMNSettings(TrainingSettings):
+    """How Forget-Me-Not is trained. Its code trains the whole UNet, or "attn2" only."""
+
+    iterations: int = 35
+    learning_rate: float = 2e-6
+    trains: str = "all"
+    optimiser: str = "adamw"
+    weight_decay: float = 0.01
+    clip: float | None = 1.0
+    prompt: str = "a photo of {name}"
+    """Where the attention is measured; "{prompts}" for the concept's own."""
+    style_prompt: str = "a photo in the style of {name}"
+    """The same for concepts of the kind "style"."""
+    scores: str = "probabilities"
+    """"probabilities" after the softmax, or "logits" before it."""
+    reference: str = "a painting of"
+    """Of "logits" only: the prompt without the concept."""
+    end: str = "all"
+    """Of "probabilities" only: which end-of-text positions count too: "none", "first" or "all"."""
+    images: int = 10
+    inversion: InversionSettings | None = None
+    """Textual inversion before the forgetting; None for the concept's own name."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_prompt("prompt", self.prompt)
+        check_prompt("style_prompt", self.style_prompt)
+        choose("scores", self.scores, ("probabilities", "logits"))
+        choose("end", self.end, ENDS)
+        at_least(1, images=self.images)
+        if self.ema is not None:
+            raise SepmeError("Forget-Me-Not keeps no running mean: leave out ema.")
+        if self.inversion is not None and self.scores == "logits":
+            raise SepmeError(
+                "The loss on logits compares two prompts and knows no inverted word: leave out "
+                "inversion, or use scores='probabilities'."
+            )
+
+
+_ATELIER = FMNSettings(
+    iterations=100, learning_rate=1e-4, batch=4, trains="attn2", prompt=OWN, style_prompt=OWN
+)
+
+#: * `official`: the published configuration without textual inversion; `official_attn2` trains the
+#:   cross-attention only. * `sepme_paper`: the loss on logits, as the SepME authors ran it (20, 30
+#:   or 50 iterations). * `atelier`: rates that erase on the shipped model
+#:   (`benchmarks/results/tune_baselines.csv`).
+PRESETS: Mapping[str, FMNSettings] = {
+    "official": FMNSettings(),
+    "official_attn2": FMNSettings(trains="attn2"),
+    "sepme_paper": FMNSettings(
+        iterations=50,
+        learning_rate=1e-5,
+        trains="attn2",
+        optimiser="adam",
+        weight_decay=0.0,
+        clip=None,
+        prompt="a painting of {name}",
+        style_prompt="a painting of {name}",
+        scores="logits",
+    ),
+    "atelier": _ATELIER,
+}
+PRESETS_INVERTED: Mapping[str, FMNSettings] = {
+    "official": FMNSettings(inversion=InversionSettings()),
+    "atelier": replace(_ATELIER, inversion=InversionSettings(words=1, iterations=200, batch=4)),
+}
+
+
+def erase(
+    backbone: Backbone,
+    concept: Concept,
+    settings: FMNSettings = PRESETS["official"],
+    *,
+    keep: Sequence[str] = (),
+    seed: int = 0,
+    callback: Callback | None = None,
+    checkpoint: Checkpoint | None = None,
+    progress: bool = True,
+) -> WeightChange:
+    """Train Forget-Me-Not for one concept.
+
+    Args:
+        keep: refused unless empty; the loss has no term that could keep anything.
+        seed: decides the images, the new words, the noise and the timesteps.
+        callback: called with a `Step` after every iteration of the forgetting.
+        checkpoint: where to write progress, and to go on from if it is of this very run.
+
+    Raises:
+        SepmeError: bad settings, something to keep, a prompt that does not name the concept, a
+            pipeline that carries something or is not in float32, or a loss that is not finite.
+    """
+    template = settings.style_prompt if concept.kind == "style" else settings.prompt
+    measured = [text for text, _ in drawn(pairs(concept, template), settings.images)]
+    shown = [text for text, _ in drawn(pairs(concept, OWN), settings.images)]
+    forgotten = tuple(dict.fromkeys(measured))
+    run = Training(backbone, concept, settings, "FMN", forgotten=forgotten, keep=keep, seed=seed)
+    ids, mask = _words(backbone, measured, concept.name, settings)
+
+    def prepare() -> dict[str, Tensor]:
+        images = backbone.generate(
+            shown, mix(seed, -1) % 2**31, output="latents", progress=progress
+        )
+        learnt = torch.zeros(0, backbone.d_in).to(images)
+        if settings.inversion is not None:
+            generator = torch.Generator().manual_seed(mix(seed, -2))
+            learnt = invert(
+                *(backbone, concept.name, measured, images, settings.inversion, generator),
+                progress=progress,
+            )
+        return {"images": images, "learnt": learnt}
+
+    def loss(student: Student, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        x_t, t, _, chosen = noised(backbone, run.fixed["images"], settings.batch, generator)
+        with torch.no_grad():
+            c = encode(backbone, ids[chosen], run.fixed["learnt"])
+        if settings.scores == "logits":
+            c_0 = backbone.encode([settings.reference]).expand_as(c)
+            return logits_loss(student, x_t, t, c, c_0), t
+        return attention_loss(student, x_t, t, c, mask[chosen]), t
+
+    return run.run(loss, prepare, callback=callback, checkpoint=checkpoint, progress=progress)
+
+
+def _words(
+    backbone: Backbone, prompts: Sequence[str], name: str, settings: FMNSettings
+) -> tuple[Tensor, Tensor]:
+    """Token ids of the prompts and where they speak of the concept, both `[n, tokens]`."""
+    if settings.inversion is None:
+        ids = torch.tensor([token_ids(backbone, prompt) for prompt in prompts])
+        mask = torch.stack([concept_mask(backbone, p, name, settings.end) for p in prompts])
+        return ids.to(backbone.device), mask.to(backbone.device)
+    words = settings.inversion.words
+    ids = torch.stack([with_new_words(backbone, prompt, name, words) for prompt in prompts])
+    end = ids == backbone.pipe.tokenizer.eos_token_id
+    counted = {"none": end & False, "first": end & (end.cumsum(1) == 1), "all": end}
+    return ids, new_words(backbone, ids) | counted[settings.end]
+
+
+# ---------------------------------------------------------------------- the losses
+def attention_loss(student: Student, x_t: Tensor, t: Tensor, c: Tensor, mask: Tensor) -> Tensor:
+    """`|| A[:, S] ||_F` over all cross-attentions, heads and pixels.
+
+    Args:
+        c: `[n, tokens, d_in]`.
+        mask: S, `[n, tokens]` of bool.
+    """
+    squares = [
+        logits.softmax(-1).masked_fill(~mask[:, None, None], 0.0).square().sum()
+        for logits in attention_logits(student, x_t, t, c)
+    ]
+    return torch.stack(squares).sum().sqrt()
+
+
+def logits_loss(student: Student, x_t: Tensor, t: Tensor, c: Tensor, c_0: Tensor) -> Tensor:
+    """`sum over layers of MSE(logits(c), logits(c_0))`."""
+    both = attention_logits(student, torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([c, c_0]))
+    differences = [torch.sub(*logits.chunk(2)) for logits in both]
+    return torch.stack([difference.square().mean() for difference in differences]).sum()
+
+
+def attention_logits(student: Student, x_t: Tensor, t: Tensor, c: Tensor) -> list[Tensor]:
+    """`q k^T / sqrt(d)` of every cross-attention, `[n, heads, pixels, tokens]` each."""
+    with recorded(student.backbone.unet) as logits:
+        student.epsilon(x_t, t, c)
+    return logits
+
+
+@contextmanager
+def recorded(unet: nn.Module) -> Iterator[list[Tensor]]:
+    """Within the block, every cross-attention that runs adds its logits to the list.
+
+    Read off the projections' outputs, so that the attention itself stays whatever it is.
+    """
+    logits: list[Tensor] = []
+    queries: dict[str, Tensor] = {}
+
+    def query(name: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+        queries[name] = output
+
+    def key(name: str, heads: int, scale: float, *called: object) -> None:
+        q, k = (
+            part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (queries[name], called[-1])
+        )
+        logits.append(scale * q @ k.transpose(-1, -2))
+
+    hooks = []
+    for name, module in unet.named_modules():
+        if name.endswith("attn2"):
+            hooks.append(module.to_q.register_forward_hook(partial(query, name)))
+            hooks.append(
+                module.to_k.register_forward_hook(partial(key, name, module.heads, module.scale))
+            )
+    try:
+        yield logits
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,121 @@
+"""SDD, safe self-distillation: let the concept's prompt predict what no prompt predicts.
+
+Kim et al., *Towards Safe Self-Distillation of Internet-Scale Text-to-Image Diffusion Models*,
+ICML 2023 workshop (arXiv 2307.05977):
+
+    L = MSE( eps_theta(x_t, c, t), sg eps_theta(x_t, "", t) )
+
+Both predictions are the student's own. x_t is sampled by the running mean of the student (the
+teacher, decay 0.999), which is also the result.
+
+Prompts: the bare name of the concept, as published (several concepts would be drawn joined by
+commas; here each gets its own change, and changes add up). `atelier` takes the concept's own
+prompts, one at random each iteration, and draws each by itself.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from sepme.backbone import Backbone
+from sepme.baselines._prompts import pairs
+from sepme.baselines._sampling import PAIRINGS, Grid, sample
+from sepme.baselines._settings import TrainingSettings, at_least, check_prompt, choose
+from sepme.baselines._training import Callback, Student, Training
+from sepme.checkpoint import Checkpoint
+from sepme.concept import Concept
+from sepme.errors import SepmeError
+from sepme.weight_change import WeightChange
+
+
+@dataclass(frozen=True)
+class SDDSettings(TrainingSettings):
+    """How SDD is trained."""
+
+    iterations: int = 1500
+    optimiser: str = "adamw"
+    weight_decay: float = 1e-4
+    clip: float | None = 1.0
+    ema: float | None = 0.999
+    prompt: str = "{name}"
+    """What is erased: the bare name, another template, or "{prompts}" for the concept's own."""
+    steps: int = 50
+    """Steps of a whole DDIM sampling."""
+    guidance: float = 3.0
+    """Of the sampling."""
+    pairing: str = "until"
+    """Which timestep goes with x_t, see `sepme.baselines._sampling`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_prompt("prompt", self.prompt)
+        at_least(1, steps=self.steps)
+        at_least(0, guidance=self.guidance)
+        choose("pairing", self.pairing, tuple(PAIRINGS))
+        if self.ema is None:
+            raise SepmeError("SDD's result is its running mean: give ema, like 0.999.")
+
+
+#: * `official`: the published code. * `atelier`: rates that erase on the shipped model
+#:   (`benchmarks/results/tune_baselines.csv`); a mean over 1000 steps is too slow for so few.
+PRESETS: Mapping[str, SDDSettings] = {
+    "official": SDDSettings(),
+    "atelier": SDDSettings(
+        iterations=100,
+        learning_rate=1e-4,
+        batch=2,
+        steps=10,
+        pairing="aligned",
+        ema=0.95,
+    ),
+}
+
+
+def erase(
+    backbone: Backbone,
+    concept: Concept,
+    settings: SDDSettings = PRESETS["official"],
+    *,
+    keep: Sequence[str] = (),
+    seed: int = 0,
+    callback: Callback | None = None,
+    checkpoint: Checkpoint | None = None,
+    progress: bool = True,
+) -> WeightChange:
+    """Train SDD for one concept.
+
+    Args:
+        keep: refused unless empty; SDD has no term that could keep anything.
+        seed: decides the noise, the steps, the timesteps and the order of the prompts.
+        callback: called with a `Step` after every iteration.
+        checkpoint: where to write progress, and to go on from if it is of this very run.
+
+    Raises:
+        SepmeError: bad settings, something to keep, a pipeline that carries something or is not in
+            float32, or a loss that is no longer finite.
+    """
+    texts = [text for text, _ in pairs(concept, settings.prompt)]
+    run = Training(backbone, concept, settings, "SDD", forgotten=tuple(texts), keep=keep, seed=seed)
+    embeddings, empty = backbone.encode(texts), backbone.encode([""])
+    grid = Grid.of(backbone, settings.steps)
+
+    def loss(student: Student, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        n = settings.batch
+        c = embeddings[torch.randint(len(texts), (n,), generator=generator)]
+        c_0 = empty.expand_as(c)
+        stop = grid.draw(settings.pairing, backbone.timesteps, n, generator)
+        noise = torch.randn(n, *backbone.latent_shape, generator=generator).to(c)
+        x_t = sample(student.averaged_epsilon, grid, noise, c, c_0, settings.guidance, stop.done)
+        return sdd_loss(student, x_t, stop.t, c, c_0), stop.t
+
+    return run.run(loss, callback=callback, checkpoint=checkpoint, progress=progress)
+
+
+def sdd_loss(student: Student, x_t: Tensor, t: Tensor, c: Tensor, c_0: Tensor) -> Tensor:
+    """`MSE(eps_theta(x_t, c, t), sg eps_theta(x_t, "", t))`."""
+    with torch.no_grad():
+        target = student.epsilon(x_t, t, c_0)
+    return mse_loss(student.epsilon(x_t, t, c), target)

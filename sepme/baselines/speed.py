@@ -1,0 +1,111 @@
+"""A SPEED-style edit: closed form inside the null space of what is kept, values only.
+
+After Li et al., *SPEED: Scalable, Precise, and Efficient Concept Erasure for Diffusion Models*
+(arXiv 2503.07392). With `C1` the embeddings of what is erased and `C*` of its anchors as columns,
+and `P` the projector onto the null space of what is kept:
+
+    Delta = argmin |(W + Delta P) C1 - W C*|^2 + rho |Delta P|^2
+    Delta P = W (C* C1^T - C1 C1^T) P (C1 C1^T P + rho I)^-1
+
+It is computed in coordinates of the null space, `P = S S^T`, where the inverse is of a small
+symmetric matrix. "Style", because this is the core of the method only: its filtering and
+augmentation of the kept prompts are left out, and in place of its separate equality constraint on
+the start token and the empty prompt, the empty prompt is always kept, which holds both.
+Not part of the SepME paper's comparison.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sepme.backbone import Backbone
+from sepme.baselines._closed import ROWS, checked, finished, rows
+from sepme.baselines._prompts import pairs
+from sepme.baselines._settings import OWN, above_zero, check_prompt, choose
+from sepme.baselines._training import Step
+from sepme.checkpoint import Checkpoint
+from sepme.concept import Concept
+from sepme.errors import SepmeError
+from sepme.nullspace import null_space
+from sepme.weight_change import WeightChange
+
+
+@dataclass(frozen=True)
+class SPEEDSettings:
+    """Which embeddings are edited, and how sharply the kept ones are kept."""
+
+    prompt: str = "{name}"
+    """What is erased: the bare name, another template, or "{prompts}" for the concept's own."""
+    rows: str = "last_subject"
+    """"last_subject", the embedding of the prompt's last word, or "all" of its tokens. What is
+    kept is always kept at all its tokens."""
+    rtol: float | None = None
+    """Tolerance of the null space, relative to the largest singular value of what is kept; None
+    for what the model's dtype rounds away."""
+    ridge: float = 1.0
+    """rho; 1 as published."""
+
+    def __post_init__(self) -> None:
+        check_prompt("prompt", self.prompt)
+        choose("rows", self.rows, ROWS)
+        above_zero(ridge=self.ridge)
+        if self.rtol is not None and not 0 <= self.rtol < 1:
+            raise SepmeError(f"rtol = {self.rtol} makes no sense: give at least 0, below 1.")
+
+
+PRESETS: Mapping[str, SPEEDSettings] = {
+    "official": SPEEDSettings(),
+    "atelier": SPEEDSettings(prompt=OWN, rows="all", rtol=3e-3, ridge=0.1),
+}
+
+
+def erase(
+    backbone: Backbone,
+    concept: Concept,
+    settings: SPEEDSettings = PRESETS["official"],
+    *,
+    keep: Sequence[str] = (),
+    seed: int = 0,
+    callback: Callable[[Step], None] | None = None,
+    checkpoint: Checkpoint | None = None,
+    progress: bool = True,
+) -> WeightChange:
+    """Edit every `attn2.to_v` so that the concept says what its anchor says; `keep` is not moved.
+
+    Args:
+        keep: prompts that must not change, up to `settings.rtol`; the empty prompt is always kept.
+        seed, callback, checkpoint, progress: of the common signature; there is no chance, no
+            iteration and nothing to wait for in a closed form.
+
+    Raises:
+        SepmeError: a prompt both kept and forgotten, nothing of the concept left free, or a
+            pipeline that carries something.
+    """
+    kept = checked(backbone, concept, ("", *keep) if not isinstance(keep, str) else ("", keep))
+    texts = pairs(concept, settings.prompt)
+    c = rows(backbone, [text for text, _ in texts], settings.rows)
+    a = rows(backbone, [anchor for _, anchor in texts], settings.rows)
+    # The tolerance floors at what the embeddings were stored in, so they keep that dtype here.
+    stacked = rows(backbone, kept, "all").to(backbone.dtype)
+    space = null_space(stacked, settings.rtol, labels=kept)
+    space.directions(c.to(backbone.dtype))  # refuses a concept of which nothing is free
+    shift = speed_shift(c, a, space.basis, settings.ridge)
+    changes = {
+        path: layer.weight.double().cpu() @ shift
+        for path, layer in backbone.projections().items()
+        if path.endswith("to_v")
+    }
+    forgotten = [text for text, _ in texts]
+    return finished(backbone, concept, forgotten, kept, settings, "SPEED", seed, changes)
+
+
+def speed_shift(c: Tensor, a: Tensor, S: Tensor, ridge: float) -> Tensor:
+    """`D [d_in, d_in]` with `Delta P = W D`, for rows `c`, `a` `[m, d_in]` and a basis S `[d, f]`.
+
+    `D = (C* - C1) (S^T C1)^T ((S^T C1)(S^T C1)^T + rho I)^-1 S^T`.
+    """
+    free = c @ S  # [m, f]
+    gram = free.T @ free + ridge * torch.eye(S.shape[1], dtype=c.dtype)
+    return torch.linalg.solve(gram, free.T @ (a - c)).T @ S.T

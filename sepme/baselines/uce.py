@@ -1,0 +1,99 @@
+"""UCE, unified concept editing: a ridge regression for every key and value matrix.
+
+Gandikota et al., *Unified Concept Editing in Diffusion Models*, WACV 2024 (arXiv 2308.14761,
+eq. 7). With `c_i` the embedding of what is erased, `v_i* = W0 a_i` what its anchor says, and `p_j`
+the embeddings of what is preserved, all as columns:
+
+    W = argmin  e sum_i |W c_i - v_i*|^2  +  p sum_j |W p_j - W0 p_j|^2  +  lambda |W - W0|^2
+      = (lambda W0 + e sum v_i* c_i^T + p sum W0 p_j p_j^T)
+        (lambda I + e sum c_i c_i^T + p sum p_j p_j^T)^-1
+
+Nothing is drawn and nothing is trained. Not part of the SepME paper's comparison.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sepme.backbone import Backbone
+from sepme.baselines._closed import ROWS, checked, finished, rows
+from sepme.baselines._prompts import pairs
+from sepme.baselines._settings import OWN, above_zero, at_least, check_prompt, choose
+from sepme.baselines._training import Step
+from sepme.checkpoint import Checkpoint
+from sepme.concept import Concept
+from sepme.weight_change import WeightChange
+
+
+@dataclass(frozen=True)
+class UCESettings:
+    """The formula's weights, and which embeddings enter it."""
+
+    prompt: str = "{name}"
+    """What is erased: the bare name, another template, or "{prompts}" for the concept's own."""
+    rows: str = "last_subject"
+    """"last_subject", the embedding of the prompt's last word, or "all" of its tokens, each beside
+    the anchor's token at the same position."""
+    lam: float = 0.5
+    """lambda, how much the weights hold on to themselves."""
+    erase_scale: float = 1.0
+    preserve_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_prompt("prompt", self.prompt)
+        choose("rows", self.rows, ROWS)
+        above_zero(lam=self.lam, erase_scale=self.erase_scale)
+        at_least(0, preserve_scale=self.preserve_scale)
+
+
+PRESETS: Mapping[str, UCESettings] = {
+    "official": UCESettings(),
+    "atelier": UCESettings(prompt=OWN, rows="all"),
+}
+
+
+def erase(
+    backbone: Backbone,
+    concept: Concept,
+    settings: UCESettings = PRESETS["official"],
+    *,
+    keep: Sequence[str] = (),
+    seed: int = 0,
+    callback: Callable[[Step], None] | None = None,
+    checkpoint: Checkpoint | None = None,
+    progress: bool = True,
+) -> WeightChange:
+    """Edit every `attn2.to_k` and `attn2.to_v` so that the concept says what its anchor says.
+
+    Args:
+        keep: prompts to preserve (a soft constraint, not a guarantee).
+        seed, callback, checkpoint, progress: of the common signature; there is no chance, no
+            iteration and nothing to wait for in a closed form.
+
+    Raises:
+        SepmeError: a prompt both kept and forgotten, or a pipeline that carries something.
+    """
+    kept = checked(backbone, concept, keep)
+    texts = pairs(concept, settings.prompt)
+    c = rows(backbone, [text for text, _ in texts], settings.rows)
+    a = rows(backbone, [anchor for _, anchor in texts], settings.rows)
+    p = rows(backbone, kept, settings.rows)
+    shift = uce_shift(c, a, p, settings)
+    changes = {
+        path: layer.weight.double().cpu() @ shift for path, layer in backbone.projections().items()
+    }
+    forgotten = [text for text, _ in texts]
+    return finished(backbone, concept, forgotten, kept, settings, "UCE", seed, changes)
+
+
+def uce_shift(c: Tensor, a: Tensor, p: Tensor, settings: UCESettings) -> Tensor:
+    """`D [d_in, d_in]` with `W = W0 (I + D)`: the same for all layers, which only apply W0.
+
+    From the formula above, `W - W0 = e W0 sum (a_i - c_i) c_i^T (...)^-1`, with rows for columns.
+    """
+    e = settings.erase_scale
+    identity = torch.eye(c.shape[1], dtype=c.dtype)
+    gram = settings.lam * identity + e * c.T @ c + settings.preserve_scale * p.T @ p
+    return torch.linalg.solve(gram, e * c.T @ (a - c)).T

@@ -1,0 +1,26 @@
+"""The paper's scenes on any model with a judge: who is erased when, by which method, measured how.
+
+| room | holds |
+|---|---|
+| `protocol` | scenes, moments, roles, and who plays the nine concepts |
+| `methods` | SepME's variants and the baselines, each making and putting on its changes |
+| `pictures` | pictures by content, never drawn twice |
+| `measures` | ACC, LPIPS, FID and KID of one cell |
+| `run` | all cells, resumable, into `scenes_<kind>.csv` |
+"""
+
+from sepme.scenes.protocol import CASTS, SCENES, WATERMARK, Moment, arrivals, cast, moments
+from sepme.scenes.run import Plan, read_rows, run_scenes
+
+__all__ = [
+    "CASTS",
+    "SCENES",
+    "WATERMARK",
+    "Moment",
+    "Plan",
+    "arrivals",
+    "cast",
+    "moments",
+    "read_rows",
+    "run_scenes",
+]

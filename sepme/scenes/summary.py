@@ -1,0 +1,83 @@
+"""What the tables say in few numbers: means over the concepts of one role, ours and the paper's."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sepme.scenes.protocol import ROLES, WATERMARK
+from sepme.scenes.published import Published, family
+
+#: What a bar is called where the paper gives one method in two lengths.
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """The mean over cells of one method and one role."""
+
+    mean: float
+    low: float | None
+    """Ends of the interval; None for printed numbers, which have none."""
+    high: float | None
+    cells: int
+
+
+def measured_bars(
+    rows: Iterable[Mapping[str, Any]], measure: str, scenes: Sequence[str], *, by: str = "role"
+) -> dict[Key, Bar]:
+    """(method, role) -> the mean of a measure over all moments and concepts of these scenes.
+
+    The watermark is not among them: it has bars of its own (`by="watermark"`).
+
+    Args:
+        rows: of a table of scenes.
+        measure: "acc", "lpips", "fid" or "kid".
+        by: "role", or "watermark" for the watermark's rows alone, whose role reads so.
+    """
+    found: dict[Key, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        is_mark = int(row["concept_index"]) == WATERMARK
+        if row["scene"] in scenes and row[measure] is not None and is_mark == (by == "watermark"):
+            found[row["method"], "watermark" if is_mark else row["role"]].append(row)
+    return {key: _mean(cells, measure) for key, cells in found.items()}
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], measure: str) -> Bar:
+    """The mean of the cells; the intervals of independent cells add up in squares."""
+    mean = float(np.mean([row[measure] for row in rows]))
+    known = [row for row in rows if row[f"{measure}_low"] is not None]
+    if len(known) < len(rows):
+        return Bar(mean, None, None, len(rows))
+    below = [row[measure] - row[f"{measure}_low"] for row in rows]
+    above = [row[f"{measure}_high"] - row[measure] for row in rows]
+    down, up = (float(np.sqrt(np.square(half).sum())) / len(rows) for half in (below, above))
+    return Bar(mean, mean - down, mean + up, len(rows))
+
+
+def published_bars(
+    rows: Iterable[Published], measure: str, scenes: Sequence[str], *, tables: Sequence[str]
+) -> dict[Key, Bar]:
+    """(method as printed, role) -> the mean of the printed numbers, without doubtful rows."""
+    found: dict[Key, list[float]] = defaultdict(list)
+    for row in rows:
+        value = getattr(row, measure)
+        if row.table in tables and row.scene in scenes and value is not None and not row.doubtful:
+            found[row.method, row.role].append(value)
+    return {key: Bar(float(np.mean(v)), None, None, len(v)) for key, v in found.items()}
+
+
+def methods_of(bars: Mapping[Key, Bar]) -> list[str]:
+    """The methods, each once, in their order."""
+    return list(dict.fromkeys(method for method, _ in bars))
+
+
+def short(method: str) -> str:
+    """A printed method on an axis: "FMN[50,30]" is "FMN" with "(50,30 it.)" below it."""
+    rest = method.removeprefix(family(method)).strip("[]")
+    return f"{family(method)}\n({rest} it.)" if rest else method
+
+
+__all__ = ["ROLES", "Bar", "measured_bars", "methods_of", "published_bars", "short"]

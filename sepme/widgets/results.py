@@ -1,0 +1,242 @@
+"""The tables' explorer: choose a scene, a moment and a measure; published and measured together.
+
+`ResultsState` and `render(state, rows, printed)` are pure; `ResultsExplorer` is the shell. Classes
+of its controls: `sepme-results-kind`, `-scene`, `-time`, `-measure`, `-status`, `-picture`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sepme.errors import SepmeError
+from sepme.plots import BLACK
+from sepme.scenes import CASTS, SCENES, Moment, moments
+from sepme.scenes.methods import METHODS
+from sepme.scenes.plots import MEASURE_TITLES, method_style
+from sepme.scenes.published import LABEL, Published, family
+from sepme.widgets._parts import WIDE, Picture, Status, control, row
+
+MEASURED = "measured, Atelier"
+#: Measures that both sides know.
+MEASURES = ("acc", "lpips", "fid")
+#: Where the paper compares with baselines; SepME alone is in tables 2 and 3.
+TABLES: Mapping[str, tuple[str, str]] = {"style": ("5", "2"), "object": ("6", "3")}
+
+
+@dataclass(frozen=True)
+class ResultsState:
+    """Which cells are looked at.
+
+    Raises:
+        SepmeError: a kind, scene, time or measure that does not exist.
+    """
+
+    kind: str = "style"
+    scene: str = "Scene1"
+    time: str = "t0"
+    measure: str = "acc"
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("kind", self.kind, CASTS),
+            ("scene", self.scene, SCENES),
+            ("measure", self.measure, MEASURES),
+        ):
+            if value not in known:
+                raise SepmeError(f"There is no {name} '{value}': choose from {', '.join(known)}.")
+        times = [moment.time for moment in moments(self.scene)]
+        if self.time not in times:
+            raise SepmeError(
+                f"{self.scene} has no time '{self.time}': choose from {', '.join(times)}."
+            )
+
+    @property
+    def moment(self) -> Moment:
+        return next(moment for moment in moments(self.scene) if moment.time == self.time)
+
+
+#: Method -> concept index -> (value, low, high); ends are None for printed numbers.
+Cells = dict[str, dict[int, tuple[float, float | None, float | None]]]
+
+
+def measured_cells(state: ResultsState, rows: Sequence[Mapping[str, Any]]) -> Cells:
+    """The measured cells of a moment, of the nine concepts."""
+    found: Cells = {}
+    for r in rows:
+        place = (r["kind"], r["scene"], r["time"])
+        value = r[state.measure]
+        index = int(r["concept_index"])
+        if place == (state.kind, state.scene, state.time) and value is not None and index < 9:
+            ends = r[f"{state.measure}_low"], r[f"{state.measure}_high"]
+            found.setdefault(r["method"], {})[index] = (value, *ends)
+    known = list(METHODS)
+    return {name: found[name] for name in sorted(found, key=known.index)}
+
+
+def published_cells(state: ResultsState, printed: Sequence[Published]) -> Cells:
+    """The printed cells of a moment: beside the baselines where the paper has them."""
+    for table in TABLES[state.kind]:
+        found: Cells = {}
+        for cell in printed:
+            value = getattr(cell, state.measure)
+            here = (cell.table, cell.scene, cell.time) == (table, state.scene, state.time)
+            if here and value is not None and not cell.doubtful:
+                found.setdefault(cell.method, {})[cell.index] = (value, None, None)
+        if found:
+            return found
+    return {}
+
+
+def render(
+    state: ResultsState, rows: Sequence[Mapping[str, Any]], printed: Sequence[Published]
+) -> Figure:
+    """Bars by concept and method: published above, measured below, erased concepts shaded."""
+    figure = Figure(figsize=(10, 6.2), dpi=100, layout="constrained")
+    above, below = figure.subplots(2, 1)
+    names = {cell.index: cell.concept for cell in printed if cell.kind == state.kind}
+    who = CASTS[state.kind]
+    _bars(above, state, published_cells(state, printed), [names[i] for i in range(9)])
+    _bars(below, state, measured_cells(state, rows), who.names)
+    above.set_title(LABEL, fontsize=10)
+    below.set_title(MEASURED, fontsize=10)
+    figure.suptitle(f"{state.scene}, {state.time}, {state.kind}s", fontweight="bold")
+    return figure
+
+
+def _bars(ax: Axes, state: ResultsState, cells: Cells, names: Sequence[str]) -> None:
+    moment, scale = state.moment, 100 if state.measure == "acc" else 1
+    for index in moment.erased:
+        ax.axvspan(index - 0.5, index + 0.5, color=BLACK, alpha=0.07, linewidth=0)
+    labels = [f"{name}\n({moment.role(i)})" for i, name in enumerate(names)]
+    ax.set_xticks(range(9), labels, fontsize=7)
+    ax.set_xlim(-0.5, 8.5)
+    ax.set_ylabel(MEASURE_TITLES[state.measure], fontsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
+    if state.measure == "acc":
+        ax.set_ylim(0, 105)
+    if not cells:
+        ax.text(4, 0.5 * sum(ax.get_ylim()), "not there", ha="center", va="center", fontsize=11)
+        return
+    width = 0.8 / len(cells)
+    for i, (method, values) in enumerate(cells.items()):
+        at = [index + (i - (len(cells) - 1) / 2) * width for index in values]
+        heights = scale * np.array([value for value, _, _ in values.values()])
+        ends = [
+            (value - low, high - value) for value, low, high in values.values() if low is not None
+        ]
+        error = scale * np.array(ends).T if len(ends) == len(values) else None
+        title = METHODS[method].title if method in METHODS else _short(method)
+        ax.bar(
+            at, heights, 0.92 * width, yerr=error, capsize=1.2, ecolor=BLACK, label=title,
+            error_kw={"linewidth": 0.7}, **method_style(i),
+        )  # fmt: skip
+    ax.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), handlelength=2.2)
+
+
+def _short(method: str) -> str:
+    """A printed name that fits a legend: the iterations go on a line of their own."""
+    rest = method.removeprefix(family(method)).strip("[]")
+    return f"{family(method)}\n{rest} iterations" if rest else method
+
+
+def describe(
+    state: ResultsState, rows: Sequence[Mapping[str, Any]], printed: Sequence[Published]
+) -> str:
+    """The figure in words: SepME's means over the erased and over the others, on both sides."""
+    parts = [
+        f"{state.scene} {state.time}, {state.kind}s {', '.join(map(str, state.moment.erased))} "
+        f"erased; mean {MEASURE_TITLES[state.measure]} of SepME"
+    ]
+    sides = (
+        (LABEL, published_cells(state, printed).get("SepME")),
+        (MEASURED, measured_cells(state, rows).get("sepme")),
+    )
+    scale = 100 if state.measure == "acc" else 1
+    for label, cells in sides:
+        if not cells:
+            parts.append(f"{label}: not there")
+            continue
+        groups = {True: [], False: []}
+        for index, (value, _, _) in cells.items():
+            groups[index in state.moment.erased].append(scale * value)
+        means = [f"{np.mean(values):.3g}" for values in groups.values() if values]
+        parts.append(f"{label}: {' for the erased and '.join(means)} for the others")
+    return f"{parts[0]}. {'; '.join(parts[1:])}."
+
+
+class ResultsExplorer(widgets.VBox):
+    """The controls around `render`: every change is shown at once."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], printed: Sequence[Published]) -> None:
+        self.rows, self.printed = tuple(rows), tuple(printed)
+        self.status, self.picture = (
+            Status("sepme-results-status", ""),
+            Picture("sepme-results-picture"),
+        )
+        self._make_controls()
+        for each in (self.kind, self.time, self.measure):
+            each.observe(self._show, "value")
+        self.scene.observe(self._choose_scene, "value")
+        self._show()
+        super().__init__(
+            [row(self.kind, self.scene, self.time, self.measure), self.status, self.picture],
+            layout=widgets.Layout(max_width=WIDE),
+        )
+        self.add_class("sepme-results")
+
+    @property
+    def state(self) -> ResultsState:
+        return ResultsState(self.kind.value, self.scene.value, self.time.value, self.measure.value)
+
+    def _make_controls(self) -> None:
+        self.kind = control(
+            widgets.Dropdown, "Concepts", "Styles or objects", "sepme-results-kind",
+            options=[("styles", "style"), ("objects", "object")],
+        )  # fmt: skip
+        self.scene = control(
+            widgets.Dropdown, "Scene", "Which sequence of erasing and restoring",
+            "sepme-results-scene", options=list(SCENES),
+        )  # fmt: skip
+        self.time = control(
+            widgets.Dropdown, "Time", "Which moment of the scene", "sepme-results-time",
+            options=[moment.time for moment in moments(next(iter(SCENES)))],
+        )  # fmt: skip
+        self.measure = control(
+            widgets.Dropdown, "Measure", "What the bars show", "sepme-results-measure",
+            options=[(MEASURE_TITLES[name], name) for name in MEASURES],
+        )  # fmt: skip
+
+    def _choose_scene(self, _: object) -> None:
+        """Another scene has other moments; the first of them is shown."""
+        self.time.unobserve(self._show, "value")
+        self.time.options = [moment.time for moment in moments(self.scene.value)]
+        self.time.observe(self._show, "value")
+        self._show()
+
+    def _show(self, _: object = None) -> None:
+        state = self.state
+        text = describe(state, self.rows, self.printed)
+        self.picture.show(render(state, self.rows, self.printed), text)
+        self.status.say(text)
+
+
+def results_explorer(
+    rows: Sequence[Mapping[str, Any]], printed: Sequence[Published]
+) -> ResultsExplorer:
+    """Choose a scene and a moment, and see the paper's numbers above ours.
+
+    Args:
+        rows: of one or more tables of scenes, from `sepme.scenes.read_rows`.
+        printed: the paper's, from `sepme.scenes.published.published`.
+
+    Raises:
+        SepmeError: no printed numbers.
+    """
+    if not printed:
+        raise SepmeError("There are no printed numbers to compare with: give published().")
+    return ResultsExplorer(rows, printed)

@@ -1,0 +1,115 @@
+"""Half-finished pictures: DDIM itself, and which timestep each official code says they have."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from sepme.baselines._sampling import PAIRINGS, Grid, sample
+from tests.miniature import PREDICTIONS, shared
+from tests.refusals import refused
+from tests.tolerance import assert_close
+
+STEPS, T = 50, 1000
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+@pytest.mark.parametrize("steps", [3, 7])
+def test_all_steps_are_what_the_pipeline_draws(prediction_type: str, steps: int) -> None:
+    backbone = shared(prediction_type)
+    drawn = backbone.generate(["neon", "boat"], 5, steps=steps, guidance=3.0, output="latents")
+    noise = torch.stack(
+        [
+            torch.randn(backbone.latent_shape, generator=torch.Generator().manual_seed(s))
+            for s in (5, 6)
+        ]
+    )
+    c, c_0 = backbone.encode(["neon", "boat"]), backbone.encode(["", ""])
+    x = sample(backbone.epsilon, Grid.of(backbone, steps), noise, c, c_0, 3.0, range(steps))
+    assert_close(x, drawn, scale=float(noise.abs().max()) * 10)
+
+
+def test_no_step_is_pure_noise_and_one_step_by_hand() -> None:
+    backbone = shared()
+    grid = Grid.of(backbone, STEPS)
+    x, c, c_0 = torch.randn(1, *backbone.latent_shape), *backbone.encode(["neon", ""])[:, None]
+    assert torch.equal(sample(backbone.epsilon, grid, x, c, c_0, 3.0, range(0)), x)
+    t = grid.timesteps[:1]
+    eps_c, eps_0 = backbone.epsilon(x, t, c), backbone.epsilon(x, t, c_0)
+    eps = eps_0 + 3.0 * (eps_c - eps_0)
+    a, b = backbone.alphas_cumprod[981], backbone.alphas_cumprod[961]
+    by_hand = b.sqrt() * (x - (1 - a).sqrt() * eps) / a.sqrt() + (1 - b).sqrt() * eps
+    after = sample(backbone.epsilon, grid, x, c, c_0, 3.0, range(1))
+    assert_close(after, by_hand, scale=10 * float(by_hand.abs().max()))
+
+
+def test_the_grid_of_stable_diffusion() -> None:
+    grid = Grid.of(shared(), STEPS)
+    assert grid.timesteps.tolist() == list(range(981, 0, -20))
+    assert len(grid.alphas) == STEPS + 1
+    assert grid.alphas[-1] == shared().alphas_cumprod[0]  # set_alpha_to_one is off
+    assert (grid.bin(0, T), grid.bin(1, T), grid.bin(49, T)) == ((980, 1000), (960, 980), (0, 20))
+    with refused("steps = 1001"):
+        Grid.of(shared(), 1001)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 50])
+def test_the_bins_cover_every_timestep_once(steps: int) -> None:
+    grid = Grid.of(shared(), steps)
+    bins = [range(*grid.bin(p, T)) for p in range(steps)]
+    assert sorted(t for one in bins for t in one) == list(range(T))
+
+
+def stands_at(pairing: str, p: int) -> int:
+    """The timestep that a picture stopped at step p really has (0 if it is finished)."""
+    done = PAIRINGS[pairing](p, STEPS)
+    timesteps = [*range(981, 0, -20), 0]
+    return timesteps[done.stop]
+
+
+def told(p: int) -> range:
+    return range(*Grid.of(shared(), STEPS).bin(p, T))
+
+
+def test_aligned_pictures_stand_in_the_bin_that_the_network_is_told() -> None:
+    assert all(stands_at("aligned", p) in told(p) for p in range(STEPS))
+    assert all(stands_at("grid", p) == 981 - 20 * p for p in range(STEPS))
+
+
+def test_the_original_code_of_esd_is_two_steps_late() -> None:
+    late = [(t - stands_at("compvis", p)) for p in range(STEPS - 2) for t in told(p)]
+    assert (min(late), max(late)) == (39, 58)
+    assert [stands_at("compvis", p) for p in (STEPS - 2, STEPS - 1)] == [0, 0]  # finished
+    assert all(PAIRINGS["compvis"](p, STEPS).start == 1 for p in range(STEPS))  # 981 left out
+
+
+def test_the_code_of_sdd_finishes_the_picture_of_its_first_bin() -> None:
+    assert all(stands_at("until", p) in told(p) for p in range(1, STEPS))
+    assert (stands_at("until", 0), told(0)) == (0, range(980, 1000))
+
+
+@pytest.mark.parametrize("pairing", PAIRINGS)
+def test_the_network_is_asked_at_the_steps_that_are_done(pairing: str) -> None:
+    grid, asked = Grid.of(shared(), STEPS), []
+
+    def predict(x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        asked.append(t.tolist())
+        return torch.zeros_like(x)
+
+    generator = torch.Generator().manual_seed(0)
+    stop = grid.draw(pairing, T, 2, generator)
+    x, c = torch.randn(2, 4, 8, 8), torch.zeros(2, 10, 96)
+    sample(predict, grid, x, c, c, 3.0, stop.done)
+    assert asked == [[int(grid.timesteps[i])] * 4 for i in stop.done]
+
+
+@pytest.mark.parametrize("pairing", PAIRINGS)
+def test_draws_reach_every_step(pairing: str) -> None:
+    grid, generator = Grid.of(shared(), 5), torch.Generator().manual_seed(0)
+    stops = [grid.draw(pairing, T, 3, generator) for _ in range(100)]
+    assert {stop.done for stop in stops} == {PAIRINGS[pairing](p, 5) for p in range(5)}
+    for stop in stops:
+        assert stop.t.shape == (3,)
+        same_bin = {int(t) // 200 for t in stop.t}
+        assert len(same_bin) == 1
+    exact = {int(t) for stop in stops for t in stop.t} <= {1, 201, 401, 601, 801}
+    assert exact == (pairing == "grid")

@@ -1,0 +1,350 @@
+"""The room that all trained baselines share: selectors, the student, the loop, its checkpoints."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sepme.baselines import BASELINES, Step, baseline
+from sepme.baselines._settings import SELECTORS, TrainingSettings
+from sepme.baselines._training import Student, Training, noised, select
+from sepme.baselines.abconcept import AbConceptSettings
+from sepme.baselines.esd import ESDSettings
+from sepme.baselines.fmn import FMNSettings
+from sepme.baselines.sdd import SDDSettings
+from sepme.checkpoint import Checkpoint
+from sepme.closed_form import closed_form
+from sepme.composition import Composition
+from sepme.weight_change import WeightChange
+from tests.miniature import KEPT, NEON, fresh, noise_prediction, others, shared
+from tests.refusals import refused
+from tests.tolerance import assert_close
+
+TRAINED = [name for name, method in BASELINES.items() if not method.uses_keep]
+
+
+def quick(name: str, iterations: int = 3, preset: str = "official", **changes: object) -> object:
+    """A preset, cut short."""
+    settings = replace(BASELINES[name].presets[preset], iterations=iterations)
+    for field, value in {"steps": 4, "images": 3}.items():
+        if hasattr(settings, field):
+            settings = replace(settings, **{field: value})
+    if getattr(settings, "inversion", None) is not None:
+        settings = replace(settings, inversion=replace(settings.inversion, words=2, iterations=2))
+    return replace(settings, **changes)
+
+
+def erase(name: str, settings: object = None, **options: object) -> WeightChange:
+    options = {"progress": False} | options
+    return BASELINES[name].erase(shared(), NEON, settings or quick(name), **options)
+
+
+# ---------------------------------------------------------------------- what is trained
+def test_selectors_choose_by_module_path() -> None:
+    backbone = shared()
+    everything = dict(backbone.unet.named_parameters())
+    chosen = {trains: select(backbone, trains) for trains in SELECTORS}
+    assert set(chosen["all"]) == set(everything)
+    assert set(chosen["attn2_kv"]) == {f"{path}.weight" for path in backbone.projections()}
+    assert set(chosen["attn2"]) == {name for name in everything if ".attn2." in name}
+    # Four matrices and the bias of to_out in each cross-attention.
+    assert len(chosen["attn2"]) == 5 * len(backbone.projections()) / 2
+    left = set(everything) - set(chosen["not_attn2"]) - set(chosen["attn2"])
+    modules = {"time_embedding", "conv_norm_out", "conv_out"}
+    assert left == {name for name in everything if name.split(".")[0] in modules}
+    assert any("time_emb_proj" in name for name in chosen["not_attn2"])  # inside the blocks
+    assert not any(value.requires_grad for value in chosen["all"].values())
+
+
+def test_a_selector_that_matches_nothing_and_fused_projections_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with refused("trains = 'attn3'"):
+        select(shared(), "attn3")
+    backbone = fresh()
+    monkeypatch.setattr(backbone.pipe.unet, "named_parameters", lambda: iter(()))
+    with refused("'attn2' matches no parameter"):
+        select(backbone, "attn2")
+    backbone = fresh()
+    backbone.pipe.unet.fuse_qkv_projections()
+    with refused("fused"):
+        select(backbone, "attn2")
+
+
+def test_the_student_is_the_original_until_it_learns() -> None:
+    backbone = shared()
+    student = Student(backbone, TrainingSettings(trains="all"))
+    generator = torch.Generator().manual_seed(7)
+    x_t = torch.randn(4, *backbone.latent_shape, generator=generator)
+    t, c = torch.tensor([1, 250, 700, 999]), backbone.encode(["neon"] * 4)
+    assert torch.equal(student.epsilon(x_t, t, c), noise_prediction(backbone, "neon"))
+    name = next(iter(student.parameters))
+    with torch.no_grad():
+        student.parameters[name].add_(0.5)
+    assert not torch.equal(student.epsilon(x_t, t, c), noise_prediction(backbone, "neon"))
+    assert torch.equal(backbone.epsilon(x_t, t, c), noise_prediction(backbone, "neon"))
+    assert_close(student.changes()[name], torch.full_like(student.original[name], 0.5), scale=2.0)
+    assert list(student.changes()) == [name]  # only what was learnt
+
+
+def test_the_running_mean_by_hand() -> None:
+    student = Student(shared(), TrainingSettings(ema=0.9))
+    name, start = next(iter(student.original.items()))
+    with torch.no_grad():
+        student.parameters[name].add_(1.0)
+    student.follow(0.9)
+    assert_close(student.average[name], start + 0.1, scale=2.0)
+    student.follow(0.9)
+    assert_close(student.average[name], start + 0.19, scale=2.0)
+    assert_close(student.changes()[name], torch.full_like(start, 0.19), scale=2.0)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_nothing_is_written_to_the_pipeline_and_only_the_chosen_is_trained(name: str) -> None:
+    backbone = shared()
+    parts = (backbone.pipe.unet, backbone.pipe.text_encoder, backbone.pipe.vae)
+    before = [{n: p.clone() for n, p in part.named_parameters()} for part in parts]
+    settings = quick(name)
+    change = erase(name, settings)
+    for part, values in zip(parts, before, strict=True):
+        for path, parameter in part.named_parameters():
+            assert torch.equal(parameter, values[path])
+            assert parameter.grad is None
+            assert not parameter.requires_grad
+    assert set(change.paths) <= set(select(backbone, settings.trains))
+    assert not [hook for m in backbone.unet.modules() for hook in m._forward_hooks]
+    assert all(values.any() for values in change.changes.values())
+
+
+# ---------------------------------------------------------------------- the loop
+def first_gradient(settings: TrainingSettings, loss: float = 1.0) -> dict[str, Tensor]:
+    """What one iteration of `loss * sum of all parameters` changes."""
+    run = Training(shared(), NEON, settings, "test", forgotten=("neon",))
+
+    def total(student: Student, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return loss * sum(p.sum() for p in student.parameters.values()), torch.tensor([1])
+
+    return dict(run.run(total, progress=False).changes)
+
+
+def test_adam_s_first_step_is_the_learning_rate() -> None:
+    for change in first_gradient(TrainingSettings(iterations=1, learning_rate=0.01)).values():
+        assert_close(change, torch.full_like(change, -0.01), scale=2.0)
+
+
+def test_adamw_decays_the_weights_besides() -> None:
+    settings = TrainingSettings(
+        iterations=1, learning_rate=0.01, optimiser="adamw", weight_decay=0.5
+    )
+    original = select(shared(), "attn2")
+    for name, change in first_gradient(settings).items():
+        assert_close(change, -0.01 - 0.01 * 0.5 * original[name], scale=2.0)
+
+
+def test_a_gradient_is_clipped_over_all_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    step = torch.optim.Adam.step
+
+    def watched(optimiser: torch.optim.Adam) -> None:
+        gradients = [p.grad.flatten() for group in optimiser.param_groups for p in group["params"]]
+        seen.append(float(torch.cat(gradients).norm()))
+        step(optimiser)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", watched)
+    first_gradient(TrainingSettings(iterations=1, clip=1.0), loss=100.0)
+    first_gradient(TrainingSettings(iterations=1), loss=100.0)
+    assert seen[0] == pytest.approx(1.0, rel=1e-4)
+    assert seen[1] > 100
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_same_seed_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
+    first, again = erase(name), erase(name)
+    paths = [c.save(tmp_path / f"{i}.safetensors") for i, c in enumerate((first, again))]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    other = erase(name, seed=1)
+    assert any(not torch.equal(first.changes[p], other.changes[p]) for p in first.paths)
+
+
+class Stop(Exception):
+    """What a test throws into a running training."""
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(name: str, tmp_path: Path) -> None:
+    settings = quick(name, iterations=5)
+    whole = erase(name, settings)
+    checkpoint = Checkpoint(tmp_path / "run.safetensors", every=2)
+    steps: list[Step] = []
+
+    def kill(step: Step) -> None:
+        if step.iteration == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        erase(name, settings, checkpoint=checkpoint, callback=kill)
+    resumed = erase(name, settings, checkpoint=checkpoint, callback=steps.append)
+    assert [step.iteration for step in steps] == [3, 4, 5]
+    assert resumed.digest == whole.digest
+    other = erase(name, settings, seed=1, checkpoint=checkpoint, callback=steps.append)
+    assert steps[3].iteration == 1  # the file of another run is no start
+    assert other.digest != whole.digest
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_callback_sees_every_step(name: str) -> None:
+    steps: list[Step] = []
+    change = erase(name, quick(name, batch=2), callback=steps.append)
+    assert [step.iteration for step in steps] == [1, 2, 3]
+    for step in steps:
+        assert step.loss >= 0
+        assert len(step.timesteps) == 2
+        assert all(0 <= t < 1000 for t in step.timesteps)
+    assert change.provenance.iterations == 3
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_provenance_says_how_it_was_made(name: str) -> None:
+    settings = quick(name)
+    made = erase(name, settings, seed=4).provenance
+    assert (made.concept, made.seed, made.kept) == ("neon", 4, ())
+    assert made.base == shared().fingerprint
+    assert made.settings["learning_rate"] == settings.learning_rate
+    assert made.settings["eraser"] in ("ESD", "SDD", "AbConcept", "FMN")
+    assert all("neon" in prompt for prompt in made.forgotten)
+
+
+def test_a_bar_is_shown_where_it_is_wanted(capsys: pytest.CaptureFixture) -> None:
+    erase("esd-x", progress=True)
+    assert "ESD: erasing neon: 100%" in capsys.readouterr().err
+    erase("esd-x")
+    assert capsys.readouterr().err == ""
+
+
+def test_forward_diffusion_by_hand() -> None:
+    backbone = shared()
+    images = torch.randn(3, *backbone.latent_shape)
+    generator = torch.Generator().manual_seed(0)
+    x_t, t, noise, chosen = noised(backbone, images, 16, generator)
+    a = backbone.alphas_cumprod[t][:, None, None, None]
+    by_hand = a.sqrt() * images[chosen] + (1 - a).sqrt() * noise
+    assert_close(x_t, by_hand, scale=10.0)
+    assert set(chosen.tolist()) == {0, 1, 2}
+    assert t.max() < 1000
+
+
+# ---------------------------------------------------------------------- refusals
+@pytest.mark.parametrize("name", TRAINED)
+def test_prompts_to_keep_are_refused_where_they_have_no_use(name: str) -> None:
+    with refused("no use for prompts to keep"):
+        erase(name, keep=KEPT)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_pipeline_that_carries_something_is_refused(name: str) -> None:
+    backbone = fresh()
+    delta = closed_form(backbone, NEON, others(NEON), keep_rtol=None)
+    with Composition(backbone, [delta]), refused("carries"):
+        BASELINES[name].erase(backbone, NEON, progress=False)
+    change = BASELINES["uce"].erase(backbone, NEON)
+    with change.applied(backbone), refused("carries"):
+        BASELINES[name].erase(backbone, NEON, progress=False)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_half_precision_is_refused(name: str) -> None:
+    backbone = fresh()
+    backbone.pipe.to(torch.bfloat16)
+    with refused("float32", "bfloat16"):
+        BASELINES[name].erase(backbone, NEON, quick(name), progress=False)
+
+
+def test_a_loss_that_is_not_finite_is_refused() -> None:
+    with refused("The loss of iteration 1 is nan"):
+        first_gradient(TrainingSettings(), loss=float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "bad"),
+    [
+        *((ESDSettings, {name: 0}) for name in ("iterations", "batch", "learning_rate", "steps")),
+        (ESDSettings, {"trains": "to_q"}),
+        (ESDSettings, {"optimiser": "sgd"}),
+        (ESDSettings, {"weight_decay": 0.1}),
+        (ESDSettings, {"clip": 0.0}),
+        (ESDSettings, {"ema": 0.5}),
+        (ESDSettings, {"eta": -1.0}),
+        (ESDSettings, {"eta": float("nan")}),
+        (ESDSettings, {"sampler": "teacher"}),
+        (ESDSettings, {"pairing": "off by one"}),
+        (ESDSettings, {"prompt": "a painting"}),
+        (SDDSettings, {"ema": None}),
+        (SDDSettings, {"ema": 1.0}),
+        (SDDSettings, {"guidance": float("inf")}),
+        (SDDSettings, {"pairing": ""}),
+        (AbConceptSettings, {"target": "both"}),
+        (AbConceptSettings, {"teacher": "student"}),
+        (AbConceptSettings, {"images_of": "all"}),
+        (AbConceptSettings, {"images": 0}),
+        (AbConceptSettings, {"prior": "yes"}),
+        (AbConceptSettings, {"prior_weight": -1}),
+        (AbConceptSettings, {"ema": 0.5}),
+        (FMNSettings, {"scores": "scores"}),
+        (FMNSettings, {"end": "last"}),
+        (FMNSettings, {"images": 0}),
+        (FMNSettings, {"style_prompt": "a style"}),
+        (FMNSettings, {"ema": 0.5}),
+    ],
+)
+def test_bad_settings_are_refused(kind: type, bad: dict) -> None:
+    with refused(next(iter(bad))):
+        kind(**bad)
+
+
+# ---------------------------------------------------------------------- the registry
+def test_every_baseline_has_what_a_runner_needs() -> None:
+    for name, method in BASELINES.items():
+        assert baseline(name) is method
+        assert {"official", "atelier"} <= set(method.presets)
+    assert {n for n, m in BASELINES.items() if "sepme_paper" in m.presets} == {
+        *("esd-x", "abconcept", "fmn"),
+    }
+    with refused("'esd'", "esd-x"):
+        baseline("esd")
+    with refused("ESD-u", "'sepme_paper'"):
+        BASELINES["esd-u"].preset("sepme_paper")
+
+
+def published(preset: str, name: str, fields: Sequence[str]) -> tuple[object, ...]:
+    settings = BASELINES[name].presets[preset]
+    return tuple(getattr(settings, field) for field in fields)
+
+
+def test_the_published_numbers() -> None:
+    """The table "Baselines, exactly" of the method's description."""
+    esd = ("eta", "steps", "guidance", "learning_rate", "batch", "iterations", "trains")
+    assert published("official", "esd-x", esd) == (1, 50, 3, 1e-5, 1, 1000, "attn2")
+    assert published("official", "esd-u", esd)[-1] == "not_attn2"
+    assert published("official", "esd-x-strict", esd)[-1] == "attn2_kv"
+    assert published("rewrite", "esd-x", esd) == (1, 50, 3, 5e-5, 1, 200, "attn2")
+    assert published("sepme_paper", "esd-x", esd)[3:] == (1e-5, 1, 1000, "attn2")
+    adamw = ("optimiser", "learning_rate", "weight_decay", "clip", "iterations", "trains")
+    sdd = ("adamw", 1e-5, 1e-4, 1.0, 1500, "attn2")
+    assert published("official", "sdd", adamw) == sdd
+    assert published("official", "sdd", ("ema", "guidance")) == (0.999, 3)
+    for name in ("abconcept", "abconcept-noise"):
+        assert published("official", name, adamw) == ("adamw", 1.6e-5, 1e-2, 1.0, 100, "attn2_kv")
+        assert published("official", name, ("batch", "images_of")) == (8, "anchor")
+    paper = ("prompt", "anchor", "teacher", "images_of", "prior", "prior_weight", "trains")
+    assert published("sepme_paper", "abconcept", paper) == (
+        *("{name} painting", "painting", "original", "concept", "original", 10, "attn2"),
+    )
+    assert published("official", "fmn", adamw) == ("adamw", 2e-6, 0.01, 1.0, 35, "all")
+    assert published("official", "fmn", ("scores", "images")) == ("probabilities", 10)
+    assert published("sepme_paper", "fmn", ("scores", *adamw[:2], "prompt", "reference")) == (
+        *("logits", "adam", 1e-5, "a painting of {name}", "a painting of"),
+    )
+    assert published("official", "uce", ("lam", "rows")) == (0.5, "last_subject")

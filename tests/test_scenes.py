@@ -1,0 +1,234 @@
+"""The paper's scenes: who is erased when, the cells' measures, and the table that resumes."""
+
+import json
+from collections import Counter
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+
+from sepme.atelier.judge import Judge
+from sepme.backbone import Backbone, load_catalogue
+from sepme.scenes import CASTS, SCENES, WATERMARK, Plan, arrivals, cast, moments, read_rows
+from sepme.scenes.measures import measure
+from sepme.scenes.methods import METHODS, Setting, applied
+from sepme.scenes.pictures import Album, Sampling, as_images
+from sepme.scenes.protocol import Arrival
+from sepme.scenes.published import family, published
+from sepme.scenes.run import run_scenes
+from tests.miniature import fresh, shared, three_deltas
+from tests.refusals import refused
+
+
+# ---------------------------------------------------------------- protocol
+def test_roles_by_hand() -> None:
+    by_time = {moment.time: moment for moment in moments("Scene4")}
+    assert by_time["t0"].recovered == ()
+    assert by_time["t1"].recovered == (0,)
+    assert by_time["t5"].recovered == (0, 1, 2)
+    assert [by_time["t2"].role(i) for i in range(9)] == [
+        *("recovered", "erased", "erased", "erased", "erased"),
+        *("regular",) * 4,
+    ]
+
+
+def test_roles_are_the_papers() -> None:
+    """Every printed row has the role that the protocol gives it."""
+    rows = [row for row in published() if row.scene in SCENES]
+    assert len(rows) > 1000
+    roles = {(m.scene, m.time): m for scene in SCENES for m in moments(scene)}
+    wrong = [row for row in rows if roles[row.scene, row.time].role(row.index) != row.role]
+    assert wrong == []
+
+
+def test_who_arrives_later_knows_of_the_earlier() -> None:
+    assert arrivals("Scene1") == (Arrival((0, 1, 2, 3, 4, 5), (), ()),)
+    assert arrivals("Scene4") == (
+        Arrival((0, 1, 2), (), ()),
+        Arrival((3, 4), (0, 1, 2), (1, 2)),
+        Arrival((5,), (0, 1, 2, 3, 4), (2, 3, 4)),
+    )
+    assert [arrival.group for arrival in arrivals("Scene3")] == [(0, 2, 4), (1, 3), (5,)]
+    assert arrivals("Scene4")[1].others(4) == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("kind", CASTS)
+def test_nine_play_and_the_watermark(kind: str) -> None:
+    catalogue = load_catalogue()
+    who = cast(kind)
+    assert len(set(who.names)) == 9
+    assert [who.concept(i, catalogue).kind for i in who.indices] == [kind] * 9 + ["watermark"]
+    for index in range(9):
+        prompts = who.prompts(index, 25)
+        assert len(prompts) == 25
+        assert set(prompts) <= set(who.concept(index, catalogue).prompts)
+        assert max(Counter(prompts).values()) <= 3
+    assert set(who.prompts(WATERMARK, 3)) == {"atelier seal"}
+    starts = [set(who.seeds(index, 100)) for index in who.indices]
+    assert sum(map(len, starts)) == len(set().union(*starts)) == 1000
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"kind": "mood"}, "'mood'"),
+        ({"scenes": ("Scene9",)}, "'Scene9'"),
+        ({"methods": ("magic",)}, "'magic'"),
+        ({"images": 1}, "1 images"),
+    ],
+)
+def test_plans_that_cannot_be_run_are_refused(options: dict, why: str) -> None:
+    with refused(why):
+        Plan(**options)
+
+
+# ---------------------------------------------------------------- published
+def test_published_numbers() -> None:
+    rows = published()
+    assert len(rows) == 1305
+    first = rows[0]
+    assert (first.concept, first.fid, first.acc, first.lpips) == ("Cezanne", 209.0, 0.124, 0.338)
+    assert sum(bool(row.note) for row in rows) == 8
+    assert {row.table for row in rows if row.doubtful} == {"3", "6"}
+    assert sum(row.doubtful for row in rows) == 18
+    assert {family(row.method) for row in rows if row.table == "6"} == {
+        *("SepME", "AbConcept", "FMN", "ESD"),
+    }
+
+
+def test_the_doubtful_rows_do_repeat_others() -> None:
+    rows = {(r.table, r.scene, r.time, r.index): r for r in published() if r.method == "SepME"}
+    for index in range(9):
+        doubtful, other = rows["3", "Scene4", "t5", index], rows["3", "Scene3", "t4", index]
+        assert (doubtful.fid, doubtful.acc) == (other.fid, other.acc)
+
+
+# ---------------------------------------------------------------- pictures
+def test_pictures_are_drawn_once(tmp_path: Path) -> None:
+    backbone = shared()
+    album = Album(backbone, tmp_path, Sampling(steps=2, bfloat16=False))
+    drawn: list[str] = []
+
+    def on(name: str):
+        drawn.append(name)
+        return nullcontext()
+
+    first = album.draw((), ["neon", "ink"], [1, 2], lambda: on("first"))
+    again = album.draw((), ["neon", "ink"], [1, 2], lambda: on("again"))
+    assert drawn == ["first"]
+    assert torch.equal(first, again)
+    album.draw((), ["neon", "ink"], [1, 3], lambda: on("another seed"))
+    album.draw(("abc",), ["neon", "ink"], [1, 2], lambda: on("another state"))
+    assert drawn == ["first", "another seed", "another state"]
+    half = tmp_path / f"{album.key((), ['neon', 'ink'], [1, 2])}.safetensors"
+    half.write_bytes(half.read_bytes()[:100])
+    assert torch.equal(album.draw((), ["neon", "ink"], [1, 2], lambda: on("torn")), first)
+    assert drawn[-1] == "torn"
+
+
+def test_the_key_is_the_content() -> None:
+    album = Album(shared(), Path(), Sampling())
+    key = album.key(("a", "b"), ["neon"], [1])
+    assert key == album.key(("b", "a"), ["neon"], [1])
+    others = [
+        album.key(("a",), ["neon"], [1]),
+        album.key(("a", "b"), ["ink"], [1]),
+        album.key(("a", "b"), ["neon"], [2]),
+        Album(shared(), Path(), Sampling(steps=3)).key(("a", "b"), ["neon"], [1]),
+        Album(fresh(seed=5), Path(), Sampling()).key(("a", "b"), ["neon"], [1]),
+    ]
+    assert len({key, *others}) == 6
+
+
+def test_changes_are_on_within_and_off_afterwards() -> None:
+    backbone = fresh()
+    before = backbone.generate(["neon"], 3)
+    with applied(backbone, three_deltas()[:2]):
+        within = backbone.generate(["neon"], 3)
+    assert not torch.equal(within, before)
+    assert torch.equal(backbone.generate(["neon"], 3), before)
+    with applied(backbone, ()):
+        assert torch.equal(backbone.generate(["neon"], 3), before)
+
+
+# ---------------------------------------------------------------- measures
+def test_a_cell_by_hand() -> None:
+    judge = Judge.load()
+    original = torch.randint(0, 256, (4, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    original = original.byte()
+    changed = original.clone()
+    changed[0] = 255 - changed[0]
+    cell = measure(changed, original, "neon", judge, lpips=False)
+    assert cell.identical == 0.75
+    assert cell.acc.mean == judge.sees(as_images(changed), "neon").double().mean()
+    assert cell.lpips is cell.fid is cell.kid is None
+    row = cell.columns()
+    assert row["images"] == 4
+    assert row["lpips"] is None
+
+
+def test_features_make_fid_and_kid() -> None:
+    judge = Judge.load()
+    pictures = torch.zeros(8, 3, 64, 64, dtype=torch.uint8)
+    x = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
+    same = measure(pictures, pictures, "neon", judge, lpips=False, features=(x, x))
+    assert abs(same.fid.mean) < 1e-6
+    apart = measure(pictures, pictures, "neon", judge, lpips=False, features=(x, x + 3))
+    assert abs(apart.fid.mean - 5 * 9) < 1e-3  # the means are 3 apart in each of 5 dimensions
+
+
+# ---------------------------------------------------------------- methods and the run
+def test_what_a_concept_keeps_is_what_was_known() -> None:
+    world = Setting(shared(), load_catalogue(), cast("style"), Path())
+    neon, pixel = world.concept(0), world.concept(8)
+    kept = world.kept(0, [1, 2])
+    assert "atelier seal" in kept
+    assert set(world.concept(1).prompts) <= set(kept)
+    assert not set(kept) & set(neon.prompts)
+    assert not set(kept) & set(pixel.prompts)
+
+
+def test_the_paper_and_its_baselines_are_there() -> None:
+    assert {"sepme", "sepme-joint", "esd-x", "sdd", "abconcept", "fmn", "uce", "speed"} <= {
+        *METHODS
+    }
+    for entry in METHODS.values():
+        json.dumps(entry.describe())
+
+
+@pytest.mark.slow
+def test_a_run_resumes_and_its_restored_cells_are_the_original(
+    backbone: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    plan = Plan(
+        scenes=("Scene1",),
+        methods=("uce",),
+        images=2,
+        fid=False,
+        sampling=Sampling(steps=2, batch=2, bfloat16=False),
+    )
+    judge, catalogue = Judge.load(), load_catalogue()
+    here = (backbone, judge, catalogue, plan, tmp_path / "out", tmp_path / "work")
+    table = run_scenes(*here, progress=False)
+    rows = read_rows(table)
+    assert len(rows) == 3 * 10
+    assert {row["role"] for row in rows} == {"erased", "recovered", "regular"}
+    whole = table.read_bytes()
+
+    # With the last state's rows gone, the same command makes them again: the same bytes.
+    lines = whole.decode().splitlines(keepends=True)
+    table.write_text("".join(line for line in lines if ",t3," not in line))
+    run_scenes(*here, progress=False)
+    assert table.read_bytes() == whole
+
+    other = Plan(scenes=("Scene1",), methods=("uce",), images=3, fid=False, sampling=plan.sampling)
+    with refused("another run", "'images'"):
+        run_scenes(backbone, judge, catalogue, other, *here[4:], progress=False)
+
+
+def test_a_foreign_table_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "scenes_style.csv"
+    file.write_text("a,b\n1,2\n")
+    with refused("no table of scenes"):
+        read_rows(file)
