@@ -5,6 +5,9 @@ to import are imported by the commands that need them.
 """
 
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,22 +16,42 @@ import typer
 from typer.core import TyperGroup
 
 from sepme import __version__
-from sepme.errors import SepmeError
+from sepme.errors import SepmeError, SepmeWarning, warn
 from sepme.files import write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sepme.atelier.judge import Judge, Verdict
-    from sepme.concept import Concept
+    from sepme.concept import Catalogue, Concept
+    from sepme.delta import ConceptDelta
 
 #: What to do after Ctrl-C, by command.
 RESUME = {
     "erase": "The same command goes on from the last checkpoint.",
     "atelier": "The same command goes on from the last checkpoint, if it was training.",
+    "scenes": "The same command goes on from the last finished state.",
 }
 #: The most layers that a drawn spectrum shows, those that change most.
 LAYERS = 8
+
+
+@contextmanager
+def _warnings_in_words() -> Iterator[None]:
+    """A SepmeWarning is one line on stderr, without the place in our code, and said once."""
+    said = set()
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if not issubclass(category, SepmeWarning):
+            usual(message, category, *place, **more)
+        elif str(message) not in said:
+            said.add(str(message))
+            typer.echo(f"sepme: warning: {message}", err=True)
+
+    with warnings.catch_warnings():
+        usual, warnings.showwarning = warnings.showwarning, show
+        warnings.simplefilter("always", SepmeWarning)
+        yield
 
 
 class _Commands(TyperGroup):
@@ -36,7 +59,8 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _warnings_in_words():
+                return super().invoke(ctx)
         except SepmeError as error:
             typer.echo(f"sepme: {error}", err=True)
             raise typer.Exit(2) from error
@@ -52,6 +76,8 @@ atelier = typer.Typer(help="Train the shipped model, draw its paintings, judge p
 app.add_typer(atelier, name="atelier")
 course = typer.Typer(help="Build the exercises of the course.", **_plain)
 app.add_typer(course, name="course")
+scenes = typer.Typer(help="Run the paper's scenes, by SepME and by the baselines.", **_plain)
+app.add_typer(scenes, name="scenes")
 
 Model = Annotated[
     str | None,
@@ -83,7 +109,7 @@ def demo(
     ),
     erase: Annotated[
         str, typer.Option(help="Styles and objects, separated by commas.")
-    ] = "neon, swirl, pointillism, boat",
+    ] = "neon, swirl, ink, boat",
     samples: Annotated[int, typer.Option(min=1, help="Judged pictures a concept.")] = 20,
     retained: Annotated[int, typer.Option(min=1, help="Judged pictures of the rest.")] = 40,
     seed: Seed = 0,
@@ -98,13 +124,16 @@ def demo(
     from sepme.demo import run_demo
     from sepme.report import demo_table
 
+    _check_folder(out)
     catalogue = load_catalogue(model)
     if catalogue is None and model is not None:
+        there = "has no catalogue.json" if Path(model).exists() else "is not on this disk"
         raise SepmeError(
-            f"The model '{model}' has no catalogue.json that says what it knows: leave out --model."
+            f"The model '{model}' {there}: give the folder of a model that brings a catalogue.json "
+            "and a judge.safetensors, or leave out --model."
         )
     if catalogue is not None:
-        catalogue.parse(erase)  # a wrong name is refused before the model is loaded
+        _concepts(erase, catalogue)  # a wrong name is refused before the model is loaded
     report = run_demo(
         Backbone.load(model),
         _judge(model),
@@ -164,22 +193,22 @@ def erase(
     """
     from sepme import settings as known
     from sepme.backbone import Backbone, load_catalogue
-    from sepme.delta import ConceptDelta
     from sepme.jobs import erase_into, plan
 
+    _check_folder(out)
     catalogue = load_catalogue(model)
     settings = known.preset(preset)
     if keep_rtol is not None:
         settings = replace(settings, keep_rtol=keep_rtol)
     jobs = plan(
-        catalogue.parse(concepts) if catalogue is not None else _free(concepts),
+        _concepts(concepts, catalogue),
         [*(keep or ()), *_lines(keep_from)],
         catalogue,
         settings,
         seed=seed,
         joint=joint,
         closed=closed_form,
-        after=[ConceptDelta.load(path) for path in after or ()],
+        after=[_delta(path) for path in after or ()],
     )
     erase_into(
         out,
@@ -203,7 +232,8 @@ def generate(
         int | None, typer.Option(min=1, help="Sampling steps.", show_default="the model's own")
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale.", show_default="the model's own")
+        float | None,
+        typer.Option(help="Guidance scale: 0, or 1 and more.", show_default="the model's own"),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Compose even deltas that do not keep one another.")
@@ -214,12 +244,14 @@ def generate(
     """Draw a picture with any concepts erased."""
     from sepme.backbone import Backbone
     from sepme.composition import Composition
-    from sepme.delta import ConceptDelta
     from sepme.pictures import check_name, png
 
+    _check_folder(out.parent)
     check_name(out)
-    deltas = [ConceptDelta.load(path) for path in erased or ()]
+    deltas = [_delta(path) for path in erased or ()]
     backbone = Backbone.load(model)
+    if remark := backbone.vocabulary.remark([prompt]):
+        warn(remark)
     with Composition(backbone, deltas, force=force) as composition:
         composition.erase(*composition.deltas)
         image = backbone.generate([prompt], seed, steps=steps, guidance=guidance)[0]
@@ -246,13 +278,12 @@ def inspect(
 
     Where it comes from, how large it is, what it forgets and what it promises to keep.
     """
-    from sepme.delta import ConceptDelta
     from sepme.inspection import describe, spectra
     from sepme.pictures import check_name
 
     if spectrum is not None:
         check_name(spectrum)
-    delta = ConceptDelta.load(file)
+    delta = _delta(file)
     typer.echo(describe(delta, prompts=prompts))
     if spectrum is not None:
         _save_spectra(spectrum, spectra(delta))
@@ -290,6 +321,7 @@ def train(
     from sepme.atelier.settings import TrainSettings
     from sepme.report import writable_folder
 
+    _check_folder(out)
     options = {
         "steps": steps,
         "pictures": pictures,
@@ -313,6 +345,7 @@ def paint(
     from sepme.atelier import paintings
     from sepme.pictures import check_name, png
 
+    _check_folder(out.parent)
     check_name(out)
     write_atomically(out, png(paintings.paint(object, style, seed)))
     typer.echo(f"{out}: {object}, {style}, seed {seed}")
@@ -362,16 +395,121 @@ def build_course(
     """
     from sepme.course.build import TEACHER, build
 
+    _check_folder(out)
     for path in build(out, students=students, teacher=teacher or TEACHER):
         typer.echo(path)
 
 
+# ------------------------------------------------------------------ the paper
+@scenes.command("run")
+def run_the_scenes(
+    kind: Annotated[str, typer.Option(help="style or object.")] = "style",
+    scene: Annotated[
+        str, typer.Option("--scenes", help="Scene1 to Scene4, or Alone0 to Alone5, with commas.")
+    ] = "Scene1, Scene4",
+    methods: Annotated[
+        str, typer.Option(help="sepme, esd-x, uce ..., with commas.")
+    ] = "sepme, uce, esd-x, sdd, abconcept, fmn",
+    images: Annotated[int, typer.Option(min=2, help="Pictures a cell.")] = 100,
+    fid: Annotated[bool, typer.Option(help="Measure FID and KID too.")] = True,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Scene1, SepME and UCE, 10 pictures a cell, no FID.")
+    ] = False,
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the table.", show_default="build/scenes/results"),
+    ] = None,
+) -> None:
+    """Measure every cell of the chosen scenes; the same command goes on where it was stopped."""
+    from sepme.backbone import Backbone, load_catalogue
+    from sepme.concept import parse_names
+    from sepme.scenes import Plan, run_scenes
+
+    plan = Plan(
+        kind=kind,
+        scenes=("Scene1",) if quick else tuple(parse_names(scene)),
+        methods=("sepme", "uce") if quick else tuple(parse_names(methods)),
+        images=10 if quick else images,
+        fid=fid and not quick,
+        seed=seed,
+    )
+    work = Path("build/scenes")
+    folder = out or work / ("quick" if quick else "results")
+    catalogue = load_catalogue()
+    assert catalogue is not None  # it ships with the model
+    run_scenes(
+        *(Backbone.load(), _judge(None), catalogue, plan, folder, work),
+        say=typer.echo,
+        progress=sys.stderr.isatty(),
+    )
+
+
+@scenes.command("table")
+def print_the_scenes(
+    table: Annotated[Path, typer.Argument(help="A table that `scenes run` wrote.")],
+    measure: Annotated[str, typer.Option(help="acc, lpips, fid or kid.")] = "acc",
+) -> None:
+    """Print the means of a table by method and role."""
+    from sepme.report import table as text
+    from sepme.scenes import read_rows
+    from sepme.scenes.summary import role_table
+
+    typer.echo(text(*role_table(read_rows(table), measure)))
+
+
+@app.command("figures")
+def draw_the_figures(
+    out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("figures/paper"),
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of the tables.", show_default="data/results")
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="Names, with commas.")] = None,
+) -> None:
+    """Draw the paper's figures from the tables, published numbers beside measured ones."""
+    from sepme.concept import parse_names
+    from sepme.figures import RESULTS, Sources, build
+
+    sources = Sources(results or RESULTS)
+    build(out, sources, only=parse_names(only) if only else (), say=typer.echo)
+
+
 # ------------------------------------------------------------------ helpers
-def _free(names: str) -> "list[Concept]":
-    """Concepts of a model without a catalogue: each name is its own prompt."""
+def _concepts(names: str, catalogue: "Catalogue | None") -> "list[Concept]":
+    """The concepts that were named; without a catalogue, each name is its own prompt."""
     from sepme.concept import Concept, parse_names
 
+    for name in parse_names(names):
+        path = Path(name)
+        if path.suffix == ".safetensors" or (path.suffix and path.is_file()):
+            hint = 'give its name, like "neon"'
+            if path.suffix == ".safetensors":
+                hint += ", or switch the file on with 'sepme generate PROMPT --erase FILE'"
+            raise SepmeError(f"'{name}' is a file, where a concept is to be named: {hint}.")
+    if catalogue is not None:
+        return catalogue.parse(names)
     return [Concept.from_text(name) for name in parse_names(names)]
+
+
+def _delta(file: Path) -> "ConceptDelta":
+    """The delta in a file; a name where a file is wanted is told apart from a damaged file."""
+    from sepme.delta import ConceptDelta
+
+    if not file.exists() or file.suffix != ".safetensors":
+        missing = "There is no file" if not file.exists() else "There is no delta in"
+        raise SepmeError(
+            f"{missing} '{file}': give a .safetensors file that 'sepme erase' wrote, like "
+            "deltas/neon.safetensors."
+        )
+    return ConceptDelta.load(file)
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse, before any work, a file where a folder of results is wanted."""
+    if out.is_file() or out.suffix == ".safetensors":
+        raise SepmeError(
+            f"'{out}' names a file, and the results need a folder: choose another with --out."
+        )
 
 
 def _lines(file: Path | None) -> list[str]:
@@ -381,9 +519,10 @@ def _lines(file: Path | None) -> list[str]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise SepmeError(f"{file} cannot be read as text: give a file of one prompt a line.") from (
-            error
-        )
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise SepmeError(
+            f"'{file}' cannot be read ({reason}): give --keep-from a text file, one prompt a line."
+        ) from error
     return [line.strip() for line in lines if line.strip()]
 
 

@@ -98,13 +98,15 @@ class Constraint:
         """One sentence about kept prompts that will change too, or None if there are none."""
         if not self.entangled:
             return None
-        nearest = [repr(prompt) for prompt in self.entangled[:2]]
-        many = len(nearest) > 1
+        named = [repr(prompt) for prompt in self.entangled if prompt][:2]
+        what = f"the kept prompt {named[0]}" if named else "the empty prompt"
+        it = "it"
+        if len(named) > 1:
+            what, it = f"kept prompts such as {' and '.join(named)}", "them"
+        leave = f"leave {it} out of what is kept, " if named else ""
         return (
-            f"{self.concept.name!r} can hardly be told from "
-            f"{'kept prompts such as' if many else 'the kept prompt'} {' and '.join(nearest)} at "
-            f"keep_rtol = {self.space.rtol:.2g}: leave {'them' if many else 'it'} out of what is "
-            f"kept, lower the tolerance, or expect {'them' if many else 'it'} to change too."
+            f"{self.concept.name!r} can hardly be told from {what} at keep_rtol = "
+            f"{self.space.rtol:.2g}: {leave}lower the tolerance, or expect {it} to change too."
         )
 
 

@@ -28,7 +28,7 @@ from sepme.report import save_json, writable_folder
 from sepme.settings import PRESETS, ErasureSettings
 
 #: Three styles, neon's darkness the hardest of them, and an object.
-CONCEPTS = ("neon", "swirl", "pointillism", "boat")
+CONCEPTS = ("neon", "swirl", "ink", "boat")
 #: Where the seeds of the judged pictures begin; those of the grid begin at the run's own seed.
 JUDGED = 10_000
 
@@ -108,7 +108,7 @@ def run_demo(
             say(f"Judging {2 * (samples * len(concepts) + retained)} pictures ...")
             found = _judge(backbone, judge, deltas, show, samples, retained)
         write_atomically(out / "before_after.png", png(before_after(pictures, show, judge)))
-        write_atomically(out / "correlation_decay.png", png(_decay(trained, settings.tau)))
+        write_atomically(out / "correlation_decay.png", png(_decay(trained, settings)))
     report = _report(trained, found, proof, clock.seconds)
     report["provenance"] = _provenance(backbone, deltas, settings, seed)
     save_json(out / "report.json", report)
@@ -120,7 +120,7 @@ class Exhibition:
     """Which prompts are the demo's rows, and which sets of concepts are its columns.
 
     Each erased concept has a row ("a painting of a house in the style of neon"), and each such row
-    a counterpart that must stay ("a painting of a house in the style of cubism").
+    a counterpart that must stay ("a painting of a house in the style of pixel").
     """
 
     def __init__(self, catalogue: Catalogue, concepts: Sequence[Concept]) -> None:
@@ -139,7 +139,8 @@ class Exhibition:
         self.erased_rows, self.kept_rows = self._rows(crossed)
 
     def _rows(self, crossed: list[Scene]) -> tuple[list[Scene], list[Scene]]:
-        styles = list(dict.fromkeys(scene.style for scene in self.kept))
+        # From the last on: the shipped model's first, pointillism and mosaic, look alike.
+        styles = list(dict.fromkeys(scene.style for scene in self.kept))[::-1]
         objects = list(dict.fromkeys(scene.object for scene in self.kept))
         by_pair: dict[tuple[str, str], Scene] = {}
         for scene in crossed:
@@ -214,11 +215,13 @@ def before_after(pictures: Mapping[str, Tensor], show: Exhibition, judge: Judge)
     )
 
 
-def _decay(trained: "Sequence[_Trained]", tau: float) -> Figure:
-    """How the correlation fell while each delta was trained."""
-    figure = Figure(figsize=(7.6, 3.8), layout="constrained", dpi=150)
+def _decay(trained: "Sequence[_Trained]", settings: ErasureSettings) -> Figure:
+    """How the correlation fell while each delta was trained, and what ended it."""
+    figure = Figure(figsize=(7.6, 3.9), layout="constrained", dpi=150)
     steps = {entry.delta.concept: entry.steps for entry in trained}
-    correlation_decay(steps, figure.subplots(), tau=tau)
+    ax = correlation_decay(steps, figure.subplots(), tau=settings.tau, limit=settings.iterations)
+    start = ",\nfrom the closed form on" if settings.start == "closed_form" else ""
+    ax.set_title(f"What is left of each concept while its delta is trained{start}", fontsize=11)
     return figure
 
 

@@ -16,6 +16,8 @@ from sepme.settings import ErasureSettings
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "lpips", "numpy", "matplotlib")
 #: A pass of many pictures is timed only where a pass of one takes less than this many seconds.
 QUICK = 0.5
+#: So many.
+TOGETHER = 8
 
 
 def examine(model: str | Path | None = None) -> Iterator[tuple[str, str]]:
@@ -28,7 +30,10 @@ def examine(model: str | Path | None = None) -> Iterator[tuple[str, str]]:
     yield "Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"
     yield "packages", ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
     yield "device", _device()
-    yield "threads", f"{torch.get_num_threads()} (OMP_NUM_THREADS changes them)"
+    yield (
+        "threads",
+        f"{torch.get_num_threads()} (the environment variable OMP_NUM_THREADS changes them)",
+    )
     yield "LPIPS", _lpips()
     backbone = Backbone.load(model)
     yield "model", f"{backbone.name}, {_parameters(backbone):.1f} million parameters in the UNet"
@@ -66,22 +71,33 @@ def _parameters(backbone: Backbone) -> float:
 
 def _expect(backbone: Backbone) -> Iterator[tuple[str, str]]:
     """Seconds and gigabytes, extrapolated from passes of the UNet on this machine."""
-    one = pass_seconds(backbone, 2)  # a picture takes two a step: with and without its prompt
-    batch = 16
-    each = pass_seconds(backbone, batch) / batch if one < QUICK else one / 2
-    picture = backbone.steps * 2 * each
+    alone = pass_seconds(backbone, 2)  # a picture takes two a step: with and without its prompt
+    shared = pass_seconds(backbone, 2 * TOGETHER) / TOGETHER if alone < QUICK else None
     settings = ErasureSettings()
     # An iteration passes the batch three times forwards; going back costs two passes more.
-    training = settings.iterations * 5 * settings.batch * each
-    yield "one pass", f"{one:.3f} s for one picture, {each:.4f} s each where many share it"
-    yield "one picture", f"about {picture:.1f} s ({backbone.steps} steps)"
+    passes = settings.images * backbone.steps * 2 + settings.iterations * 5 * settings.batch
+    each = (shared or alone) / 2
+    together = f", {_seconds(backbone.steps * shared)} each of {TOGETHER} at once" if shared else ""
+    yield "one picture", f"about {_seconds(backbone.steps * alone)} drawn alone{together}"
     yield (
         "erasing",
-        f"at most about {settings.images * picture + training:.0f} s a concept "
-        f"({settings.images} pictures, up to {settings.iterations} iterations)",
+        f"about {_seconds(passes * each)} a concept at most: {settings.images} pictures are drawn, "
+        f"then come up to {settings.iterations} iterations of training",
+    )
+    yield (
+        "timed by",
+        f"a pass of the UNet just now, {1000 * alone:.0f} ms for one picture, and there are "
+        f"{backbone.steps} in a picture: while other programs run, all takes longer",
     )
     memory = peak_memory()
-    yield "memory", f"{memory:.1f} GB so far" if memory else "not known on this system"
+    yield "memory", f"{memory:.1f} GB taken by this check" if memory else "not known on this system"
+
+
+def _seconds(seconds: float) -> str:
+    """One or two digits, all that such an estimate is worth."""
+    if seconds >= 120:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds:.0f} s" if seconds >= 9.5 else f"{seconds:.1g} s"
 
 
 @torch.no_grad()

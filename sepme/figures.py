@@ -253,6 +253,11 @@ def _variants(names: Sequence[str], title: str, tables: Sequence[str]) -> Callab
 
     def draw(sources: Sources) -> Figure:
         rows = sources.rows("style", names, SCENES)
+        if missing := set(names) - {row["method"] for row in rows}:
+            raise NotMeasured(
+                f"There are no rows of {', '.join(sorted(missing))}: run 'sepme scenes run "
+                f'--methods "{", ".join(names)}"\' first.'
+            )
         scenes = list(dict.fromkeys(row["scene"] for row in rows))
         looks = {name: method_style(index) for index, name in enumerate(names)}
         figure = Figure(figsize=(10, 3.2 * (1 + bool(tables))), layout="constrained", dpi=110)

@@ -11,6 +11,7 @@ from sepme.backbone import Backbone
 from sepme.checkpoint import Checkpoint
 from sepme.closed_form import closed_form
 from sepme.concept import Catalogue, Concept, refuse_overlap
+from sepme.constraint import refuse_meaningless
 from sepme.delta import ConceptDelta
 from sepme.eraser import erase_jointly, recorded_settings
 from sepme.errors import SepmeError
@@ -161,9 +162,12 @@ def erase_into(
     """Run the jobs, one file a concept. Killed and started again, it ends in the same bytes.
 
     Raises:
-        SepmeError: no writable folder, a file of another delta in the way, or an eraser's.
+        SepmeError: no writable folder, a file of another delta in the way, a concept of which the
+            model knows no word, or an eraser's.
     """
     folder = writable_folder(folder)
+    for concept in (concept for job in jobs for concept in job.concepts):
+        refuse_meaningless(backbone, concept)  # all of them before the first is trained
     todo = [job for job in jobs if not _finished(job, folder, backbone, overwrite)]
     for job in jobs:
         checkpoint = Checkpoint(folder / f".{job.slug}.checkpoint.safetensors")

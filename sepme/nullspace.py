@@ -277,7 +277,8 @@ def _exhausted(A: Tensor, rtol: float, labels: Sequence[str] | None) -> str:
 def crowding(A: Tensor, labels: Sequence[str]) -> str:
     """Which prompts take most dimensions, and how many, in pivoted-QR order."""
     taken = Counter(_label(labels, row, len(A)) for row in pivot_rows(A))
-    return "most of them by " + ", ".join(f"{label!r} {n}" for label, n in taken.most_common(5))
+    most = ", ".join(f"{label!r} {n}" for label, n in taken.most_common(5))
+    return f"the largest shares by {most}"
 
 
 def pivot_rows(A: Tensor) -> list[int]:

@@ -50,13 +50,18 @@ def _axes(ax: Axes | None, width: float = 6.4, height: float = 3.8) -> Axes:
 
 # ------------------------------------------------------------------ curves and bars
 def correlation_decay(
-    steps_by_concept: Mapping[str, Sequence[Any]], ax: Axes | None = None, tau: float | None = None
+    steps_by_concept: Mapping[str, Sequence[Any]],
+    ax: Axes | None = None,
+    tau: float | None = None,
+    limit: int | None = None,
 ) -> Axes:
     """How the correlation with the original concept decays while its delta is trained.
 
     Args:
         steps_by_concept: name -> the `sepme.eraser.Step`s of its training, in order.
         tau: where the momentum stops the training, drawn as a thin line if given.
+        limit: the most iterations that were allowed, once all training is over; how each curve
+            ended is marked then: a dot where the momentum stopped it, a cross at the limit.
 
     The thick line is the momentum m_n of eq. 4, which decides when to stop. The thin one is the
     mean normalised correlation of each iteration's few noised images: 1 is the original model,
@@ -69,15 +74,27 @@ def correlation_decay(
     ax.axhline(1, color=GREY, linewidth=0.8, linestyle="--", label="original model")
     if tau is not None:
         ax.axhline(tau, color=GREY, linewidth=1, linestyle=":", label=f"stop at τ = {tau:g}")
+    ends = {}
     for index, (name, steps) in enumerate(steps_by_concept.items()):
         style, n = line_style(index), [step.iteration for step in steps]
         each = [float(np.mean(step.correlation)) for step in steps]
         ax.plot(n, each, linewidth=0.8, alpha=0.45, color=style["color"])
-        ax.plot(n, [step.momentum for step in steps], linewidth=2, label=name, **style)
+        label = name if len(steps_by_concept) > 1 else f"{name}: momentum $m_n$"
+        ax.plot(n, [step.momentum for step in steps], linewidth=2, label=label, **style)
+        if limit is not None and steps:
+            stopped = n[-1] < limit or (tau is not None and steps[-1].momentum <= tau)
+            how, marker = (
+                ("stopped by $m_n$", "o") if stopped else (f"limit of {limit} iterations", "x")
+            )
+            at = {"marker": marker, "markersize": 8, "markeredgewidth": 2, "zorder": 5}
+            ax.plot(n[-1:], [steps[-1].momentum], linestyle="", color=style["color"], **at)
+            ends[how] = Line2D([], [], linestyle="", color=GREY, label=how, **at)
     handles, _ = ax.get_legend_handles_labels()
+    if len(steps_by_concept) > 1:
+        handles.append(Line2D([], [], color=GREY, linewidth=2, label="momentum $m_n$"))
     handles += [
-        Line2D([], [], color=GREY, linewidth=2, label="momentum $m_n$"),
         Line2D([], [], color=GREY, linewidth=0.8, alpha=0.6, label="each iteration"),
+        *(ends[how] for how in sorted(ends, reverse=True)),
     ]
     ax.legend(handles=handles, frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     ax.set(xlabel="iteration", ylabel="correlation with the original concept")

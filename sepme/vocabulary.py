@@ -66,5 +66,8 @@ class Vocabulary:
 
 def _words(prompts: Iterable[str]) -> list[str]:
     """The different words of the prompts, whatever their case, in their order."""
-    found = (word for prompt in prompts for word in _LETTERS.findall(prompt))
-    return list({word.lower(): word for word in found}.values())
+    found: dict[str, str] = {}
+    for prompt in prompts:
+        for word in _LETTERS.findall(prompt):
+            found.setdefault(word.lower(), word)
+    return list(found.values())

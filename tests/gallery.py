@@ -30,8 +30,14 @@ BOAT = Concept("boat", ("boat",), "object")
 STYLES = tuple(Concept(name, (name,), "style") for name in ("neon", "ink", "oil"))
 CATALOGUE = Catalogue({concept.name: concept for concept in (*STYLES, BOAT)})
 DELTAS = {delta.concept: delta for delta in three_deltas()}
-#: Words that the paper erases from another model than ours.
+#: Words that the paper erases from another model than ours, and deltas by such names.
 FREE = catalogue_of(("Van Gogh", "Picasso"), ("church", "english springer"))
+FREE_DELTAS = {
+    name: replace(delta, concept=name, provenance=replace(delta.provenance, kind=FREE[name].kind))
+    for name, delta in zip(
+        ("Van Gogh", "Picasso", "english springer"), DELTAS.values(), strict=True
+    )
+}
 
 MATRIX = torch.tensor([[1.0, 0.02, 0.3], [0.04, 1.0, 0.05]], dtype=torch.float64)
 REPORT = Interference(
@@ -64,7 +70,12 @@ def short_recording(model: Backbone) -> Recording:
 
 # ---------------------------------------------------------------- the widgets, for a notebook
 def mixer() -> ConceptMixer:
-    return concept_mixer(fresh(), Eye(), CATALOGUE, DELTAS)
+    """Free words and no judge, as with a Stable Diffusion of one's own; it has drawn already."""
+    made = concept_mixer(fresh(), None, FREE, FREE_DELTAS)
+    made.prompt.value, made.steps.value = "a boat in the style of neon", 2
+    made.draw.click()
+    made.wait()
+    return made
 
 
 def budget() -> NullSpaceBudget:

@@ -185,8 +185,30 @@ def test_steps_and_guidance_count() -> None:
     assert not torch.equal(one, three)
     unguided = backbone.generate([*NAMES, "house"], 5, guidance=1.0, output="latents")
     assert not torch.equal(unguided, three)
-    nothing = backbone.generate([*NAMES, "house"], 5, guidance=0.0, output="latents")
-    assert not torch.equal(nothing, three)  # 0 is a guidance scale, not "use the default"
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 2.5])
+def test_guidance_is_what_multiplies_the_noise_difference(guidance: float) -> None:
+    """Every picture follows `eps_0 + g r`, computed here step by step; also at 0 and at 1."""
+    backbone, steps = shared(), 3
+    scheduler = backbone.pipe.scheduler
+    drawn = backbone.generate("neon", 5, steps=steps, guidance=guidance, output="latents")
+    x = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(5))
+    scheduler.set_timesteps(steps)
+    c, c_0 = backbone.encode(["neon", ""]).split(1)
+    for t in scheduler.timesteps:
+        with torch.no_grad():
+            eps, eps_0 = (backbone.epsilon(x, t[None], e) for e in (c, c_0))
+        x = scheduler.step(eps_0 + guidance * (eps - eps_0), t, x).prev_sample
+    assert_close(drawn, x, scale=30.0)
+
+
+def test_without_guidance_every_prompt_gives_the_empty_prompts_picture() -> None:
+    backbone = shared()
+    unheard = backbone.generate(["neon", "boat"], [5, 5], guidance=0.0)
+    assert torch.equal(unheard[0], unheard[1])
+    assert_close(unheard[:1], backbone.generate("", 5))
+    assert not torch.equal(unheard[:1], backbone.generate("neon", 5, guidance=1.0))
 
 
 def test_every_sampling_step_is_reported_and_can_end_the_sampling() -> None:

@@ -24,6 +24,8 @@ from sepme.jobs import slug
 from sepme.settings import PRESETS
 from tests.tiny import make_tiny_pipeline
 
+#: A file that is neither a delta nor a model nor a concept.
+README = Path(__file__).parent.parent / "README.md"
 CATALOGUE = Catalogue(
     {
         "neon": Concept("neon", ("neon", "a boat in neon style"), "style", ("", "a boat")),
@@ -229,6 +231,8 @@ def test_doctor_measures_instead_of_guessing(model: Path) -> None:
     result = sepme("doctor", "--model", model)
     for subject in ("Python", "device", "threads", "LPIPS", "fingerprint", "one picture", "memory"):
         assert f"\n{subject} " in result.stdout
+    for words in ("drawn alone", "each of 8 at once", "a concept at most", "all takes longer"):
+        assert words in result.stdout
     assert Backbone.load(model).fingerprint in result.stdout
 
 
@@ -268,6 +272,40 @@ def test_atelier_trains_with_what_was_typed(tmp_path: Path, monkeypatch) -> None
     assert "pipeline" in result.stdout
 
 
+# ------------------------------------------------------------------ warnings
+def warned(*command: object) -> list[str]:
+    """What the command says on stderr although it does its work."""
+    return [line.removeprefix("sepme: warning: ") for line in sepme(*command).stderr.splitlines()]
+
+
+def test_words_that_the_model_does_not_know_are_said_once(
+    model: Path, bare: Path, tmp_path: Path
+) -> None:
+    drawn = ("generate", "a red boat, red", "--out", tmp_path / "a.png", "--model", model)
+    red = "The word 'red' means nothing to this model, which was never shown it."
+    assert warned(*drawn) == [red]
+    assert (tmp_path / "a.png").is_file()
+    erased = ("erase", "red boat, red house", "--closed-form", "--model", bare)
+    assert warned(*erased, "--out", tmp_path / "deltas") == [red]
+
+
+def test_where_all_words_are_known_nothing_is_said(model: Path, tmp_path: Path) -> None:
+    command = ("generate", "a boat in the style of neon", "--out", tmp_path / "a.png")
+    assert warned(*command, "--model", model) == []
+
+
+def test_a_concept_without_a_known_word_is_refused(bare: Path, empty: Path) -> None:
+    command = ("erase", "neon, Van Gogh", "--closed-form", "--out", empty, "--model", bare)
+    refused(*command, words=("no word of 'Van Gogh'", "nothing to forget"))
+
+
+def test_kept_prompts_that_will_change_too_are_said(model: Path, tmp_path: Path) -> None:
+    command = ("erase", "neon", "--closed-form", "--keep-rtol", 0.5, "--model", model)
+    (line,) = warned(*command, "--out", tmp_path)
+    assert line.startswith("'neon' can hardly be told from ")
+    assert line.endswith(" to change too.")
+
+
 # ------------------------------------------------------------------ bad input
 def refused(*command: object, words: tuple[str, ...]) -> None:
     """The command must end with code 2, and say one sentence on one line of stderr."""
@@ -304,8 +342,15 @@ def empty(tmp_path: Path) -> Iterator[Path]:
         (["neon", "--joint"], ("two concepts",)),
         (["neon,ink", "--joint", "--closed-form"], ("one by one",)),
         (["neon", "--preset", "undecoupled", "--keep", "a cat"], ("keeps nothing",)),
-        (["neon", "--keep-from", "nowhere.txt"], ("nowhere.txt",)),
-        (["neon", "--after", "nowhere.safetensors"], ("nowhere.safetensors",)),
+        (
+            ["neon", "--keep-from", "nowhere.txt"],
+            ("'nowhere.txt'", "No such file", "one prompt a line"),
+        ),
+        (["neon", "--keep-from", "."], ("'.'", "--keep-from a text file")),
+        (["neon", "--after", "nowhere.safetensors"], ("no file 'nowhere.safetensors'",)),
+        (["neon", "--after", "neon"], ("no file 'neon'", "'sepme erase' wrote")),
+        (["neon.safetensors"], ("'neon.safetensors' is a file", "generate PROMPT --erase")),
+        ([str(README)], ("README.md' is a file", 'like "neon"')),
     ],
 )
 def test_erase_refuses(words: list[str], said: tuple[str, ...], model: Path, empty: Path) -> None:
@@ -327,16 +372,44 @@ def test_a_model_that_is_not_there(command: str, empty: Path) -> None:
     refused(command, *words, "--out", out, "--model", empty / "model", words=("model",))
 
 
-def test_a_file_in_place_of_the_folder(model: Path, tmp_path: Path) -> None:
+def test_a_file_in_place_of_a_concept_is_no_concept_of_free_words(bare: Path, empty: Path) -> None:
+    for words in (README, "neon, boat.safetensors"):
+        refused("erase", words, "--out", empty, "--model", bare, words=("is a file",))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("erase", "neon"), ("demo",), ("atelier", "train"), ("course", "build")],
+    ids=lambda command: command[0],
+)
+def test_a_file_in_place_of_the_folder(command: tuple[str, ...], tmp_path: Path) -> None:
+    """Refused before a model is loaded or anything is written."""
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for out in (file, tmp_path / "neon.safetensors"):
+        refused(*command, "--out", out, words=(f"'{out}' names a file", "--out"))
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_file_in_place_of_a_pictures_folder(model: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    refused("erase", "neon", "--out", tmp_path / "file", "--model", model, words=("--out",))
-    assert (tmp_path / "file").read_text() == "mine"
+    out = tmp_path / "file" / "picture.png"
+    refused("generate", "neon", "--out", out, "--model", model, words=("names a file", "--out"))
+
+
+@pytest.mark.parametrize(
+    "command", [("erase", "neon"), ("generate", "neon"), ("demo",), ("doctor",)]
+)
+def test_a_file_in_place_of_the_model(command: tuple[str, ...], tmp_path: Path) -> None:
+    out = [] if command == ("doctor",) else ["--out", tmp_path / "out" / "a.png"]
+    said = "catalogue.json" if command == ("demo",) else "README.md' is a file"
+    refused(*command, *out, "--model", README, words=(said,))
 
 
 @pytest.mark.parametrize(
     ("delta", "out", "said"),
     [
-        ("missing", "picture.png", ("missing.safetensors", "exists")),
+        ("missing", "picture.png", ("no file", "missing.safetensors'")),
         ("truncated", "picture.png", ("truncated",)),
         ("neon", "picture.jpg", ("end it in .png",)),
         ("foreign", "picture.png", ("another base model",)),
@@ -359,13 +432,22 @@ def test_generate_refuses(
     refused("generate", "a", "--erase", file, "--out", empty / out, "--model", used, words=said)
 
 
+def test_generate_refuses_a_guidance_that_cannot_be_drawn(model: Path, empty: Path) -> None:
+    for guidance in (-1, 0.5, "nan"):
+        command = ("generate", "neon", "--guidance", guidance, "--out", empty / "a.png")
+        refused(*command, "--model", model, words=("guidance = ", "give 0 (no words), 1"))
+
+
 def test_inspect_refuses_what_sepme_did_not_write(model: Path, empty: Path) -> None:
     foreign = model / "unet" / "diffusion_pytorch_model.safetensors"
     refused("inspect", foreign, words=("not written by sepme",))
+    refused("inspect", README, words=("no delta in", "README.md'"))
+    refused("inspect", empty, words=("no delta in",))
 
 
 def test_demo_refuses(model: Path, bare: Path, empty: Path) -> None:
-    refused("demo", "--out", empty, "--model", bare, words=("no catalogue.json",))
+    refused("demo", "--out", empty, "--model", bare, words=("has no catalogue.json",))
+    refused("demo", "--out", empty, "--model", empty / "gone", words=("is not on this disk",))
     refused("demo", "--erase", "neno", "--out", empty, "--model", model, words=("neon",))
 
 

@@ -16,7 +16,8 @@ from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
 from sepme.backbone import Backbone
 from sepme.concept import Catalogue, Concept
 from sepme.delta import ConceptDelta
-from sepme.demo import CONCEPTS, Exhibition, evenly, run_demo, scenes
+from sepme.demo import CONCEPTS, Exhibition, _decay, evenly, run_demo, scenes
+from sepme.errors import SepmeWarning
 from sepme.report import demo_table, table
 from sepme.settings import PRESETS
 from tests.refusals import refused
@@ -45,6 +46,13 @@ def test_every_erased_row_has_a_counterpart_that_stays() -> None:
         assert not {stays.style, stays.object} & set(show.names)
         assert (gone.style == stays.style) != (gone.object == stays.object)
     assert len({scene.prompt for scene in show.rows}) == 8
+
+
+def test_the_rows_show_styles_that_cannot_be_taken_for_one_another() -> None:
+    """The shipped model's dots of pointillism look like the tiles of a mosaic."""
+    shown = {scene.style for scene in exhibition(",".join(CONCEPTS)).rows}
+    assert not {"pointillism", "mosaic"} <= shown
+    assert len(shown) >= 6
 
 
 def test_columns_show_simultaneous_iterative_and_restored() -> None:
@@ -110,18 +118,19 @@ class Guess:
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], Backbone]:
     out = tmp_path_factory.mktemp("demo") / "new"
     backbone = Backbone(make_tiny_pipeline(), "miniature", steps=3)
-    report = run_demo(
-        backbone,
-        Guess(),  # type: ignore[arg-type]
-        out,
-        catalogue=SMALL,
-        erase=("neon",),
-        settings=QUICK,
-        samples=4,
-        retained=4,
-        say=lambda _: None,
-        progress=False,
-    )
+    with pytest.warns(SepmeWarning, match="'neon' can hardly be told"):  # at such a tolerance
+        report = run_demo(
+            backbone,
+            Guess(),  # type: ignore[arg-type]
+            out,
+            catalogue=SMALL,
+            erase=("neon",),
+            settings=QUICK,
+            samples=4,
+            retained=4,
+            say=lambda _: None,
+            progress=False,
+        )
     return out, report, backbone
 
 
@@ -158,6 +167,16 @@ def test_pictures_and_deltas_are_written(small) -> None:
     ]
 
 
+@pytest.mark.parametrize(("start", "said"), [("closed_form", True), ("zero", False)])
+def test_the_decay_has_a_title_and_says_how_each_training_ended(start: str, said: bool) -> None:
+    steps = [SimpleNamespace(iteration=n, momentum=0.5, correlation=(0.5,)) for n in range(1, 4)]
+    trained = [SimpleNamespace(delta=SimpleNamespace(concept="neon"), steps=steps)]
+    (ax,) = _decay(trained, replace(QUICK, start=start)).axes  # type: ignore[arg-type]
+    assert ax.get_title().startswith("What is left of each concept")
+    assert ("from the closed form" in ax.get_title()) is said
+    assert ax.get_legend().get_texts()[-1].get_text() == "limit of 3 iterations"
+
+
 def test_the_table_says_the_figures(small) -> None:
     _, report, _ = small
     text = demo_table(report)
@@ -166,6 +185,7 @@ def test_the_table_says_the_figures(small) -> None:
     assert "makes no difference" in text
 
 
+@pytest.mark.filterwarnings("ignore:'neon' can hardly be told")
 def test_without_alexnet_the_table_says_why(small, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("sepme.demo.alexnet_available", lambda: False)
     report = run_demo(

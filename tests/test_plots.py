@@ -75,6 +75,24 @@ def test_the_decay_shows_correlation_momentum_zero_and_threshold() -> None:
     assert {"neon", "boat"} <= {text.get_text() for text in ax.get_legend().get_texts()}
 
 
+def test_the_decay_marks_how_each_training_ended() -> None:
+    def at(*momenta: float) -> list[Step]:
+        return [Step(n, (m,), m) for n, m in enumerate(momenta, 1)]
+
+    runs = {"stopped": at(1, 0.1), "late": at(1, 0.5, 0.2), "last": at(1, 0.5, 0.1)}
+    ax = plots.correlation_decay(runs, Figure().subplots(), tau=0.1, limit=3)
+    marks = {
+        (line.get_marker(), line.get_xdata()[0], line.get_ydata()[0])
+        for line in ax.lines
+        if len(line.get_xdata()) == 1
+    }
+    assert marks == {("o", 2, 0.1), ("x", 3, 0.2), ("o", 3, 0.1)}
+    legend = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert legend[-2:] == ["stopped by $m_n$", "limit of 3 iterations"]
+    running = plots.correlation_decay(runs, Figure().subplots(), tau=0.1)  # nothing has ended yet
+    assert all(len(line.get_xdata()) > 1 for line in running.lines)
+
+
 def test_lines_differ_in_colour_and_in_dashes() -> None:
     styles = [plots.line_style(i) for i in range(35)]
     assert len({(s["color"], str(s["linestyle"])) for s in styles}) == 35

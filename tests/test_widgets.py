@@ -4,6 +4,7 @@ import ast
 import base64
 import importlib
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from sepme.backbone import Backbone
 from sepme.composition import Composition
 from sepme.concept import Catalogue, Concept
 from sepme.decay import Recording
+from sepme.entanglement import Interference
+from sepme.errors import warn
 from sepme.nullspace import null_space
 from sepme.pictures import png
 from sepme.widgets import (
@@ -38,10 +41,10 @@ from sepme.widgets import (
     stop_rule,
     stop_rule_playground,
 )
-from sepme.widgets._parts import Job, Stopped
+from sepme.widgets._parts import Job, Stopped, remarks
 from sepme.widgets.decay_player import describe as describe_moment
 from sepme.widgets.decay_player import render as render_moment
-from tests.gallery import CATALOGUE, DELTAS, LOSSES, REPORT, Eye, short_recording
+from tests.gallery import CATALOGUE, DELTAS, FREE, FREE_DELTAS, LOSSES, REPORT, Eye, short_recording
 from tests.miniature import NEON, QUICK, fresh
 from tests.refusals import refused
 from tests.tolerance import assert_close
@@ -508,6 +511,128 @@ def test_a_model_of_one_s_own_needs_neither_judge_nor_catalogue(model: Backbone)
     assert shell.status.text.startswith("Drawn")
 
 
+# ---------------------------------------------------------------- the mixer: words of one's own
+@pytest.mark.parametrize(
+    ("thing", "style", "prompt"),
+    [
+        ("church", "Van Gogh", "a painting of a church in the style of Van Gogh"),
+        (
+            "english springer",
+            "Picasso",
+            "a painting of an english springer in the style of Picasso",
+        ),
+        ("church", "photo", "a photo of a church"),
+        ("church", None, "a photo of a church"),
+        (None, "Van Gogh", "a painting in the style of Van Gogh"),
+        (None, "photo", "a photo"),
+    ],
+)
+def test_the_words_of_a_prompt_are_those_of_the_phrasebook(
+    thing: str | None, style: str | None, prompt: str
+) -> None:
+    assert mixer.prompt_of(thing, style) == prompt
+
+
+def test_the_menus_offer_the_words_of_the_catalogue(model: Backbone) -> None:
+    shell = concept_mixer(model, None, FREE, {}, threaded=False)
+    assert shell.menus["object"].options == ("church", "english springer")
+    assert shell.menus["style"].options == ("photo", "Van Gogh", "Picasso")
+    assert shell.prompt.value == "a photo of a church"
+    shell.menus["style"].value = "Van Gogh"
+    shell.menus["object"].value = "english springer"
+    assert shell.prompt.value == "a painting of an english springer in the style of Van Gogh"
+    assert shell.new.options == ("Van Gogh", "Picasso", "church", "english springer")
+
+
+@pytest.mark.parametrize("kind", ["style", "object"])
+def test_a_menu_that_would_be_empty_is_left_out(model: Backbone, kind: str) -> None:
+    words = [concept for concept in FREE.concepts.values() if concept.kind == kind]
+    catalogue = Catalogue({concept.name: concept for concept in words})
+    shell = concept_mixer(model, None, catalogue, {}, threaded=False)
+    assert list(shell.menus) == [kind]
+    shell.menus[kind].value = words[1].name
+    assert words[1].name in shell.prompt.value
+    neither = Catalogue({"seal": Concept("seal", ("seal",), "watermark")})
+    shell = concept_mixer(model, None, neither, {}, threaded=False)
+    assert shell.menus == {}
+    assert shell.prompt.value == ""
+
+
+def test_deltas_need_not_be_in_the_catalogue(model: Backbone) -> None:
+    shell = concept_mixer(model, None, FREE, DELTAS, threaded=False)
+    assert set(shell.ticks) == set(DELTAS)
+    assert shell.menus["object"].value == "church"
+    shell = concept_mixer(model, None, FREE, FREE_DELTAS, threaded=False)
+    assert shell.menus["object"].value == "english springer"
+    shell.ticks["Van Gogh"].value = True
+    assert shell.strength_fields.children[0].description == "Strength of Van Gogh"
+    headings = [part.value for part in tree(shell.choices) if isinstance(part, ipywidgets.HTML)]
+    assert [("styles" in text, "objects" in text) for text in headings] == [
+        (True, False),
+        (False, True),
+    ]
+
+
+def test_the_menus_begin_with_what_can_be_forgotten(model: Backbone) -> None:
+    deltas = {name: DELTAS[name] for name in ("oil", "ink")}
+    assert concept_mixer(model, None, CATALOGUE, deltas).menus["style"].value == "oil"
+
+
+def test_a_model_without_deltas_draws_and_learns(
+    model: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mixer, "PRESETS", {"default": QUICK})
+    shell = concept_mixer(model, None, CATALOGUE, {}, threaded=False)
+    assert "Erase now" in shell.status.text
+    shell.prompt.value, shell.steps.value = "ink boat", 2
+    shell.draw.click()
+    assert "Drawn" in shell.status.text
+    first = shell.picture.png
+    shell.new.value = "ink"
+    shell.erase.click()
+    shell.draw.click()
+    assert "1 of 1 concepts erased" in shell.status.text
+    assert shell.picture.png != first
+    shell.restore.click()
+    assert shell.picture.png == first
+
+
+def test_words_that_the_model_never_saw_are_remarked_upon(shell: ConceptMixer) -> None:
+    shell.draw.click()
+    assert "means nothing" not in shell.status.text
+    shell.prompt.value = "neon cup"
+    shell.draw.click()
+    assert "Drawn" in shell.status.text
+    assert "'cup' means nothing to this model" in shell.status.text
+
+
+def test_what_erasing_warns_of_is_said_in_the_status_line(
+    two: ConceptMixer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    erase = mixer.erase
+
+    def careful(*args: object, **options: object) -> object:
+        warn("The kept prompts are near.")
+        return erase(*args, **options)
+
+    monkeypatch.setattr(mixer, "erase", careful)
+    two.new.value = "oil"
+    two.erase.click()  # a warning that got out would be an error here
+    assert two.status.text.endswith("press Draw. The kept prompts are near.")
+
+
+def test_other_warnings_are_not_swallowed() -> None:
+    def both() -> list[str]:
+        with remarks() as said:
+            warn("ours")
+            warnings.warn("somebody else's", UserWarning, stacklevel=1)
+        return said
+
+    with pytest.warns(UserWarning, match="somebody else's"):
+        said = both()
+    assert said == ["ours"]
+
+
 # ---------------------------------------------------------------- the null-space budget
 CROWD = Concept("crowd", tuple(f"{a} {b}" for a in "abcd" for b in "abcd"), "object")
 
@@ -544,6 +669,7 @@ def test_the_figure_of_a_budget_shows_spectrum_budget_and_prompts(model: Backbon
     space = found.room.space
     assert widths == [space.rank, found.room.rank, space.free - found.room.rank]
     assert [patch.get_width() for patch in eaters.patches] == [n for _, n in found.eaters]
+    assert eaters.yaxis_inverted()
     assert "the empty prompt" in words(figure)
 
 
@@ -566,6 +692,15 @@ def test_keeping_more_and_tolerating_less_takes_more(model: Backbone) -> None:
     shell.tolerance.value = 0.1
     assert rank() < everything
     assert shell.status.text == shell.picture.alt != ""
+
+
+def test_a_budget_of_free_words(model: Backbone) -> None:
+    shell = null_space_budget(model, FREE)
+    assert shell.forget.value == "Van Gogh"
+    assert shell.state.keep == ("Picasso", "church", "english springer")
+    assert "The delta of Van Gogh uses" in shell.status.text
+    headings = [part.value for part in tree(shell) if isinstance(part, ipywidgets.HTML)]
+    assert any("Keep styles" in heading for heading in headings)
 
 
 def test_a_full_null_space_is_answered_in_the_status_line(model: Backbone) -> None:
@@ -738,6 +873,14 @@ def test_a_pair_is_drawn_with_the_deltas_on_the_pipeline(model: Backbone) -> Non
     assert torch.equal(before, model.generate(["ink"], 3))
 
 
+def test_pairs_of_free_words_are_named_as_they_are() -> None:
+    names = ("Van Gogh", "church")
+    report = Interference(names, names, torch.eye(2, dtype=torch.float64), "noise")
+    shell = interference_explorer(report)
+    assert shell.state == PairState("Van Gogh", "church")
+    assert "The delta of Van Gogh on the prompts of church" in shell.picture.alt
+
+
 # ---------------------------------------------------------------- the stop-rule playground
 def test_the_momentum_is_equation_4_and_stops_at_its_threshold() -> None:
     values, stopped = stop_rule.momentum(StopRuleState("a", 0.5, 0.3, earliest=1), LOSSES)
@@ -775,6 +918,22 @@ def test_turning_the_knobs_moves_the_stop() -> None:
     assert "does not stop" in shell.status.text
 
 
+@pytest.mark.parametrize(
+    ("losses", "low", "high", "step"),
+    [
+        (LOSSES, -0.5, 1.0, 0.01),
+        ([2.34e-4, -1.15e-5], -1.2e-5, 2.34e-4, 1e-6),
+        ([0.5, 0.4], 0.0, 0.5, 0.01),
+        ([0.0], 0.0, 0.0, 0.01),
+    ],
+)
+def test_tau_moves_in_round_steps_between_round_bounds(
+    losses: list[float], low: float, high: float, step: float
+) -> None:
+    tau = stop_rule_playground({"a": losses}).tau
+    assert (tau.min, tau.max, tau.step) == (low, high, step)
+
+
 def test_a_rule_that_makes_no_sense_is_refused() -> None:
     with refused("alpha = 1"):
         StopRuleState("a", 1.0)
@@ -802,11 +961,14 @@ def all_five(model: Backbone, recording: Recording, shell: ConceptMixer) -> list
 
 def test_every_control_has_a_label_a_tooltip_and_a_class(all_five: list) -> None:
     passive = ipywidgets.Box | ipywidgets.HTML
+    sliders = (ipywidgets.Play, ipywidgets.SelectionSlider, ipywidgets.FloatLogSlider)
+    unspeakable = (*sliders, ipywidgets.IntSlider, ipywidgets.FloatSlider)
     for widget in all_five:
         controls = [part for part in tree(widget) if not isinstance(part, passive)]
         assert len(controls) >= 4
         for part in controls:
             assert part.description, part
+            assert not isinstance(part, unspeakable), part
             assert part.tooltip, part
             assert any(name.startswith("sepme-") for name in part._dom_classes), part
             assert not getattr(part, "continuous_update", False), part

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from sepme.errors import SepmeError
+from sepme.scenes.measures import MEASURES
 from sepme.scenes.protocol import ROLES, WATERMARK
 from sepme.scenes.published import Published, family
 
@@ -80,4 +82,37 @@ def short(method: str) -> str:
     return f"{family(method)}\n({rest} it.)" if rest else method
 
 
-__all__ = ["ROLES", "Bar", "measured_bars", "methods_of", "published_bars", "short"]
+def role_table(
+    rows: Sequence[Mapping[str, Any]], measure: str
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows of a table: each method's mean of a measure by role, with its interval.
+
+    Raises:
+        SepmeError: no such measure.
+    """
+    if measure not in MEASURES:
+        raise SepmeError(f"Measure '{measure}' is unknown: choose one of {', '.join(MEASURES)}.")
+    scenes = tuple({row["scene"] for row in rows})
+    bars = measured_bars(rows, measure, scenes)
+    bars |= measured_bars(rows, measure, scenes, by="watermark")
+    roles = (*ROLES, "watermark")
+    body = [
+        (name, *(_cell(bars.get((name, role)), measure) for role in roles))
+        for name in methods_of(bars)
+    ]
+    return (measure, *roles), body
+
+
+def _cell(bar: Bar | None, measure: str) -> str:
+    """A mean and the ends of its interval; an accuracy in percent."""
+    if bar is None:
+        return "-"
+    scale, digits = (100, 1) if measure == "acc" else (1, 2 if measure == "fid" else 4)
+    text = f"{scale * bar.mean:.{digits}f}"
+    if bar.low is None or bar.high is None:
+        return text
+    low, high = max(0.0, scale * bar.low), scale * bar.high
+    return f"{text} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+__all__ = ["ROLES", "Bar", "measured_bars", "methods_of", "published_bars", "role_table", "short"]

@@ -7,11 +7,13 @@ is the shell. Classes of its controls: `sepme-budget-forget`, `-keep-<name>`, `-
 
 from collections import Counter
 from dataclasses import dataclass
+from textwrap import fill
 
 import ipywidgets as widgets
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from sepme.backbone import Backbone
@@ -136,7 +138,8 @@ def _spectra(ax: Axes, state: BudgetState, room: Constraint) -> None:
     largest = float(space.spectrum[0])
     ax.set_ylim(largest * 1e-8, largest * 3)  # below lies nothing but rounding
     ax.axvspan(0.5, space.rank + 0.5, color=SKY, alpha=0.18, linewidth=0)
-    ax.set_title(f"{space.rank} singular values lie above the threshold", fontsize=10)
+    many = f"{space.rank} singular values lie" if space.rank != 1 else "1 singular value lies"
+    ax.set_title(f"{many} above the threshold", fontsize=10)
 
 
 def _bar(ax: Axes, room: Constraint) -> None:
@@ -153,12 +156,12 @@ def _bar(ax: Axes, room: Constraint) -> None:
         start += size
     ax.set(yticks=[], xlim=(0, start), xlabel=f"dimensions of the text embedding ({start})")
     ax.spines[["top", "right", "left"]].set_visible(False)
-    ax.legend(ncols=3, frameon=False, fontsize=8.5, loc="lower center", bbox_to_anchor=(0.5, 1))
+    ax.legend(ncols=3, frameon=False, fontsize=8.5, loc="lower right", bbox_to_anchor=(1, 1))
 
 
 def _eaters(ax: Axes, eaters: tuple[tuple[str, int], ...], most: int = 9) -> None:
     shown, rest = eaters[:most], eaters[most:]
-    names = [f"“{prompt}”" if prompt else "the empty prompt" for prompt, _ in shown]
+    names = [fill(f"“{prompt}”", 28) if prompt else "the empty prompt" for prompt, _ in shown]
     sizes = [size for _, size in shown]
     if rest:
         names.append(f"{len(rest)} others")
@@ -166,10 +169,10 @@ def _eaters(ax: Axes, eaters: tuple[tuple[str, int], ...], most: int = 9) -> Non
     colours = [BLUE] * len(shown) + [ORANGE] * bool(rest)
     bars = ax.barh(range(len(names)), sizes, color=colours)
     ax.bar_label(bars, padding=3, fontsize=8)
-    ax.set_yticks(range(len(names)), names, fontsize=8)
-    ax.invert_yaxis()
+    ax.set_yticks(range(len(names)), names, fontsize=7.5)
     ax.margins(x=0.12)
-    ax.set(xlabel="dimensions")
+    ax.set(xlabel="dimensions", ylim=(max(len(names), 5) - 0.5, -0.5))  # the largest on top
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_title("which kept prompts take them", fontsize=10)
     ax.spines[["top", "right"]].set_visible(False)
 

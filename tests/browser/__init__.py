@@ -1,1 +1,1 @@
-"""The mixer in a real browser: `make browser`. Plain `make test` leaves this folder out."""
+"""The widgets in a real browser: `make browser`. Plain `make test` leaves this folder out."""

@@ -34,5 +34,9 @@ def nodes(part: Locator) -> list[Node]:
 
 
 def nameless(part: Locator) -> list[str]:
-    """The roles of the controls and images in `part` that no screen reader could name."""
-    return [node.role for node in nodes(part) if node.role in CONTROLS | IMAGES and not node.name]
+    """The roles of the controls and images in `part` that no screen reader could name.
+
+    A name needs a letter or a digit: an icon font's sign is a name of a kind, but is not spoken.
+    """
+    named = [node for node in nodes(part) if node.role in CONTROLS | IMAGES]
+    return [node.role for node in named if not any(map(str.isalnum, node.name))]

@@ -19,8 +19,8 @@ from tests.browser.servers import free_port, serving, settled_in
 
 #: The chapter that has the mixer.
 CHAPTER = "04_decouple_compose_restore.ipynb"
-#: The widgets of `tests/gallery.py` that are looked at beside the mixer.
-GALLERY = ("budget", "decay", "pair", "stop")
+#: The widgets of `tests/gallery.py`.
+GALLERY = ("mixer", "budget", "decay", "pair", "stop")
 #: Screenshots and logs of the last run, kept to be looked at.
 ARTEFACTS = FOLDER.parent / "build" / "browser"
 #: Nothing but the page itself: no GPU, no first-run pages, no traffic of the browser's own.
@@ -87,21 +87,13 @@ def jupyter(application: str, folder: Path, log: Path) -> Iterator[str]:
 
 @contextmanager
 def chapter(application: str, folder: Path, log: Path) -> Iterator[tuple[str, Run]]:
-    """A chapter in a copy of the notebooks, and what to do until the mixer is to be seen."""
+    """A chapter in a copy of the notebooks, and what to do until the mixer is to be seen.
+
+    No notebook is committed with a widget, so that what is seen of the mixer is alive.
+    """
     shutil.copytree(FOLDER, folder / "notebooks")
-    _forget_outputs(folder / "notebooks" / CHAPTER)
     with jupyter(application, folder, log) as address:
         yield f"{address}/{CHAPTER}", _run_to_the_mixer
-
-
-def _forget_outputs(path: Path) -> None:
-    """Whatever is seen of the notebook then was made by the kernel of the test."""
-    notebook = nbformat.read(path, as_version=4)
-    notebook.metadata.pop("widgets", None)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-    nbformat.write(notebook, path)
 
 
 def _run_to_the_mixer(page: Page) -> None:
@@ -163,7 +155,7 @@ def mixer(
             page.close()
 
 
-# ------------------------------------------------------------------ the other widgets
+# ------------------------------------------------------------------ all widgets
 @pytest.fixture(scope="module")
 def gallery(
     chromium: Browser, artefacts: Path, tmp_path_factory: pytest.TempPathFactory
@@ -181,6 +173,8 @@ def gallery(
             page.goto(f"{address}/gallery.ipynb")
             run_cells(page, len(cells))
             page.locator(f".sepme-{GALLERY[-1]}").wait_for(timeout=CELLS)
+            for name in GALLERY:
+                page.locator(f".sepme-{name}").screenshot(path=artefacts / f"gallery_{name}.png")
             yield page
         finally:
             page.screenshot(path=artefacts / "gallery_at_the_end.png")

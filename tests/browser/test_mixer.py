@@ -1,4 +1,4 @@
-"""The mixer in JupyterLab and as a Voila page: erase, draw, restore, with mouse and keyboard."""
+"""The mixer in JupyterLab, Notebook and Voila: erase, draw, restore, with mouse and keyboard."""
 
 from pathlib import Path
 
@@ -89,9 +89,9 @@ def test_a_screen_reader_can_name_everything(mixer: MixerPage, original: bytes) 
 def test_what_has_no_name_is_found(blank: Page) -> None:
     blank.set_content(
         '<main><input type="range"><button>Draw</button><img src="data:," alt="a boat">'
-        '<label>Seed <input type="number"></label><img src="data:,"></main>'
+        '<label>Seed <input type="number"></label><img src="data:,"><button>\uf04b</button></main>'
     )
-    assert nameless(blank.locator("main")) == ["slider", "image"]
+    assert nameless(blank.locator("main")) == ["slider", "image", "button"]
 
 
 def test_the_page_asks_no_other_machine(mixer: MixerPage) -> None:
