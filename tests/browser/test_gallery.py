@@ -8,8 +8,8 @@ from tests.browser.conftest import GALLERY
 
 #: All that can be chosen, filled in or pressed, as a screen reader names it, in its order.
 NAMES = {
-    "mixer": "Object, Style, Prompt, Van Gogh, Picasso, english springer, Another concept, Erase now, "
-    "Seed, Pictures, Steps, Draw, Stop, Restore all",
+    "mixer": "Object, Style, Prompt, Van Gogh, Picasso, english springer, Another concept, "
+    "Erase now, Seed, Pictures, Steps, Draw, Stop, Restore all",
     "budget": "Forget, Tolerance, Keep all, Keep none, neon, ink, oil, boat",
     "decay": "Training, Iteration, Timestep, Play, Stop",
     "pair": "Erased, Drawn, Draw its pictures, Stop",
