@@ -23,9 +23,11 @@ from sepme.constraint import constrain
 from sepme.course.build import STUB, TEACHER, build, read, solution, student, to_bytes
 from sepme.course.checks import (
     NotYet,
+    baselines,
     composition,
     decorrelation,
     interference,
+    measures,
     noise_differences,
     null_space,
     quickstart,
@@ -40,7 +42,7 @@ from tests.test_notebooks import code_cells, complaints
 
 TEACHERS = sorted(TEACHER.glob("*.ipynb"))
 COMMITTED = FOLDER / "exercises"
-CHAPTERS = 6
+CHAPTERS = 8
 
 each = pytest.mark.parametrize("path", TEACHERS, ids=lambda path: path.stem)
 
@@ -677,3 +679,130 @@ def test_feedback_on_gram_matrices() -> None:
     ask("one layer only", lambda deltas: cosines(deltas, deltas[0].paths[:1]))
     ask("cosine 1 with itself", lambda deltas: 0.5 * cosines(deltas))
     ask("symmetric", lambda deltas: cosines(deltas) + torch.ones(3, 3).triu(1))
+
+
+def test_feedback_on_esds_target() -> None:
+    checked, eta = baselines.check_target, baselines.check_eta
+    checked(lambda eps_c, eps_0, eta: eps_0 - eta * (eps_c - eps_0))
+    says("turns the sign", checked, lambda eps_c, eps_0, eta: eps_0 + eta * (eps_c - eps_0))
+    says("add that of the empty", checked, lambda eps_c, eps_0, eta: -eta * (eps_c - eps_0))
+    says("as the rewrite does", checked, lambda eps_c, eps_0, eta: eps_c - eta * (eps_c - eps_0))
+    says("With eta = 2.5", checked, lambda eps_c, eps_0, eta: eps_0 - eta**2 * (eps_c - eps_0))
+    says("did you forget `return`", checked, lambda eps_c, eps_0, eta: None)
+    eta(lambda factor: factor - 1)
+    says("same target twice", eta, lambda factor: factor)
+    says("the two targets differ", eta, lambda factor: factor + 1)
+
+
+def ridge(W0: Tensor, C: Tensor, A: Tensor, P: Tensor, lam: float, pull: float = 1.0) -> Tensor:
+    """UCE's formula as published; `pull` = 0 leaves lambda W0 out."""
+    gram = lam * torch.eye(W0.shape[1], dtype=W0.dtype) + C.T @ C + P.T @ P
+    return (pull * lam * W0 + W0 @ A.T @ C + W0 @ P.T @ P) @ torch.linalg.inv(gram)
+
+
+def test_feedback_on_uce() -> None:
+    def ask(words: str, answer: Callable) -> None:
+        says(words, baselines.check_uce, answer)
+
+    baselines.check_uce(ridge)
+    ask("transposed", lambda *given: ridge(*given).T)
+    ask("for lambda = 0.5 only", lambda W0, C, A, P, lam: ridge(W0, C, A, P, 0.5))
+    ask("the change alone", lambda W0, *given: ridge(W0, *given) - W0)
+    ask("What is preserved", lambda W0, C, A, P, lam: ridge(W0, C, A, P[:0], lam))
+    ask("in the inverse only", lambda *given: ridge(*given, pull=0.0))
+    ask("Nothing has changed", lambda W0, C, A, P, lam: ridge(W0, C, C, P, lam))
+    ask("not the minimum", lambda W0, C, A, P, lam: ridge(W0, C, 2 * A, P, lam))
+
+
+def test_feedback_on_speed() -> None:
+    def fitted(W0: Tensor, C: Tensor, A: Tensor, S: Tensor, rho: float) -> Tensor:
+        free = C @ S
+        gram = free.T @ free + rho * torch.eye(S.shape[1], dtype=S.dtype)
+        return (torch.linalg.inv(gram) @ free.T @ (A - C) @ W0.T).T @ S.T
+
+    def unbound(W0: Tensor, C: Tensor, A: Tensor, S: Tensor, rho: float) -> Tensor:
+        return fitted(W0, C, A, torch.eye(W0.shape[1], dtype=W0.dtype), rho)
+
+    def ask(words: str, answer: Callable) -> None:
+        says(words, baselines.check_speed, answer)
+
+    baselines.check_speed(fitted)
+    ask("the edited matrix", lambda W0, *given: W0 + fitted(W0, *given))
+    ask("What is kept moves", unbound)
+    ask("projected at the end", lambda *given: unbound(*given) @ given[3] @ given[3].T)
+    ask("The change is zero", lambda W0, *given: 0 * W0)
+    ask("not the best such change", lambda *given: 0.5 * fitted(*given))
+
+
+def test_feedback_on_roles() -> None:
+    def right(history, index):
+        if index in history[-1]:
+            return "erased"
+        return "recovered" if any(index in erased for erased in history) else "regular"
+
+    checked = measures.check_role
+    checked(right)
+
+    def ever(history, index):
+        return "recovered" if any(index in e for e in history[:-1]) else right(history, index)
+
+    says("once and is back", checked, lambda history, i: right(history[-1:], i))
+    says("once and is back", checked, lambda history, i: right([history[0], history[-1]], i))
+    says("erased (again)", checked, ever)
+    says("is erased, not regular", checked, lambda history, i: "regular")
+    says("one of erased, recovered, regular", checked, lambda history, i: "forgotten")
+    says("did you forget `return`", checked, lambda history, i: None)
+
+
+def test_feedback_on_wilson_s_interval() -> None:
+    def wilson(k: int, n: int, z: float = 1.96) -> tuple[float, float]:
+        p, more = k / n, z**2 / n
+        half = z * math.sqrt(p * (1 - p) / n + more / (4 * n))
+        return (p + more / 2 - half) / (1 + more), (p + more / 2 + half) / (1 + more)
+
+    def wald(k: int, n: int) -> tuple[float, float]:
+        half = 1.96 * math.sqrt(k / n * (1 - k / n) / n)
+        return k / n - half, k / n + half
+
+    checked = measures.check_wilson
+    checked(wilson)
+    says("Wald's", checked, wald)
+    says("give shares", checked, lambda k, n: tuple(100 * end for end in wilson(k, n)))
+    says("lower end comes first", checked, lambda k, n: wilson(k, n)[::-1])
+    says("denominator", checked, lambda k, n: tuple(e * (1 + 1.96**2 / n) for e in wilson(k, n)))
+    says("goes from 0.0000 to 0.0370", checked, lambda k, n: wilson(k, n, 1.0))
+    says("two numbers", checked, lambda k, n: wilson(k, n)[1])
+
+
+def test_feedback_on_the_frechet_distance() -> None:
+    def right(a: float, u: float, b: float, v: float) -> float:
+        return (a - b) ** 2 + (math.sqrt(u) - math.sqrt(v)) ** 2
+
+    checked = measures.check_frechet
+    checked(right)
+    says("the root", checked, lambda *line: math.sqrt(right(*line)))
+    says("means alone", checked, lambda a, u, b, v: (a - b) ** 2)
+    says("spreads alone", checked, lambda a, u, b, v: right(0, u, 0, v))
+    says("of their roots", checked, lambda a, u, b, v: (a - b) ** 2 + (u - v) ** 2)
+    says("the distance is 9", checked, lambda a, u, b, v: right(a, u, b, v) + u + v)
+
+
+def test_feedback_on_few_images() -> None:
+    def line(x: list[float], y: list[float]) -> tuple[float, float]:
+        """Slope and intercept by hand."""
+        mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+        slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+        slope /= sum((a - mean_x) ** 2 for a in x)
+        return slope, mean_y - slope * mean_x
+
+    def inverse(sizes: list[float]) -> list[float]:
+        return [1 / n for n in sizes]
+
+    checked = measures.check_limit
+    checked(lambda sizes, fids: line(inverse(sizes), fids)[1])
+    says("the slope", checked, lambda sizes, fids: line(inverse(sizes), fids)[0])
+    says("still biased", checked, lambda sizes, fids: fids[-1])
+    two = lambda sizes, fids: line(inverse(sizes[-2:]), fids[-2:])[1]  # noqa: E731
+    says("leaves the others out", checked, two)
+    says("fit it in 1 / n", checked, lambda sizes, fids: line(sizes, fids)[1])
+    says("ends at 0, not at -1", checked, lambda sizes, fids: -1.0)

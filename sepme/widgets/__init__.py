@@ -1,4 +1,4 @@
-"""Explore by hand what the chapters derive: five widgets for JupyterLab, Notebook and Voila.
+"""Explore by hand what the chapters derive: six widgets for JupyterLab, Notebook and Voila.
 
 Each has a state (frozen, plain data), a `render` function (state and data in, a figure out) and a
 shell of ipywidgets around the two, which holds no mathematics:
@@ -10,6 +10,7 @@ shell of ipywidgets around the two, which holds no mathematics:
 | `decay_player` | `DecayPlayer` | `DecayState` | `decay_player` |
 | `interference_explorer` | `InterferenceExplorer` | `PairState` | `interference` |
 | `stop_rule_playground` | `StopRulePlayground` | `StopRuleState` | `stop_rule` |
+| `results_explorer` | `ResultsExplorer` | `ResultsState` | `results` |
 
 They need ipywidgets, which the extra `lab` installs. A picture is shown as an `<img>` with a text
 for those who cannot see it, and `widget.picture.png` is its file.
@@ -30,6 +31,7 @@ from sepme.widgets.budget import BudgetState, NullSpaceBudget, null_space_budget
 from sepme.widgets.decay_player import DecayPlayer, DecayState, decay_player
 from sepme.widgets.interference import InterferenceExplorer, PairState, interference_explorer
 from sepme.widgets.mixer import ConceptMixer, MixerState, concept_mixer
+from sepme.widgets.results import ResultsExplorer, ResultsState, results_explorer
 from sepme.widgets.stop_rule import StopRulePlayground, StopRuleState, stop_rule_playground
 
 __all__ = [
@@ -41,11 +43,14 @@ __all__ = [
     "MixerState",
     "NullSpaceBudget",
     "PairState",
+    "ResultsExplorer",
+    "ResultsState",
     "StopRulePlayground",
     "StopRuleState",
     "concept_mixer",
     "decay_player",
     "interference_explorer",
     "null_space_budget",
+    "results_explorer",
     "stop_rule_playground",
 ]

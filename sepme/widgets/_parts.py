@@ -32,7 +32,7 @@ Work = Callable[[Report], str]
 LABEL = {"description_width": "initial"}
 WIDE = "1000px"
 #: Of a field for a number.
-NARROW = {"width": "180px"}
+NARROW = {"width": "150px"}
 #: One job at a time in this process, whichever widget it belongs to.
 _ONE_AT_A_TIME = threading.Lock()
 

@@ -45,7 +45,7 @@ def facts(state: PairState, report: Interference) -> list[tuple[str, str]]:
         report.measure: ("damage, relative to its own delta", "{:.1%}"),
         "change": (f"change of {report.measure}", "{:.3g}"),
         "seen before": ("pictures in which the judge sees it, before", "{:.0%}"),
-        "seen": ("the same, with the delta on", "{:.0%}"),
+        "seen": ("pictures in which it is seen, with the delta on", "{:.0%}"),
         "keys and values": ("change of keys and values, likewise", "{:.1%}"),
         "largest cosine": ("smallest angle of the two row spaces", f"{angle:.0f}°"),
         "overlap": ("overlap of the row spaces", "{:.1%}"),

@@ -2,6 +2,8 @@
 
 `ResultsState` and `render(state, rows, printed)` are pure; `ResultsExplorer` is the shell. Classes
 of its controls: `sepme-results-kind`, `-scene`, `-time`, `-measure`, `-status`, `-picture`.
+
+The same method has the same colour and hatch in both panels and in the figures of `sepme figures`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sepme.errors import SepmeError
+from sepme.figures import FAMILIES, MEASURED, STYLES
 from sepme.plots import BLACK
 from sepme.scenes import CASTS, SCENES, Moment, moments
 from sepme.scenes.methods import METHODS
@@ -21,7 +24,6 @@ from sepme.scenes.plots import MEASURE_TITLES, method_style
 from sepme.scenes.published import LABEL, Published, family
 from sepme.widgets._parts import WIDE, Picture, Status, control, row
 
-MEASURED = "measured, Atelier"
 #: Measures that both sides know.
 MEASURES = ("acc", "lpips", "fid")
 #: Where the paper compares with baselines; SepME alone is in tables 2 and 3.
@@ -122,7 +124,7 @@ def _bars(ax: Axes, state: ResultsState, cells: Cells, names: Sequence[str]) -> 
     if not cells:
         ax.text(4, 0.5 * sum(ax.get_ylim()), "not there", ha="center", va="center", fontsize=11)
         return
-    width = 0.8 / len(cells)
+    width, looks = 0.8 / len(cells), method_looks(list(cells))
     for i, (method, values) in enumerate(cells.items()):
         at = [index + (i - (len(cells) - 1) / 2) * width for index in values]
         heights = scale * np.array([value for value, _, _ in values.values()])
@@ -133,9 +135,22 @@ def _bars(ax: Axes, state: ResultsState, cells: Cells, names: Sequence[str]) -> 
         title = METHODS[method].title if method in METHODS else _short(method)
         ax.bar(
             at, heights, 0.92 * width, yerr=error, capsize=1.2, ecolor=BLACK, label=title,
-            error_kw={"linewidth": 0.7}, **method_style(i),
+            error_kw={"linewidth": 0.7}, **looks[method],
         )  # fmt: skip
     ax.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), handlelength=2.2)
+
+
+def method_looks(methods: Sequence[str]) -> dict[str, dict[str, object]]:
+    """Colour and hatch by family, measured or printed; a second length of one is paler."""
+    beyond = [name for name in METHODS if name not in STYLES]
+    looks: dict[str, dict[str, object]] = {}
+    seen: set[str] = set()
+    for method in methods:
+        name = method if method in METHODS else FAMILIES[family(method)]
+        look = STYLES[name] if name in STYLES else method_style(len(STYLES) + beyond.index(name))
+        looks[method] = look | ({"alpha": 0.5} if name in seen else {})
+        seen.add(name)
+    return looks
 
 
 def _short(method: str) -> str:

@@ -1,0 +1,248 @@
+"""The tables' explorer: what it draws from a state, and what its controls do, without a browser."""
+
+import base64
+
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from sepme.figures import MEASURED, STYLES
+from sepme.scenes import CASTS, SCENES, moments
+from sepme.scenes.methods import METHODS
+from sepme.scenes.published import LABEL, Published, published
+from sepme.widgets import ResultsExplorer, ResultsState, results_explorer
+from sepme.widgets.results import (
+    describe,
+    measured_cells,
+    method_looks,
+    published_cells,
+    render,
+)
+from tests.refusals import refused
+
+STATE = ResultsState("style", "Scene1", "t1", "lpips")
+
+
+def measured(method: str, index: int, value: float | None, state: ResultsState = STATE) -> dict:
+    """One row of a table, as much of it as the explorer looks at."""
+    row = {"kind": state.kind, "method": method, "scene": state.scene, "time": state.time}
+    row |= {"concept_index": str(index), "concept": CASTS[state.kind].names[index % 9]}
+    for name in ("acc", "lpips", "fid"):
+        here = value if name == state.measure else None
+        ends = (None, None) if here is None else (0.9 * here, 1.1 * here)
+        row |= {name: here, f"{name}_low": ends[0], f"{name}_high": ends[1]}
+    return row
+
+
+#: ESD comes before SepME here, and is to be drawn after it.
+ROWS = [measured(m, i, 0.1 * (i + 1)) for m in ("esd-x", "sepme") for i in range(9)]
+
+
+@pytest.fixture
+def shell() -> ResultsExplorer:
+    return results_explorer(ROWS, published())
+
+
+def bars(figure: Figure, panel: int) -> list[Rectangle]:
+    """The bars of a panel, method by method."""
+    return [bar for container in figure.axes[panel].containers for bar in _patches(container)]
+
+
+def _patches(container: object) -> list[Rectangle]:
+    return list(getattr(container, "patches", ()))
+
+
+def legend(figure: Figure, panel: int) -> list[str]:
+    found = figure.axes[panel].get_legend()
+    return [] if found is None else [text.get_text() for text in found.get_texts()]
+
+
+# ---------------------------------------------------------------- state
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        (("mood",), "kind 'mood'"),
+        (("style", "Scene9"), "scene 'Scene9'"),
+        (("style", "Scene1", "t2"), "Scene1 has no time 't2'"),
+        (("style", "Scene1", "t0", "beauty"), "measure 'beauty'"),
+    ],
+)
+def test_a_moment_that_does_not_exist_is_refused(place: tuple[str, ...], why: str) -> None:
+    with refused(why, "choose from"):
+        ResultsState(*place)
+
+
+def test_a_state_knows_its_moment() -> None:
+    for scene in SCENES:
+        for moment in moments(scene):
+            assert ResultsState("object", scene, moment.time).moment == moment
+
+
+# ---------------------------------------------------------------- cells
+def test_the_measured_cells_are_those_of_the_moment_and_of_the_nine() -> None:
+    elsewhere = ResultsState("style", "Scene1", "t3", "lpips")
+    more = [
+        measured("sepme", 0, 7.0, elsewhere),
+        measured("sepme", 9, 7.0),  # the watermark
+        measured("uce", 0, None),  # not measured
+    ]
+    cells = measured_cells(STATE, ROWS + more)
+    assert list(cells) == ["sepme", "esd-x"]
+    assert cells["sepme"][1] == (0.2, 0.9 * 0.2, 1.1 * 0.2)
+    assert [len(values) for values in cells.values()] == [9, 9]
+
+
+def test_the_printed_cells_stand_beside_the_baselines_where_there_are_some() -> None:
+    with_baselines = published_cells(STATE, published())
+    assert {"SepME", "ESD50", "ESD200", "FMN30"} < set(with_baselines)
+    alone = published_cells(ResultsState("style", "Scene2", "t1"), published())
+    assert list(alone) == ["SepME"]
+    by_hand = {r.index: r.lpips for r in published() if (r.table, r.method) == ("5", "SepME")
+               and (r.scene, r.time) == ("Scene1", "t1")}  # fmt: skip
+    assert {i: value for i, (value, _, _) in with_baselines["SepME"].items()} == by_hand
+
+
+def test_a_doubtful_row_is_not_shown() -> None:
+    cells = published_cells(ResultsState("object", "Scene4", "t5"), published())
+    assert "SepME" not in cells
+    assert len(cells) == 4
+    assert "SepME" in published_cells(ResultsState("object", "Scene4", "t4"), published())
+
+
+# ---------------------------------------------------------------- looks
+def test_a_method_looks_alike_on_both_sides() -> None:
+    pairs = {"SepME": "sepme", "ESD50": "esd-x", "AbConcept[75,75]": "abconcept", "FMN30": "fmn"}
+    above, below = method_looks(list(pairs)), method_looks(list(reversed(pairs.values())))
+    for printed, ours in pairs.items():
+        assert above[printed] == below[ours] == STYLES[ours]
+
+
+def test_a_second_length_is_paler_and_otherwise_alike() -> None:
+    looks = method_looks(["ESD200", "ESD50"])
+    assert looks["ESD50"] == looks["ESD200"] | {"alpha": 0.5}
+
+
+def test_every_method_has_a_look_of_its_own() -> None:
+    looks = method_looks(list(METHODS))
+    seen = {(look["facecolor"], look["hatch"]) for look in looks.values()}
+    assert len(seen) == len(METHODS) > len(STYLES)
+    assert not any("alpha" in look for look in looks.values())
+
+
+# ---------------------------------------------------------------- picture
+def test_the_bars_are_the_cells_and_the_two_panels_say_whose() -> None:
+    figure = render(STATE, ROWS, published())
+    assert [ax.get_title() for ax in figure.axes] == [LABEL, MEASURED]
+    heights = [bar.get_height() for bar in bars(figure, 1)]
+    assert heights == pytest.approx([0.1 * (i + 1) for i in range(9)] * 2)
+    assert legend(figure, 1) == [METHODS["sepme"].title, METHODS["esd-x"].title]
+    assert len(bars(figure, 0)) == 9 * len(legend(figure, 0)) == 54
+
+
+def test_the_same_colour_and_hatch_in_both_panels() -> None:
+    figure = render(STATE, ROWS, published())
+
+    def looks(panel: int) -> dict[str, tuple]:
+        firsts = bars(figure, panel)[::9]
+        names = [title.split("\n")[0].split("-")[0] for title in legend(figure, panel)]
+        found = {}
+        for name, bar in zip(names, firsts, strict=True):
+            look = (to_rgb(bar.get_facecolor()), bar.get_hatch())
+            found.setdefault(name, look)
+        return found
+
+    above, below = looks(0), looks(1)
+    assert set(below) == {"SepME", "ESD"}
+    assert {name: above[name] for name in below} == below
+    assert len(set(above.values())) == 4
+
+
+def test_an_accuracy_is_in_percent_with_its_interval() -> None:
+    state = ResultsState("style", "Scene1", "t1", "acc")
+    figure = render(state, [measured("sepme", i, 0.5, state) for i in range(9)], published())
+    assert {bar.get_height() for bar in bars(figure, 1)} == {50}
+    (whiskers,) = (c for c in figure.axes[1].containers if not _patches(c))
+    (ends,) = whiskers.lines[2]
+    assert [y for _, y in ends.get_segments()[0]] == pytest.approx([45, 55])
+
+
+def test_erased_concepts_are_shaded_and_roles_are_written() -> None:
+    figure = render(STATE, ROWS, published())
+    for ax in figure.axes:
+        labels = [label.get_text() for label in ax.get_xticklabels()]
+        assert [label.split("(")[1] for label in labels] == [
+            *["recovered)"] * 2, *["erased)"] * 4, *["regular)"] * 3,
+        ]  # fmt: skip
+        shaded = [p.get_x() for p in ax.patches if p.get_alpha() == 0.07]
+        assert shaded == [1.5, 2.5, 3.5, 4.5]
+    assert labels[0].startswith("neon")
+    assert figure.axes[0].get_xticklabels()[0].get_text().startswith("Cezanne")
+
+
+def test_what_was_not_measured_is_said() -> None:
+    figure = render(STATE, [], published())
+    assert [text.get_text() for text in figure.axes[1].texts] == ["not there"]
+    assert list(figure.axes[0].texts) == []
+    assert f"{MEASURED}: not there" in describe(STATE, [], published())
+
+
+def test_the_words_give_the_means_of_both_sides() -> None:
+    text = describe(STATE, ROWS, published())
+    cells = published_cells(STATE, published())["SepME"]
+    erased = sum(cells[i][0] for i in (2, 3, 4, 5)) / 4
+    assert f"{LABEL}: {erased:.3g} for the erased" in text
+    assert f"{MEASURED}: 0.45 for the erased and 0.54 for the others" in text
+
+
+# ---------------------------------------------------------------- controls
+def test_choosing_shows_another_picture_and_back_the_first(shell: ResultsExplorer) -> None:
+    assert shell.state == ResultsState()
+    first = shell.picture.png
+    shell.measure.value, shell.time.value = "lpips", "t1"
+    assert shell.state == STATE
+    second = shell.picture.png
+    assert second != first
+    assert shell.status.text == describe(STATE, ROWS, published()) == shell.picture.alt
+    shell.kind.value = "object"
+    assert "objects 2, 3, 4, 5 erased" in shell.status.text
+    shell.kind.value, shell.measure.value, shell.time.value = "style", "acc", "t0"
+    assert shell.picture.png == first
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_a_scene_brings_its_own_moments(shell: ResultsExplorer, scene: str) -> None:
+    shell.time.value = "t3"
+    shell.scene.value = scene
+    assert list(shell.time.options) == [moment.time for moment in moments(scene)]
+    shell.time.value = shell.time.options[-1]
+    assert shell.state.moment == moments(scene)[-1]
+    assert scene in shell.status.text
+    shell.scene.value = "Scene1"
+    assert shell.state.moment.scene == "Scene1"
+
+
+def test_the_picture_is_a_file_with_words(shell: ResultsExplorer) -> None:
+    assert shell.picture.png.startswith(b"\x89PNG")
+    assert base64.b64encode(shell.picture.png).decode() in shell.picture.value
+    assert 'alt="Scene1 t0, styles' in shell.picture.value
+
+
+def test_every_control_has_a_label_a_tooltip_and_a_class(shell: ResultsExplorer) -> None:
+    for name in ("kind", "scene", "time", "measure"):
+        control = getattr(shell, name)
+        assert control.description
+        assert control.tooltip
+        assert f"sepme-results-{name}" in control._dom_classes
+
+
+def test_without_printed_numbers_there_is_nothing_to_compare_with() -> None:
+    with refused("no printed numbers", "published()"):
+        results_explorer(ROWS, ())
+
+
+def test_a_cell_without_lpips_leaves_the_others(shell: ResultsExplorer) -> None:
+    assert isinstance(shell.printed[0], Published)
+    some = [measured("sepme", i, None if i == 4 else 0.3) for i in range(9)]
+    assert sorted(measured_cells(STATE, some)["sepme"]) == [0, 1, 2, 3, 5, 6, 7, 8]
+    assert len(bars(render(STATE, some, published()), 1)) == 8
