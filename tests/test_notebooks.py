@@ -115,7 +115,7 @@ def test_it_runs_on_a_model_of_ones_own(
     path: Path, own_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SEPME_MODEL", str(own_model))
-    monkeypatch.setenv("SEPME_STYLES", "mosaic, ink, swirl, cubism, woodcut, watercolor")
+    monkeypatch.setenv("SEPME_STYLES", "pixel, ink, swirl, cubism, woodcut, watercolor")
     monkeypatch.setenv("SEPME_OBJECTS", "car, cup, fish, star, tree, sun, house")
     executed = execute(path, tmp_path)
     assert complaints(tidy(executed)) == []
@@ -123,7 +123,7 @@ def test_it_runs_on_a_model_of_ones_own(
     for part in (
         "`mine`",
         "a model of your own",
-        "*mosaic* for neon",
+        "*pixel* for neon",
         "claims of this chapter hold",
     ):
         assert part in shown
