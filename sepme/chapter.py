@@ -15,7 +15,7 @@ from sepme.concept import Catalogue, parse_names
 from sepme.delta import ConceptDelta
 from sepme.eraser import Step
 from sepme.errors import SepmeError
-from sepme.jobs import Job, erase_into
+from sepme.jobs import Job, erase_into, shipped_deltas
 from sepme.phrasebook import PAPER_OBJECTS, PAPER_STYLES, catalogue_of
 from sepme.plots import correlation_decay
 from sepme.settings import PRESETS
@@ -85,21 +85,6 @@ def cast(catalogue: Catalogue, **parts: tuple[str, ...]) -> dict[str, str]:
 def of_kind(catalogue: Catalogue, kind: str) -> list[str]:
     """The names of all concepts of a kind, in the catalogue's order."""
     return [concept.name for concept in catalogue.concepts.values() if concept.kind == kind]
-
-
-def shipped_deltas(backbone: Backbone) -> dict[str, ConceptDelta]:
-    """The deltas that lie beside a model, in its folder `deltas`, by the concept's name.
-
-    `sepme erase "neon, boat" --out MODEL/deltas` puts more of them there. A model that brings none,
-    like one from the hub, gives an empty dictionary.
-
-    Raises:
-        SepmeError: one is damaged or belongs to another model.
-    """
-    source = backbone.pipe.name_or_path  # empty for a pipeline that was built in memory
-    files = sorted((Path(source) / "deltas").glob("*.safetensors")) if source else []
-    deltas = [ConceptDelta.load(file, base=backbone.fingerprint) for file in files]
-    return {delta.concept: delta for delta in deltas}
 
 
 def deltas_of(

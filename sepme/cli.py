@@ -466,12 +466,14 @@ def draw_the_figures(
     ] = None,
     only: Annotated[str | None, typer.Option(help="Names, with commas.")] = None,
 ) -> None:
-    """Draw the paper's figures from the tables, published numbers beside measured ones."""
+    """Draw the paper's figures and write its tables, published numbers beside measured ones."""
     from sepme.concept import parse_names
-    from sepme.figures import RESULTS, Sources, build
+    from sepme.figures import RESULTS, Sources, build, build_tables
 
     sources = Sources(results or RESULTS)
     build(out, sources, only=parse_names(only) if only else (), say=typer.echo)
+    if not only:
+        build_tables(out, sources, say=typer.echo)
 
 
 # ------------------------------------------------------------------ helpers

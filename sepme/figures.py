@@ -1,10 +1,11 @@
-"""Every figure of the paper, ours beside the published numbers: `sepme figures`.
+"""Every figure and table of the paper, ours beside the published numbers: `sepme figures`.
 
 | figure here | in the paper | from |
 |---|---|---|
 | `interference` | 2 | the scenes' tables, each concept erased alone |
-| `noise_differences` | 3 | the model: r(c) over timesteps, and how training decorrelates it |
-| `before_after_<kind>_<scene>` | 5, 12, 17 | the scenes' pictures |
+| `noise_differences` | 3 | the model: r(c) over timesteps, with a delta off and on |
+| `correlation_decay` | 3 | the same: how its correlation decays while a delta is trained |
+| `before_after_<kind>_<scene>` | 5, 12, 17 | the same, with the deltas that ship with it |
 | `bars_<kind>_<scene>` | 8, 9, 13, 14 | the scenes' tables |
 | `alone_<kind>` | 10, 15 | the same, each concept erased alone |
 | `watermark` | 11 | the same, the watermark's rows |
@@ -18,7 +19,7 @@ and different pictures, so heights are to be compared within a panel and never a
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -29,10 +30,23 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sepme.backbone import ATELIER, Backbone, load_catalogue
+from sepme.composition import Composition
 from sepme.concept import Catalogue
+from sepme.decay import Probe, noise_differences, record
+from sepme.delta import ConceptDelta
 from sepme.errors import SepmeError
 from sepme.files import write_atomically
+from sepme.jobs import shipped_deltas
+from sepme.phrasebook import BOTH, OBJECT_PHOTO, fill
 from sepme.pictures import png
+from sepme.plots import (
+    BLUE,
+    ERASED,
+    correlation_over_timesteps,
+    image_grid,
+    noise_maps,
+    recorded_decay,
+)
 from sepme.provenance import versions
 from sepme.report import writable_folder
 from sepme.scenes import CASTS, SCENES, moments, read_rows
@@ -41,12 +55,18 @@ from sepme.scenes.plots import MEASURE_TITLES, interference_table, method_style,
 from sepme.scenes.protocol import ALONE
 from sepme.scenes.published import LABEL, family, published
 from sepme.scenes.summary import measured_bars, methods_of, published_bars
+from sepme.scenes.tables import tables
+from sepme.settings import PRESETS
 
 RESULTS = ATELIER.parent / "results"
 MEASURED = "measured, Atelier"
 #: The methods of the comparison figures, and their looks, alike in all of them.
 COMPARED = ("sepme", "sepme-unaware", "esd-x", "sdd", "abconcept", "fmn", "uce", "speed")
 STYLES = {name: method_style(index) for index, name in enumerate(COMPARED)}
+#: Timesteps at which the noise is looked at: nearly clean to nearly pure noise.
+NOISE_STEPS = (20, 150, 350, 550, 700, 850, 980)
+#: Frames by role; who is regular has none.
+FRAMES = {"erased": ERASED, "recovered": BLUE}
 #: The same looks for the printed methods, by family.
 FAMILIES = {"SepME": "sepme", "ESD": "esd-x", "AbConcept": "abconcept", "FMN": "fmn"}
 
@@ -99,6 +119,18 @@ class Sources:
     def backbone(self) -> Backbone:
         return Backbone.load()
 
+    @property
+    def model(self) -> Backbone:
+        """The model, for a figure that asks it: its manifest names it."""
+        model = self.backbone
+        self.used["model"] = {"name": model.name, "fingerprint": model.fingerprint}
+        return model
+
+    @cached_property
+    def deltas(self) -> Mapping[str, ConceptDelta]:
+        """The deltas that ship with the model."""
+        return shipped_deltas(self.backbone)
+
     @cached_property
     def catalogue(self) -> Catalogue:
         catalogue = load_catalogue()
@@ -148,6 +180,27 @@ def build(
             continue
         written += _save(out, FIGURES[name], figure, sources)
         say(f"{name}: {FIGURES[name].caption}")
+    return written
+
+
+def build_tables(
+    out: str | Path, sources: Sources, *, say: Callable[[str], None] = print
+) -> list[Path]:
+    """The paper's tables and ours as Markdown, `tables_<kind>.md` each.
+
+    Raises:
+        SepmeError: a folder that cannot be written to.
+    """
+    out, written = writable_folder(out), []
+    for kind in CASTS:
+        try:
+            rows = sources.rows(kind, METHODS, SCENES)
+        except NotMeasured as error:
+            say(f"tables_{kind}: published numbers only. {error}")
+            rows = []
+        text = tables(kind, rows, MEASURED)
+        written.append(write_atomically(out / f"tables_{kind}.md", text.encode()))
+        say(f"tables_{kind}: the paper's tables and ours, {kind}s.")
     return written
 
 
@@ -303,12 +356,126 @@ def _interference(sources: Sources) -> Figure:
     return figure
 
 
+# ------------------------------------------------------------ what the model draws: 3, 5, 12, 17
+#: The concept whose noise is looked at, and one that is to stay as it is.
+ERASED_STYLE, KEPT_STYLE, OBJECT = "neon", "swirl", "boat"
+
+
+def _prompt(style: str) -> str:
+    return fill(BOTH[0], OBJECT, style)
+
+
+def _noise_differences(sources: Sources) -> Figure:
+    """r(c) over the timesteps, of what is erased and of what is kept, before and after."""
+    model, delta = sources.model, sources.deltas[ERASED_STYLE]
+    sources.used["delta"] = {delta.concept: delta.digest}
+    maps = {}
+    for style in (ERASED_STYLE, KEPT_STYLE):
+        probe = Probe.draw(model, _prompt(style), NOISE_STEPS, sources.seed)
+        anchor = fill(OBJECT_PHOTO[0], OBJECT)
+        before, after = (
+            noise_differences(model, probe, references=anchor, delta=d)[:, 0] for d in (None, delta)
+        )
+        channel = int(before.square().mean(dim=(0, 2, 3)).argmax())
+        maps[f"{style}, original"] = before[:, channel]
+        maps[f"{style}, {ERASED_STYLE} erased"] = after[:, channel]
+    return noise_maps(
+        maps,
+        NOISE_STEPS,
+        title=f"What the style adds to the predicted noise of a {OBJECT} ({MEASURED})",
+    )
+
+
+def _correlation_decay(sources: Sources) -> Figure:
+    """A delta trained from zero: the correlation over its iterations, and over the timesteps."""
+    concept = sources.catalogue[ERASED_STYLE]
+    settings = replace(PRESETS["from_zero"], images=8)
+    sources.used["settings"] = asdict(settings)
+    _, recording = record(
+        sources.model,
+        concept,
+        sources.catalogue.kept_prompts([concept]),
+        settings,
+        prompts=[fill(BOTH[0], thing, ERASED_STYLE) for thing in (OBJECT, "house", "fish")],
+        seed=sources.seed,
+        progress=False,
+    )
+    figure = Figure(figsize=(9, 6.4), layout="constrained", dpi=110)
+    above, below = figure.subplots(2, 1)
+    recorded_decay(recording, above)
+    last = len(recording.iterations) - 1
+    curves = {
+        f"iteration {recording.iterations[i]}": recording.correlation[i].mean(dim=1)
+        for i in sorted({0, last // 3, 2 * last // 3, last})
+    }
+    correlation_over_timesteps(recording.timesteps, curves, below)
+    figure.suptitle(f"How {ERASED_STYLE} is forgotten ({MEASURED})", fontweight="bold")
+    return figure
+
+
+def _before_after(kind: str, scene: str) -> Callable[[Sources], Figure]:
+    """One picture of each concept (row) at each time (column), from the same noise."""
+
+    def draw(sources: Sources) -> Figure:
+        model, who, times = sources.model, CASTS[kind], moments(scene)
+        erased = sorted({index for moment in times for index in moment.erased})
+        deltas = [sources.deltas[who.name(index)] for index in erased]
+        sources.used["deltas"] = {delta.concept: delta.digest for delta in deltas}
+        prompts = [who.prompts(index, 1)[0] for index in who.indices]
+        seeds = [who.seeds(index, 1, sources.seed)[0] for index in who.indices]
+        columns = {"original": model.generate(prompts, seeds)}
+        with Composition(model, deltas) as composition:
+            for moment in times:
+                with composition.erased(*(who.name(index) for index in moment.erased)):
+                    columns[moment.time] = model.generate(prompts, seeds)
+        before = columns["original"]
+        roles = [[""] * len(prompts)] + [[m.role(i) for i in who.indices] for m in times]
+        moved = [100 * (after - before).abs().flatten(1).mean(1) for after in columns.values()]
+        return image_grid(
+            [[images[r] for images in columns.values()] for r in who.indices],
+            [who.name(index) for index in who.indices],
+            list(columns),
+            frames=[[FRAMES.get(column[r]) for column in roles] for r in who.indices],
+            notes=[
+                [f"{column[r]}\nΔ {m[r]:.1f} %" if column[r] else "" for column, m in
+                 zip(roles, moved, strict=True)]
+                for r in who.indices
+            ],
+            title=f"{scene}, {kind}s ({MEASURED})",
+            footer="Framed: erased (vermillion), given back (blue). Δ: mean change of the pixels.",
+            cell=0.95,
+        )  # fmt: skip
+
+    return draw
+
+
 def _figures() -> Iterable[Entry]:
     yield Entry(
         "interference",
         "What erasing one style alone does to the pictures of every other.",
         _interference,
     )
+    yield Entry(
+        "noise_differences",
+        f"What a style adds to the predicted noise over the timesteps (one latent channel, against "
+        f"the photo of the same thing): erasing {ERASED_STYLE} takes its share away and leaves "
+        f"that of {KEPT_STYLE}.",
+        _noise_differences,
+    )
+    yield Entry(
+        "correlation_decay",
+        f"How the correlation of {ERASED_STYLE} with the original decays while its delta is "
+        "trained from zero: over iterations above, over timesteps below.",
+        _correlation_decay,
+    )
+    for kind in CASTS:
+        for scene in ("Scene1", "Scene4"):
+            yield Entry(
+                f"before_after_{kind}_{scene.lower()}",
+                f"One picture of each {kind} and of the watermark at each time of {scene}, by "
+                "SepME; every row starts from the same noise.",
+                _before_after(kind, scene),
+            )
     for kind in CASTS:
         for scene in ("Scene1", "Scene4"):
             yield Entry(
@@ -336,4 +503,4 @@ def _figures() -> Iterable[Entry]:
 FIGURES: Mapping[str, Entry] = {entry.name: entry for entry in _figures()}
 
 
-__all__ = ["FIGURES", "Entry", "NotMeasured", "Sources", "build", "moments"]
+__all__ = ["FIGURES", "Entry", "NotMeasured", "Sources", "build", "build_tables"]

@@ -207,3 +207,18 @@ def _holds(path: Path, job: Job, concept: Concept, backbone: Backbone) -> bool:
 def slug(name: str) -> str:
     """A file name for a concept: `Van Gogh` gives `van-gogh`."""
     return re.sub(r"[^\w]+", "-", name.lower()).strip("-") or "concept"
+
+
+def shipped_deltas(backbone: Backbone) -> dict[str, ConceptDelta]:
+    """The deltas that lie beside a model, in its folder `deltas`, by the concept's name.
+
+    `sepme erase "neon, boat" --out MODEL/deltas` puts more of them there. A model that brings none,
+    like one from the hub, gives an empty dictionary.
+
+    Raises:
+        SepmeError: one is damaged or belongs to another model.
+    """
+    source = backbone.pipe.name_or_path  # empty for a pipeline that was built in memory
+    files = sorted((Path(source) / "deltas").glob("*.safetensors")) if source else []
+    deltas = [ConceptDelta.load(file, base=backbone.fingerprint) for file in files]
+    return {delta.concept: delta for delta in deltas}

@@ -75,8 +75,9 @@ class AbConceptSettings(TrainingSettings):
 
 
 _ATELIER = AbConceptSettings(
+    iterations=120,
     prompt="{name}",
-    learning_rate=1e-3,
+    learning_rate=2e-3,
     batch=4,
     weight_decay=0.0,
     images=32,
@@ -84,9 +85,8 @@ _ATELIER = AbConceptSettings(
 )
 
 #: * `official`: the published code, model-based without the prior term. * `sepme_paper`: what the
-#:   SepME authors ran (50 to 150 iterations). * `atelier`: rates for the shipped model
-#:   (`benchmarks/results/tune_baselines.csv`), a compromise: of four concepts two are erased, swirl
-#:   and cubism by half, and the boat takes half of the other pictures with it.
+#:   SepME authors ran (50 to 150 iterations). * `atelier`: rates that erase on the shipped model
+#:   (`benchmarks/results/tune_baselines.csv`); at half the rate swirl and cubism stay.
 PRESETS: Mapping[str, AbConceptSettings] = {
     "official": AbConceptSettings(),
     "official_prior": AbConceptSettings(prior="noise"),
