@@ -10,6 +10,8 @@ import torch
 
 from sepme.atelier.judge import Judge
 from sepme.backbone import Backbone, load_catalogue
+from sepme.figures import RESULTS
+from sepme.jobs import shipped_deltas
 from sepme.scenes import CASTS, SCENES, WATERMARK, Plan, arrivals, cast, moments, read_rows
 from sepme.scenes.measures import measure
 from sepme.scenes.methods import METHODS, Setting, applied
@@ -225,6 +227,37 @@ def test_a_run_resumes_and_its_restored_cells_are_the_original(
     other = Plan(scenes=("Scene1",), methods=("uce",), images=3, fid=False, sampling=plan.sampling)
     with refused("another run", "'images'"):
         run_scenes(backbone, judge, catalogue, other, *here[4:], progress=False)
+
+
+@pytest.mark.slow
+def test_shipped_cells_are_what_is_drawn_now(tmp_path: Path) -> None:
+    """Cells of the tables, from making the changes to measuring, give the shipped numbers."""
+    backbone, judge, who = Backbone.load(), Judge.load(), cast("style")
+    world = Setting(backbone, load_catalogue(), who, tmp_path, progress=False)
+    album = Album(backbone, tmp_path, Sampling())
+    (moment,) = (m for m in moments("Scene4") if m.time == "t1")
+    shipped = shipped_deltas(backbone)  # training them again takes a minute
+    made = {
+        "sepme": {index: shipped[who.name(index)] for index in moment.erased},
+        "uce": METHODS["uce"].changes(world, "Scene4"),
+    }
+    for method, of in made.items():
+        changes = [of[index] for index in moment.erased]
+        rows = {
+            int(row["concept_index"]): row
+            for row in read_rows(RESULTS / "scenes_style.csv")
+            if (row["method"], row["scene"], row["time"]) == (method, "Scene4", "t1")
+        }
+        assert sum(change.norm() for change in changes) == pytest.approx(rows[1]["norm"], rel=1e-3)
+        for index in (0, 1):  # given back, and erased
+            n = int(rows[index]["images"])
+            asked = who.prompts(index, n), who.seeds(index, n)
+            before = album.draw((), *asked, nullcontext)
+            after = album.draw((method,), *asked, lambda c=changes: applied(backbone, c))
+            cell = measure(after, before, who.name(index), judge)
+            assert n >= 100
+            assert abs(cell.acc.mean - rows[index]["acc"]) <= 0.02
+            assert cell.lpips.mean == pytest.approx(rows[index]["lpips"], rel=0.05, abs=1e-4)
 
 
 def test_a_foreign_table_is_refused(tmp_path: Path) -> None:

@@ -107,7 +107,9 @@ def run_scenes(
         for of, moment in bar:
             bar.set_description(f"{of.title}, {moment.scene} {moment.time}")
             cells = [
-                i for i in world.cast.indices if _at(plan, of, moment, world.cast, i) not in rows
+                i
+                for i in world.cast.indices
+                if not _done(rows.get(_at(plan, of, moment, world.cast, i)), plan)
             ]
             if not cells:
                 continue
