@@ -468,12 +468,13 @@ def draw_the_figures(
 ) -> None:
     """Draw the paper's figures and write its tables, published numbers beside measured ones."""
     from sepme.concept import parse_names
-    from sepme.figures import RESULTS, Sources, build, build_tables
+    from sepme.figures import RESULTS, Sources, build, build_index, build_tables
 
     sources = Sources(results or RESULTS)
     build(out, sources, only=parse_names(only) if only else (), say=typer.echo)
     if not only:
         build_tables(out, sources, say=typer.echo)
+    build_index(out)
 
 
 # ------------------------------------------------------------------ helpers

@@ -204,6 +204,30 @@ def build_tables(
     return written
 
 
+def build_index(out: str | Path) -> Path:
+    """`README.md` of a folder of figures: every one that is there, with its caption.
+
+    Raises:
+        SepmeError: a folder that cannot be written to.
+    """
+    out = writable_folder(out)
+    shown = [entry for entry in FIGURES.values() if (out / f"{entry.name}.png").is_file()]
+    parts = [
+        "# The paper's figures and tables, rebuilt",
+        "Made by `sepme figures` from the tables in `data/results` and the shipped model. What is "
+        f"labelled “{LABEL}” are the authors' numbers (`data/paper`), what is labelled "
+        f"“{MEASURED}” are ours: two models, other pictures, other classifiers. Compare the order of methods "
+        "within a panel, never heights across panels. Beside every picture lie an SVG and a JSON "
+        "file that says what it was made of.",
+    ]
+    texts = [kind for kind in CASTS if (out / f"tables_{kind}.md").is_file()]
+    if texts:
+        links = ", ".join(f"[{kind}s](tables_{kind}.md)" for kind in texts)
+        parts.append(f"All cells of the tables as text: {links}.")
+    parts += [f"## {e.name}\n\n{e.caption}\n\n![{e.caption}]({e.name}.png)" for e in shown]
+    return write_atomically(out / "README.md", ("\n\n".join(parts) + "\n").encode())
+
+
 def _save(out: Path, entry: Entry, figure: Figure, sources: Sources) -> list[Path]:
     manifest = {
         "caption": entry.caption,
@@ -503,4 +527,4 @@ def _figures() -> Iterable[Entry]:
 FIGURES: Mapping[str, Entry] = {entry.name: entry for entry in _figures()}
 
 
-__all__ = ["FIGURES", "Entry", "NotMeasured", "Sources", "build", "build_tables"]
+__all__ = ["FIGURES", "Entry", "NotMeasured", "Sources", "build", "build_index", "build_tables"]

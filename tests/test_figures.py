@@ -16,6 +16,7 @@ from sepme.figures import (
     STYLES,
     Sources,
     build,
+    build_index,
     build_tables,
 )
 from sepme.scenes import SCENES, WATERMARK, cast, moments
@@ -213,6 +214,10 @@ def test_every_figure_is_drawn_with_its_manifest(results: Path, tmp_path: Path) 
     text = (tmp_path / "bars_style_scene1.svg").read_text()
     assert LABEL in text
     assert MEASURED in text
+    build_tables(tmp_path, Sources(results), say=said.append)
+    index = build_index(tmp_path).read_text()
+    assert all(f"]({name}.png)" in index and FIGURES[name].caption in index for name in FIGURES)
+    assert "(tables_style.md), [objects](tables_object.md)" in index
     again = tmp_path / "again"
     build(again, Sources(results), only=["watermark"], say=said.append)
     for suffix in ("svg", "png", "json"):
