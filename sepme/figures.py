@@ -217,8 +217,8 @@ def build_index(out: str | Path) -> Path:
         "Made by `sepme figures` from the tables in `data/results` and the shipped model. What is "
         f"labelled “{LABEL}” are the authors' numbers (`data/paper`), what is labelled "
         f"“{MEASURED}” are ours: two models, other pictures, other classifiers. Compare the order "
-        "of methods within a panel, never heights across panels. Beside every picture lie an SVG and a JSON "
-        "file that says what it was made of.",
+        "of methods within a panel, never heights across panels. Beside every picture lie an SVG "
+        "and a JSON file that says what it was made of.",
     ]
     texts = [kind for kind in CASTS if (out / f"tables_{kind}.md").is_file()]
     if texts:

@@ -1,6 +1,7 @@
 """The tables' explorer: what it draws from a state, and what its controls do, without a browser."""
 
 import base64
+from dataclasses import replace
 
 import pytest
 from matplotlib.colors import to_rgb
@@ -66,6 +67,7 @@ def legend(figure: Figure, panel: int) -> list[str]:
         (("style", "Scene9"), "scene 'Scene9'"),
         (("style", "Scene1", "t2"), "Scene1 has no time 't2'"),
         (("style", "Scene1", "t0", "beauty"), "measure 'beauty'"),
+        (("style", "Scene1", "t0", "acc", "magic"), "method 'magic'"),
     ],
 )
 def test_a_moment_that_does_not_exist_is_refused(place: tuple[str, ...], why: str) -> None:
@@ -101,6 +103,16 @@ def test_the_printed_cells_stand_beside_the_baselines_where_there_are_some() -> 
     by_hand = {r.index: r.lpips for r in published() if (r.table, r.method) == ("5", "SepME")
                and (r.scene, r.time) == ("Scene1", "t1")}  # fmt: skip
     assert {i: value for i, (value, _, _) in with_baselines["SepME"].items()} == by_hand
+
+
+def test_one_method_is_shown_on_both_sides_in_all_its_lengths() -> None:
+    esd = replace(STATE, method="esd-x")
+    assert list(measured_cells(esd, ROWS)) == ["esd-x"]
+    assert {"ESD50", "ESD200"} == set(published_cells(esd, published()))
+    assert measured_cells(esd, ROWS)["esd-x"] == measured_cells(STATE, ROWS)["esd-x"]
+    assert published_cells(replace(STATE, method="uce"), published()) == {}
+    assert "of ESD-x" in describe(esd, ROWS, published())
+    assert "not there" in describe(replace(STATE, method="uce"), ROWS, published())
 
 
 def test_a_doubtful_row_is_not_shown() -> None:
@@ -208,6 +220,12 @@ def test_choosing_shows_another_picture_and_back_the_first(shell: ResultsExplore
     assert "objects 2, 3, 4, 5 erased" in shell.status.text
     shell.kind.value, shell.measure.value, shell.time.value = "style", "acc", "t0"
     assert shell.picture.png == first
+    assert [value for _, value in shell.method.options] == ["all", "sepme", "esd-x"]
+    shell.method.value = "esd-x"
+    assert "of ESD-x" in shell.status.text
+    assert shell.picture.png != first
+    shell.method.value = "all"
+    assert shell.picture.png == first
 
 
 @pytest.mark.parametrize("scene", SCENES)
@@ -229,7 +247,7 @@ def test_the_picture_is_a_file_with_words(shell: ResultsExplorer) -> None:
 
 
 def test_every_control_has_a_label_a_tooltip_and_a_class(shell: ResultsExplorer) -> None:
-    for name in ("kind", "scene", "time", "measure"):
+    for name in ("kind", "scene", "time", "measure", "method"):
         control = getattr(shell, name)
         assert control.description
         assert control.tooltip

@@ -1,13 +1,14 @@
 """The tables' explorer: choose a scene, a moment and a measure; published and measured together.
 
 `ResultsState` and `render(state, rows, printed)` are pure; `ResultsExplorer` is the shell. Classes
-of its controls: `sepme-results-kind`, `-scene`, `-time`, `-measure`, `-status`, `-picture`.
+of its controls: `sepme-results-kind`, `-scene`, `-time`, `-measure`, `-method`, `-status`,
+`-picture`.
 
 The same method has the same colour and hatch in both panels and in the figures of `sepme figures`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ipywidgets as widgets
@@ -30,24 +31,30 @@ MEASURES = ("acc", "lpips", "fid")
 TABLES: Mapping[str, tuple[str, str]] = {"style": ("5", "2"), "object": ("6", "3")}
 
 
+ALL = "all"
+
+
 @dataclass(frozen=True)
 class ResultsState:
     """Which cells are looked at.
 
     Raises:
-        SepmeError: a kind, scene, time or measure that does not exist.
+        SepmeError: a kind, scene, time, measure or method that does not exist.
     """
 
     kind: str = "style"
     scene: str = "Scene1"
     time: str = "t0"
     measure: str = "acc"
+    method: str = ALL
+    """One method by its name here, on both sides where the paper has it; or all of them."""
 
     def __post_init__(self) -> None:
         for name, value, known in (
             ("kind", self.kind, CASTS),
             ("scene", self.scene, SCENES),
             ("measure", self.measure, MEASURES),
+            ("method", self.method, (ALL, *METHODS)),
         ):
             if value not in known:
                 raise SepmeError(f"There is no {name} '{value}': choose from {', '.join(known)}.")
@@ -61,6 +68,10 @@ class ResultsState:
     def moment(self) -> Moment:
         return next(moment for moment in moments(self.scene) if moment.time == self.time)
 
+    def shows(self, method: str) -> bool:
+        """Whether a method, measured or printed, is looked at."""
+        return self.method in (ALL, method if method in METHODS else FAMILIES.get(family(method)))
+
 
 #: Method -> concept index -> (value, low, high); ends are None for printed numbers.
 Cells = dict[str, dict[int, tuple[float, float | None, float | None]]]
@@ -73,7 +84,8 @@ def measured_cells(state: ResultsState, rows: Sequence[Mapping[str, Any]]) -> Ce
         place = (r["kind"], r["scene"], r["time"])
         value = r[state.measure]
         index = int(r["concept_index"])
-        if place == (state.kind, state.scene, state.time) and value is not None and index < 9:
+        here = place == (state.kind, state.scene, state.time) and state.shows(r["method"])
+        if here and value is not None and index < 9:
             ends = r[f"{state.measure}_low"], r[f"{state.measure}_high"]
             found.setdefault(r["method"], {})[index] = (value, *ends)
     known = list(METHODS)
@@ -87,7 +99,7 @@ def published_cells(state: ResultsState, printed: Sequence[Published]) -> Cells:
         for cell in printed:
             value = getattr(cell, state.measure)
             here = (cell.table, cell.scene, cell.time) == (table, state.scene, state.time)
-            if here and value is not None and not cell.doubtful:
+            if here and value is not None and not cell.doubtful and state.shows(cell.method):
                 found.setdefault(cell.method, {})[cell.index] = (value, None, None)
         if found:
             return found
@@ -162,17 +174,19 @@ def _short(method: str) -> str:
 def describe(
     state: ResultsState, rows: Sequence[Mapping[str, Any]], printed: Sequence[Published]
 ) -> str:
-    """The figure in words: SepME's means over the erased and over the others, on both sides."""
+    """The figure in words: one method's means over the erased and the others, on both sides.
+
+    Of all methods it is SepME that is spoken of.
+    """
+    one = replace(state, method="sepme") if state.method == ALL else state
     parts = [
         f"{state.scene} {state.time}, {state.kind}s {', '.join(map(str, state.moment.erased))} "
-        f"erased; mean {MEASURE_TITLES[state.measure]} of SepME"
+        f"erased; mean {MEASURE_TITLES[state.measure]} of {METHODS[one.method].title}"
     ]
-    sides = (
-        (LABEL, published_cells(state, printed).get("SepME")),
-        (MEASURED, measured_cells(state, rows).get("sepme")),
-    )
+    sides = ((LABEL, published_cells(one, printed)), (MEASURED, measured_cells(one, rows)))
     scale = 100 if state.measure == "acc" else 1
-    for label, cells in sides:
+    for label, methods in sides:
+        cells = next(iter(methods.values()), None)
         if not cells:
             parts.append(f"{label}: not there")
             continue
@@ -194,19 +208,24 @@ class ResultsExplorer(widgets.VBox):
             Picture("sepme-results-picture"),
         )
         self._make_controls()
-        for each in (self.kind, self.time, self.measure):
+        for each in (self.kind, self.time, self.measure, self.method):
             each.observe(self._show, "value")
         self.scene.observe(self._choose_scene, "value")
         self._show()
         super().__init__(
-            [row(self.kind, self.scene, self.time, self.measure), self.status, self.picture],
+            [
+                row(self.kind, self.scene, self.time, self.measure, self.method),
+                self.status,
+                self.picture,
+            ],
             layout=widgets.Layout(max_width=WIDE),
         )
         self.add_class("sepme-results")
 
     @property
     def state(self) -> ResultsState:
-        return ResultsState(self.kind.value, self.scene.value, self.time.value, self.measure.value)
+        controls = (self.kind, self.scene, self.time, self.measure, self.method)
+        return ResultsState(*(each.value for each in controls))
 
     def _make_controls(self) -> None:
         self.kind = control(
@@ -224,6 +243,12 @@ class ResultsExplorer(widgets.VBox):
         self.measure = control(
             widgets.Dropdown, "Measure", "What the bars show", "sepme-results-measure",
             options=[(MEASURE_TITLES[name], name) for name in MEASURES],
+        )  # fmt: skip
+        there = {r["method"] for r in self.rows}
+        self.method = control(
+            widgets.Dropdown, "Method", "All methods, or one of them", "sepme-results-method",
+            options=[("all methods", ALL),
+                     *((m.title, name) for name, m in METHODS.items() if name in there)],
         )  # fmt: skip
 
     def _choose_scene(self, _: object) -> None:
