@@ -445,6 +445,18 @@ def run_the_scenes(
     )
 
 
+@scenes.command("merge")
+def merge_the_scenes(
+    tables: Annotated[list[Path], typer.Argument(help="Tables that `scenes run` wrote.")],
+    out: Annotated[Path, typer.Option(help="Folder of the merged tables.")],
+) -> None:
+    """Put tables of several runs together; of a cell that is in two the later one counts."""
+    from sepme.scenes import merge_tables
+
+    for path in merge_tables(tables, out):
+        typer.echo(path)
+
+
 @scenes.command("table")
 def print_the_scenes(
     table: Annotated[Path, typer.Argument(help="A table that `scenes run` wrote.")],

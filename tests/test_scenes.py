@@ -12,7 +12,17 @@ from sepme.atelier.judge import Judge
 from sepme.backbone import Backbone, load_catalogue
 from sepme.figures import RESULTS
 from sepme.jobs import shipped_deltas
-from sepme.scenes import CASTS, SCENES, WATERMARK, Plan, arrivals, cast, moments, read_rows
+from sepme.scenes import (
+    CASTS,
+    SCENES,
+    WATERMARK,
+    Plan,
+    arrivals,
+    cast,
+    merge_tables,
+    moments,
+    read_rows,
+)
 from sepme.scenes.measures import measure
 from sepme.scenes.methods import METHODS, Setting, applied
 from sepme.scenes.pictures import Album, Sampling, as_images
@@ -258,6 +268,37 @@ def test_shipped_cells_are_what_is_drawn_now(tmp_path: Path) -> None:
             assert n >= 100
             assert abs(cell.acc.mean - rows[index]["acc"]) <= 0.02
             assert cell.lpips.mean == pytest.approx(rows[index]["lpips"], rel=0.05, abs=1e-4)
+
+
+def test_runs_are_merged_and_the_later_counts(tmp_path: Path) -> None:
+    shipped = RESULTS / "scenes_style.csv"
+    lines = shipped.read_text().splitlines(keepends=True)
+    parts = lines[1:20], lines[15:]  # five rows are in both
+    made = json.loads(shipped.with_suffix(".json").read_text())
+    for name, part in zip("ab", parts, strict=True):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / shipped.name).write_text("".join([lines[0], *part]))
+        methods = {name: {"title": name}}
+        manifest = json.dumps(made | {"methods": methods})
+        (tmp_path / name / "scenes_style.json").write_text(manifest)
+    tables = [tmp_path / name / shipped.name for name in "ab"]
+    (merged,) = merge_tables(tables, tmp_path / "out")
+    assert merged.read_bytes() == shipped.read_bytes()
+    assert set(json.loads(merged.with_suffix(".json").read_text())["methods"]) == {"a", "b"}
+
+    changed = read_rows(tables[1])[0]["acc"]
+    text = tables[1].read_text().splitlines(keepends=True)
+    text[1] = text[1].replace(f",{changed:.6g},", ",0.125,", 1)
+    tables[1].write_text("".join(text))
+    (merged,) = merge_tables(tables, tmp_path / "out")
+    assert sum(row["acc"] == 0.125 for row in read_rows(merged)) == 1
+
+    tables[0].with_suffix(".json").write_text(json.dumps(made | {"seed": 7}))
+    with refused("another run", "'seed'"):
+        merge_tables(tables, tmp_path / "out")
+    tables[0].with_suffix(".json").unlink()
+    with refused("no manifest"):
+        merge_tables(tables, tmp_path / "out")
 
 
 def test_a_foreign_table_is_refused(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@
 | `pictures` | pictures by content, never drawn twice |
 | `measures` | ACC, LPIPS, FID and KID of one cell |
 | `run` | all cells, resumable, into `scenes_<kind>.csv` |
+| `published`, `summary`, `tables`, `plots` | the printed numbers, means by role, Markdown, bars |
 """
 
 from sepme.scenes.protocol import CASTS, SCENES, WATERMARK, Moment, arrivals, cast, moments
-from sepme.scenes.run import Plan, read_rows, run_scenes
+from sepme.scenes.run import Plan, merge_tables, read_rows, run_scenes
 
 __all__ = [
     "CASTS",
@@ -20,6 +21,7 @@ __all__ = [
     "Plan",
     "arrivals",
     "cast",
+    "merge_tables",
     "moments",
     "read_rows",
     "run_scenes",

@@ -34,7 +34,8 @@ from sepme.scenes.protocol import ALONE, SCENES, Cast, Moment, cast, moments
 #: The row's address, in this order; with `cell`, what its pictures were.
 ADDRESS = ("kind", "method", "scene", "time", "concept_index", "concept", "role", "erased")
 HEADER = [*ADDRESS, *COLUMNS, "norm", "cell"]
-ORIGINAL = "original"
+#: What of a manifest is the same for all rows of a table.
+FIXED = ("model", "fingerprint", "images", "seed", "sampling")
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,41 @@ def run_scenes(
             manifest.write()
     say(f"{table}: {len(rows)} rows")
     return table
+
+
+def merge_tables(tables: Sequence[str | Path], out: str | Path) -> list[Path]:
+    """Put together what was measured in several runs, on one machine or on many.
+
+    Args:
+        tables: `scenes_<kind>.csv` with their manifests beside them; of a cell that is in two of
+            them the later one counts.
+        out: folder of the merged tables, one a kind, and their manifests.
+
+    Raises:
+        SepmeError: a table that cannot be read, or runs of another model, or drawn otherwise.
+    """
+    found: dict[str, dict[tuple[str, ...], dict[str, Any]]] = {}
+    manifests: dict[str, dict[str, Any]] = {}
+    for table in map(Path, tables):
+        file = table.with_suffix(".json")
+        if not file.is_file():
+            raise SepmeError(f"{table} has no manifest {file.name} beside it: copy it there.")
+        made = json.loads(file.read_text(encoding="utf-8"))
+        before = manifests.setdefault(table.name, made)
+        for name in FIXED:
+            if before[name] != made[name]:
+                raise SepmeError(
+                    f"{table} belongs to another run ('{name}' differs): merge tables of one model "
+                    "and one way of drawing."
+                )
+        manifests[table.name] = made | {"methods": before["methods"] | made["methods"]}
+        found.setdefault(table.name, {}).update({_address(row): row for row in read_rows(table)})
+    out = writable_folder(Path(out))
+    for name, rows in found.items():
+        _write(out / name, list(rows.values()))
+        text = json.dumps(manifests[name], indent=1) + "\n"
+        write_atomically((out / name).with_suffix(".json"), text.encode())
+    return [out / name for name in found]
 
 
 def _states(plan: Plan) -> Iterator[tuple[Method, Moment]]:
@@ -233,13 +269,8 @@ class _Manifest:
 
     def __init__(self, file: Path, backbone: Backbone, plan: Plan) -> None:
         self.file = file
-        self.fixed = {
-            "model": backbone.name,
-            "fingerprint": backbone.fingerprint,
-            "images": plan.images,
-            "seed": plan.seed,
-            "sampling": vars(plan.sampling),
-        }
+        values = (backbone.name, backbone.fingerprint, plan.images, plan.seed, vars(plan.sampling))
+        self.fixed = dict(zip(FIXED, values, strict=True))
         self.content: dict[str, Any] = self.fixed | {"methods": {}}
         if file.is_file():
             self.content = json.loads(file.read_text(encoding="utf-8"))
