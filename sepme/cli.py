@@ -410,6 +410,9 @@ def run_the_scenes(
     methods: Annotated[
         str, typer.Option(help="sepme, esd-x, uce ..., with commas.")
     ] = "sepme, uce, esd-x, sdd, abconcept, fmn",
+    concepts: Annotated[
+        str, typer.Option(help="Who is drawn besides the erased: 0 to 9, with commas.")
+    ] = "0, 1, 2, 3, 4, 5, 6, 7, 8, 9",
     images: Annotated[int, typer.Option(min=2, help="Pictures a cell.")] = 100,
     fid: Annotated[bool, typer.Option(help="Measure FID and KID too.")] = True,
     quick: Annotated[
@@ -433,6 +436,7 @@ def run_the_scenes(
         images=10 if quick else images,
         fid=fid and not quick,
         seed=seed,
+        concepts=_indices(concepts),
     )
     work = Path("build/scenes")
     folder = out or work / ("quick" if quick else "results")
@@ -490,6 +494,16 @@ def draw_the_figures(
 
 
 # ------------------------------------------------------------------ helpers
+def _indices(text: str) -> tuple[int, ...]:
+    """Whole numbers with commas between."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise SepmeError(
+            f"'{text}' is no list of numbers: write them with commas, like \"6, 7, 8\"."
+        ) from error
+
+
 def _concepts(names: str, catalogue: "Catalogue | None") -> "list[Concept]":
     """The concepts that were named; without a catalogue, each name is its own prompt."""
     from sepme.concept import Concept, parse_names

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,7 @@ def test_nine_play_and_the_watermark(kind: str) -> None:
         ({"scenes": ("Scene9",)}, "'Scene9'"),
         ({"methods": ("magic",)}, "'magic'"),
         ({"images": 1}, "1 images"),
+        ({"concepts": (6, 10)}, "no concept 10"),
     ],
 )
 def test_plans_that_cannot_be_run_are_refused(options: dict, why: str) -> None:
@@ -234,7 +236,15 @@ def test_a_run_resumes_and_its_restored_cells_are_the_original(
     run_scenes(*here, progress=False)
     assert table.read_bytes() == whole
 
-    other = Plan(scenes=("Scene1",), methods=("uce",), images=3, fid=False, sampling=plan.sampling)
+    few = replace(plan, concepts=(6,))
+    run_scenes(*here[:3], few, tmp_path / "few", tmp_path / "work", progress=False)
+    there = {
+        (row["time"], int(row["concept_index"])) for row in read_rows(tmp_path / "few" / table.name)
+    }
+    wanted = {(m.time, i) for m in moments("Scene1") for i in (*m.erased, 6)}
+    assert there == wanted
+
+    other = replace(plan, images=3)
     with refused("another run", "'images'"):
         run_scenes(backbone, judge, catalogue, other, *here[4:], progress=False)
 

@@ -29,7 +29,7 @@ from sepme.report import writable_folder
 from sepme.scenes.measures import COLUMNS, measure
 from sepme.scenes.methods import Method, Setting, applied, method
 from sepme.scenes.pictures import Album, Sampling
-from sepme.scenes.protocol import ALONE, SCENES, Cast, Moment, cast, moments
+from sepme.scenes.protocol import ALONE, SCENES, WATERMARK, Cast, Moment, cast, moments
 
 #: The row's address, in this order; with `cell`, what its pictures were.
 ADDRESS = ("kind", "method", "scene", "time", "concept_index", "concept", "role", "erased")
@@ -43,7 +43,7 @@ class Plan:
     """What is to be run.
 
     Raises:
-        SepmeError: a scene, a method or a kind that does not exist, or too few images.
+        SepmeError: a scene, a method, a concept or a kind that does not exist, or too few images.
     """
 
     kind: str = "style"
@@ -55,6 +55,8 @@ class Plan:
     """Whether to look at the pictures with Inception as well, which costs as much as drawing."""
     seed: int = 0
     sampling: Sampling = field(default_factory=Sampling)
+    concepts: tuple[int, ...] = tuple(range(WATERMARK + 1))
+    """Who is drawn, besides those that are erased: indices, 9 for the watermark."""
 
     def __post_init__(self) -> None:
         cast(self.kind)
@@ -62,6 +64,11 @@ class Plan:
             moments(scene)
         for name in self.methods:
             method(name)
+        if strange := set(self.concepts) - set(range(WATERMARK + 1)):
+            raise SepmeError(
+                f"There is no concept {min(strange)}: name some of 0 to {WATERMARK}, the last of "
+                "which is the watermark."
+            )
         if not 2 <= self.images <= 10_000:
             raise SepmeError(f"{self.images} images a cell are not possible: give 2 to 10000.")
         if self.fid and not inception_available():
@@ -110,7 +117,8 @@ def run_scenes(
             cells = [
                 i
                 for i in world.cast.indices
-                if not _done(rows.get(_at(plan, of, moment, world.cast, i)), plan)
+                if i in (*plan.concepts, *moment.erased)
+                and not _done(rows.get(_at(plan, of, moment, world.cast, i)), plan)
             ]
             if not cells:
                 continue
