@@ -8,9 +8,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from sepme.errors import SepmeError
-from sepme.plots import BLACK, COLOURS
+from sepme.plots import BLACK, COLOURS, GREY
 from sepme.scenes.summary import Bar, Key, methods_of
 
+#: One colour a method of the comparison, which has eight.
+FACES = (*COLOURS, GREY)
 #: Hatches beside the colours, so that methods can be told apart in grey and by colour-blind eyes.
 HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "++++", "oo", "**")
 ROLE_TITLES = {
@@ -30,7 +32,7 @@ MEASURE_TITLES = {
 def method_style(index: int) -> dict[str, object]:
     """Colour and hatch of the index-th method."""
     return {
-        "facecolor": COLOURS[index % len(COLOURS)],
+        "facecolor": FACES[index % len(FACES)],
         "hatch": HATCHES[index % len(HATCHES)],
         "edgecolor": "white",
     }
