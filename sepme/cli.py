@@ -405,18 +405,39 @@ def build_course(
 def run_the_scenes(
     kind: Annotated[str, typer.Option(help="style or object.")] = "style",
     scene: Annotated[
-        str, typer.Option("--scenes", help="Scene1 to Scene4, or Alone0 to Alone5, with commas.")
-    ] = "Scene1, Scene4",
+        str | None,
+        typer.Option(
+            "--scenes",
+            help="Scene1 to Scene4, or Alone0 to Alone5, with commas.",
+            show_default="Scene1, Scene4",
+        ),
+    ] = None,
     methods: Annotated[
-        str, typer.Option(help="sepme, esd-x, uce ..., with commas.")
-    ] = "sepme, uce, esd-x, sdd, abconcept, fmn",
+        str | None,
+        typer.Option(
+            help="With commas: sepme, sepme-unaware, sepme-joint, sepme-regularised, sepme-paper, "
+            "esd-x, esd-u, esd-x-strict, sdd, abconcept, abconcept-noise, fmn, fmn-inverted, uce, "
+            "speed.",
+            show_default="sepme, esd-x, sdd, abconcept, fmn, uce, speed",
+        ),
+    ] = None,
     concepts: Annotated[
         str, typer.Option(help="Who is drawn besides the erased: 0 to 9, with commas.")
     ] = "0, 1, 2, 3, 4, 5, 6, 7, 8, 9",
-    images: Annotated[int, typer.Option(min=2, help="Pictures a cell.")] = 100,
-    fid: Annotated[bool, typer.Option(help="Measure FID and KID too.")] = True,
+    images: Annotated[
+        int | None, typer.Option(min=2, help="Pictures a cell.", show_default="100")
+    ] = None,
+    fid: Annotated[
+        bool | None,
+        typer.Option("--fid/--no-fid", help="Measure FID and KID too.", show_default="fid"),
+    ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Scene1, SepME and UCE, 10 pictures a cell, no FID.")
+        bool,
+        typer.Option(
+            "--quick",
+            help="A few minutes: Scene1, SepME and UCE, 10 pictures a cell, no FID, unless "
+            "something else is said.",
+        ),
     ] = False,
     seed: Seed = 0,
     out: Annotated[
@@ -426,15 +447,15 @@ def run_the_scenes(
 ) -> None:
     """Measure every cell of the chosen scenes; the same command goes on where it was stopped."""
     from sepme.backbone import Backbone, load_catalogue
-    from sepme.concept import parse_names
     from sepme.scenes import Plan, run_scenes
 
+    usual = "sepme, uce" if quick else "sepme, esd-x, sdd, abconcept, fmn, uce, speed"
     plan = Plan(
         kind=kind,
-        scenes=("Scene1",) if quick else tuple(parse_names(scene)),
-        methods=("sepme", "uce") if quick else tuple(parse_names(methods)),
-        images=10 if quick else images,
-        fid=fid and not quick,
+        scenes=_listed(("Scene1" if quick else "Scene1, Scene4") if scene is None else scene),
+        methods=_listed(usual if methods is None else methods),
+        images=images or (10 if quick else 100),
+        fid=not quick if fid is None else fid,
         seed=seed,
         concepts=_indices(concepts),
     )
@@ -480,20 +501,31 @@ def draw_the_figures(
     results: Annotated[
         Path | None, typer.Option(help="Folder of the tables.", show_default="data/results")
     ] = None,
-    only: Annotated[str | None, typer.Option(help="Names, with commas.")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Names, with commas, like interference, alone_style.")
+    ] = None,
 ) -> None:
     """Draw the paper's figures and write its tables, published numbers beside measured ones."""
-    from sepme.concept import parse_names
-    from sepme.figures import RESULTS, Sources, build, build_index, build_tables
+    from sepme.figures import FIGURES, RESULTS, Sources, build, build_index, build_tables
 
-    sources = Sources(results or RESULTS)
-    build(out, sources, only=parse_names(only) if only else (), say=typer.echo)
-    if not only:
+    results = results or RESULTS
+    if not results.is_dir():
+        raise SepmeError(f"There is no folder {results}: make it with 'sepme scenes run --out'.")
+    if only is not None and not _listed(only):
+        raise SepmeError(f"No figure was named: choose from {', '.join(FIGURES)}.")
+    sources = Sources(results)
+    build(out, sources, only=_listed(only or ""), say=typer.echo)
+    if only is None:
         build_tables(out, sources, say=typer.echo)
-    build_index(out)
+        build_index(out)
 
 
 # ------------------------------------------------------------------ helpers
+def _listed(text: str) -> tuple[str, ...]:
+    """Words with commas between."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def _indices(text: str) -> tuple[int, ...]:
     """Whole numbers with commas between."""
     try:

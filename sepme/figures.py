@@ -18,6 +18,7 @@ and different pictures, so heights are to be compared within a panel and never a
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -52,9 +53,9 @@ from sepme.report import writable_folder
 from sepme.scenes import CASTS, SCENES, moments, read_rows
 from sepme.scenes.methods import METHODS
 from sepme.scenes.plots import MEASURE_TITLES, interference_table, method_style, role_bars
-from sepme.scenes.protocol import ALONE
+from sepme.scenes.protocol import ALONE, WATERMARK
 from sepme.scenes.published import LABEL, family, published
-from sepme.scenes.summary import measured_bars, methods_of, published_bars
+from sepme.scenes.summary import complete, measured_bars, methods_of, published_bars
 from sepme.scenes.tables import tables
 from sepme.settings import PRESETS
 
@@ -65,6 +66,8 @@ COMPARED = ("sepme", "sepme-unaware", "esd-x", "sdd", "abconcept", "fmn", "uce",
 STYLES = {name: method_style(index) for index, name in enumerate(COMPARED)}
 #: Timesteps at which the noise is looked at: nearly clean to nearly pure noise.
 NOISE_STEPS = (20, 150, 350, 550, 700, 850, 980)
+#: The concepts that no scene erases.
+NEVER = (6, 7, 8)
 #: Frames by role; who is regular has none.
 FRAMES = {"erased": ERASED, "recovered": BLUE}
 #: The same looks for the printed methods, by family.
@@ -114,6 +117,28 @@ class Sources:
             keys = ("model", "fingerprint", "images", "seed", "sampling", "versions", "hardware")
             self.used[file.name] = {key: made.get(key) for key in keys}
         return sorted(found, key=lambda row: order[row["method"]])
+
+    def complete(
+        self,
+        kind: str,
+        methods: Iterable[str],
+        scenes: Iterable[str],
+        concepts: Iterable[int] = range(WATERMARK + 1),
+    ) -> list[Mapping[str, Any]]:
+        """The rows of those of the methods of which no cell is missing; see `summary.complete`.
+
+        Raises:
+            NotMeasured: there is no such method.
+        """
+        methods, scenes = tuple(methods), tuple(scenes)
+        rows = complete(self.rows(kind, methods, scenes), scenes, concepts)
+        if not rows:
+            raise NotMeasured(
+                f"No method was measured in every cell of {', '.join(scenes)}: run 'sepme scenes "
+                "run' again, which goes on where it was stopped."
+            )
+        self.used["cells"] = dict(Counter(row["method"] for row in rows))
+        return rows
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -256,7 +281,7 @@ def _compared(kind: str, scene: str) -> Callable[[Sources], Figure]:
     """Forgotten, recovered and regular concepts by method: published above, ours below."""
 
     def draw(sources: Sources) -> Figure:
-        rows = sources.rows(kind, COMPARED, [scene])
+        rows = sources.complete(kind, COMPARED, [scene])
         figure = Figure(figsize=(11, 6), layout="constrained", dpi=110)
         axes = figure.subplots(2, 2)
         table = ["5"] if kind == "style" else ["6"]
@@ -291,14 +316,18 @@ def _distinct(looks: Mapping[str, dict[str, object]]) -> dict[str, dict[str, obj
 
 def _printed_title(method: str) -> str:
     rest = method.removeprefix(family(method)).strip("[]")
-    return f"{family(method)}, {rest} iterations" if rest and len(rest) < 6 else method
+    if not rest:
+        return method
+    lengths = sorted({int(length) for length in rest.split(",")})
+    ends = dict.fromkeys((str(lengths[0]), str(lengths[-1])))
+    return f"{family(method)}, {' to '.join(ends)} it."
 
 
 def _alone(kind: str) -> Callable[[Sources], Figure]:
-    """Each concept erased by itself: the concept, and the mean of the others."""
+    """Each concept erased by itself: the concept, and the mean of those that never are."""
 
     def draw(sources: Sources) -> Figure:
-        rows = sources.rows(kind, COMPARED, ALONE)
+        rows = sources.complete(kind, COMPARED, ALONE, NEVER)
         figure = Figure(figsize=(10, 3.4), layout="constrained", dpi=110)
         axes = figure.subplots(1, 2)
         for ax, measure in zip(axes, ("acc", "lpips"), strict=True):
@@ -306,7 +335,10 @@ def _alone(kind: str) -> Callable[[Sources], Figure]:
             titles = {name: METHODS[name].title for name in methods_of(ours)}
             role_bars(ours, measure, titles, ax, styles=STYLES)
         axes[0].get_legend().remove()
-        figure.suptitle(f"Each of six {kind}s erased by itself ({MEASURED})", fontweight="bold")
+        figure.suptitle(
+            f"Each of six {kind}s erased by itself, and three others ({MEASURED})",
+            fontweight="bold",
+        )
         return figure
 
     return draw
@@ -314,14 +346,17 @@ def _alone(kind: str) -> Callable[[Sources], Figure]:
 
 def _watermark(sources: Sources) -> Figure:
     figure = Figure(figsize=(10, 3.4), layout="constrained", dpi=110)
-    rows = sources.rows("style", COMPARED, SCENES)
+    scenes = ("Scene1", "Scene4")
+    rows = sources.complete("style", COMPARED, scenes)
     axes = figure.subplots(1, 2)
     for ax, measure in zip(axes, ("acc", "lpips"), strict=True):
-        ours = measured_bars(rows, measure, list(SCENES), by="watermark")
+        ours = measured_bars(rows, measure, scenes, by="watermark")
         titles = {name: METHODS[name].title for name in methods_of(ours)}
         role_bars(ours, measure, titles, ax, styles=STYLES)
     axes[0].get_legend().remove()
-    figure.suptitle(f"The watermark while styles are erased ({MEASURED})", fontweight="bold")
+    figure.suptitle(
+        f"The watermark while styles are erased, Scene1 and Scene4 ({MEASURED})", fontweight="bold"
+    )
     return figure
 
 
@@ -329,13 +364,13 @@ def _variants(names: Sequence[str], title: str, tables: Sequence[str]) -> Callab
     """Variants of SepME beside one another, with what is published about them, if anything."""
 
     def draw(sources: Sources) -> Figure:
-        rows = sources.rows("style", names, SCENES)
+        scenes = ["Scene1"]
+        rows = sources.complete("style", names, scenes)
         if missing := set(names) - {row["method"] for row in rows}:
             raise NotMeasured(
                 f"There are no rows of {', '.join(sorted(missing))}: run 'sepme scenes run "
                 f'--methods "{", ".join(names)}"\' first.'
             )
-        scenes = list(dict.fromkeys(row["scene"] for row in rows))
         looks = {name: method_style(index) for index, name in enumerate(names)}
         figure = Figure(figsize=(10, 3.2 * (1 + bool(tables))), layout="constrained", dpi=110)
         axes = figure.subplots(1 + bool(tables), 2, squeeze=False)
@@ -401,7 +436,7 @@ def _noise_differences(sources: Sources) -> Figure:
             noise_differences(model, probe, references=anchor, delta=d)[:, 0] for d in (None, delta)
         )
         channel = int(before.square().mean(dim=(0, 2, 3)).argmax())
-        maps[f"{style}, original"] = before[:, channel]
+        maps[f"{style}, original (channel {channel})"] = before[:, channel]
         maps[f"{style}, {ERASED_STYLE} erased"] = after[:, channel]
     return noise_maps(
         maps,
@@ -447,6 +482,7 @@ def _before_after(kind: str, scene: str) -> Callable[[Sources], Figure]:
         sources.used["deltas"] = {delta.concept: delta.digest for delta in deltas}
         prompts = [who.prompts(index, 1)[0] for index in who.indices]
         seeds = [who.seeds(index, 1, sources.seed)[0] for index in who.indices]
+        sources.used["prompts"] = prompts
         columns = {"original": model.generate(prompts, seeds)}
         with Composition(model, deltas) as composition:
             for moment in times:
@@ -466,7 +502,9 @@ def _before_after(kind: str, scene: str) -> Callable[[Sources], Figure]:
                 for r in who.indices
             ],
             title=f"{scene}, {kind}s ({MEASURED})",
-            footer="Framed: erased (vermillion), given back (blue). Δ: mean change of the pixels.",
+            footer="Framed: erased (vermillion), given back (blue). Δ: mean change of the pixels.\n"
+            "Each row starts from the same noise in every column; asked for is, first, "
+            f"“{prompts[0]}”.",
             cell=0.95,
         )  # fmt: skip
 
@@ -481,9 +519,10 @@ def _figures() -> Iterable[Entry]:
     )
     yield Entry(
         "noise_differences",
-        f"What a style adds to the predicted noise over the timesteps (one latent channel, against "
-        f"the photo of the same thing): erasing {ERASED_STYLE} takes its share away and leaves "
-        f"that of {KEPT_STYLE}.",
+        "What a style adds to the predicted noise over the timesteps (the latent channel where it "
+        "adds most, against the photo of the same thing; ± is where a column's colours end). "
+        f"Erasing {ERASED_STYLE} takes its share away where there is much noise and replaces it "
+        f"where there is little; that of {KEPT_STYLE} stays.",
         _noise_differences,
     )
     yield Entry(
@@ -497,7 +536,7 @@ def _figures() -> Iterable[Entry]:
             yield Entry(
                 f"before_after_{kind}_{scene.lower()}",
                 f"One picture of each {kind} and of the watermark at each time of {scene}, by "
-                "SepME; every row starts from the same noise.",
+                "SepME; each row starts from the same noise in every column.",
                 _before_after(kind, scene),
             )
     for kind in CASTS:

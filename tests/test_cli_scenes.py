@@ -1,5 +1,6 @@
 """`sepme scenes` and `sepme figures`: what the command line makes of words, and what it refuses."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,9 @@ from typer.testing import CliRunner, Result
 
 from sepme.cli import app
 from sepme.figures import FIGURES, RESULTS
-from sepme.scenes import Plan
+from sepme.scenes import Plan, read_rows
 from sepme.scenes.measures import MEASURES
+from sepme.scenes.methods import METHODS
 from sepme.scenes.run import HEADER
 
 TABLE = RESULTS / "scenes_style.csv"
@@ -41,6 +43,19 @@ def test_words_become_a_plan(plans: list, tmp_path: Path) -> None:
     assert folder == out
 
 
+def test_all_methods_are_listed() -> None:
+    text = re.sub(r"-\s+", "-", sepme("scenes", "run", "--help").output)  # wrapped behind a hyphen
+    words = set(re.findall(r"[\w-]+", text))
+    assert set(METHODS) <= words
+
+
+def test_what_is_said_goes_before_what_quick_means(plans: list) -> None:
+    words = ["--methods", "sdd", "--images", 5, "--scenes", "Scene4", "--fid"]
+    assert sepme("scenes", "run", "--quick", *words).exit_code == 0
+    ((plan, _),) = plans
+    assert plan == Plan(scenes=("Scene4",), methods=("sdd",), images=5, fid=True)
+
+
 def test_quick_is_one_scene_of_two_methods(plans: list) -> None:
     assert sepme("scenes", "run", "--quick").exit_code == 0
     ((plan, folder),) = plans
@@ -58,6 +73,8 @@ def test_quick_is_one_scene_of_two_methods(plans: list) -> None:
         (["--methods", "magic"], "Method 'magic' is unknown"),
         (["--concepts", "neon"], "'neon' is no list of numbers"),
         (["--concepts", "10"], "no concept 10"),
+        (["--methods", ""], "at least one scene and one method"),
+        (["--scenes", " , "], "at least one scene and one method"),
     ],
 )
 def test_run_refuses(words: list[str], why: str, plans: list, tmp_path: Path) -> None:
@@ -71,10 +88,13 @@ def test_run_refuses(words: list[str], why: str, plans: list, tmp_path: Path) ->
 @pytest.mark.parametrize("measure", MEASURES)
 def test_a_table_is_printed_by_method_and_role(measure: str) -> None:
     result = sepme("scenes", "table", TABLE, "--measure", measure)
-    assert result.exit_code == 0, result.output
-    if measure in ("acc", "lpips"):
-        assert "sepme" in result.output
+    if any(row[measure] is not None for row in read_rows(TABLE)):
+        assert result.exit_code == 0, result.output
+        assert "Scene1 sepme" in result.output
         assert "watermark" in result.output
+    else:
+        assert result.exit_code == 2
+        assert f"No cell of this table holds {measure}" in " ".join(result.output.split())
 
 
 def test_a_table_refuses(tmp_path: Path) -> None:
@@ -101,7 +121,11 @@ def test_one_figure_is_drawn_without_the_tables(tmp_path: Path) -> None:
     result = sepme("figures", "--only", "watermark", "--out", tmp_path)
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("README.md", "watermark.json", "watermark.png", "watermark.svg"),
+        *("watermark.json", "watermark.png", "watermark.svg"),
     ]
-    assert FIGURES["watermark"].caption in (tmp_path / "README.md").read_text()
+    assert FIGURES["watermark"].caption in (tmp_path / "watermark.json").read_text()
+    assert "No figure was named" in sepme("figures", "--only", "", "--out", tmp_path).output
+    nowhere = sepme("figures", "--results", tmp_path / "nowhere", "--out", tmp_path / "new")
+    assert "There is no folder" in nowhere.output
+    assert not (tmp_path / "new").exists()
     assert "'mona' is unknown" in sepme("figures", "--only", "mona", "--out", tmp_path).output

@@ -14,6 +14,7 @@ from sepme.figures import (
     LABEL,
     MEASURED,
     STYLES,
+    NotMeasured,
     Sources,
     build,
     build_index,
@@ -24,7 +25,7 @@ from sepme.scenes.plots import interference_table, role_bars
 from sepme.scenes.protocol import ALONE
 from sepme.scenes.published import published
 from sepme.scenes.run import HEADER, _write, read_rows
-from sepme.scenes.summary import Bar, measured_bars, published_bars, short
+from sepme.scenes.summary import Bar, complete, measured_bars, published_bars, role_table, short
 from sepme.scenes.tables import DAGGER, tables
 from tests.refusals import refused
 
@@ -90,6 +91,35 @@ def test_means_by_role_by_hand() -> None:
     assert measured_bars(rows, "acc", ["Scene4"]) == {}
 
 
+def test_a_method_with_a_missing_cell_is_left_out() -> None:
+    whole = [row("style", "uce", m, i) for m in moments("Scene1") for i in range(10)]
+    torn = [row("style", "fmn", m, i) for m in moments("Scene1") for i in range(10)][:-1]
+    elsewhere = [row("style", "esd-x", m, i) for m in moments("Scene4") for i in range(10)]
+    rows = [*whole, *torn, *elsewhere]
+    assert complete(rows, ["Scene1"]) == whole
+    assert complete(rows, ["Scene1", "Scene4"]) == []
+    few = complete(rows, ["Scene1"], [6])
+    assert {r["method"] for r in few} == {"uce", "fmn"}
+    wanted = sum(len({*m.erased, 6}) for m in moments("Scene1"))
+    assert len(few) == 2 * wanted
+    header, body = role_table(rows, "acc")
+    assert header == ("acc", "erased", "recovered", "regular", "watermark")
+    assert [line[0] for line in body] == ["Scene1 uce", "Scene1 fmn (incomplete)", "Scene4 esd-x"]
+    with refused("No cell of this table holds fid"):
+        role_table(rows, "fid")
+
+
+def test_what_is_incomplete_is_not_drawn(results: Path, tmp_path: Path) -> None:
+    lines = (results / "scenes_style.csv").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if not line.startswith("style,uce,Scene1,t3,8,")]
+    assert len(kept) == len(lines) - 1
+    (tmp_path / "scenes_style.csv").write_text("".join(kept))
+    rows = Sources(tmp_path).complete("style", ["sepme", "uce"], ["Scene1"])
+    assert {r["method"] for r in rows} == {"sepme"}
+    with pytest.raises(NotMeasured, match="No method was measured in every cell"):
+        Sources(tmp_path).complete("style", ["uce"], ["Scene1"])
+
+
 def test_published_means_leave_out_what_is_doubtful() -> None:
     bars = published_bars(published(), "acc", ["Scene4"], tables=["6"])
     values = [
@@ -116,9 +146,14 @@ def test_bars_stand_where_their_numbers_are() -> None:
     heights = [patch.get_height() for patch in ax.patches]
     assert heights == [25, 50]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["A", "b"]
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["forgotten"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["erased"]
     with refused("no cell"):
         role_bars({}, "acc", {})
+
+
+def test_a_bar_too_low_to_see_says_its_number() -> None:
+    bars = {("a", "erased"): Bar(0.001, None, None, 3), ("b", "erased"): Bar(0.5, None, None, 3)}
+    assert [text.get_text() for text in role_bars(bars, "lpips", {}).texts] == ["0.001"]
 
 
 def test_a_map_needs_as_many_names_as_numbers() -> None:

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from sepme.metrics import ImageFolder, labelled_folders, open_images
+from sepme.metrics.fid import fid_of_features
 from sepme.metrics.folders import batches, open_pairs, place
 from tests.refusals import refused
 
@@ -106,6 +107,14 @@ def test_a_tensor_that_is_no_images_is_refused(images: Tensor) -> None:
 def test_values_outside_0_to_1_are_refused(images: Tensor) -> None:
     with refused("[0, 1]"):
         open_images(images)
+
+
+@pytest.mark.parametrize("images", [np.zeros((1, 3, 8, 8)), [torch.zeros(3, 8, 8)], None])
+def test_what_is_no_tensor_is_refused(images: object) -> None:
+    with refused(type(images).__name__, "torch.from_numpy"):
+        open_images(images)
+    with refused(type(images).__name__, "torch.from_numpy"):
+        fid_of_features(images, torch.zeros(2, 3))
 
 
 def test_a_folder_that_is_missing_or_empty_is_refused(tmp_path: Path) -> None:

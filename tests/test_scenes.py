@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -224,7 +225,8 @@ def test_a_run_resumes_and_its_restored_cells_are_the_original(
     )
     judge, catalogue = Judge.load(), load_catalogue()
     here = (backbone, judge, catalogue, plan, tmp_path / "out", tmp_path / "work")
-    table = run_scenes(*here, progress=False)
+    said: list[str] = []
+    table = run_scenes(*here, progress=False, say=said.append)
     rows = read_rows(table)
     assert len(rows) == 3 * 10
     assert {row["role"] for row in rows} == {"erased", "recovered", "regular"}
@@ -233,8 +235,11 @@ def test_a_run_resumes_and_its_restored_cells_are_the_original(
     # With the last state's rows gone, the same command makes them again: the same bytes.
     lines = whole.decode().splitlines(keepends=True)
     table.write_text("".join(line for line in lines if ",t3," not in line))
-    run_scenes(*here, progress=False)
+    run_scenes(*here, progress=False, say=said.append)
     assert table.read_bytes() == whole
+    assert [line.split(": ")[1] for line in said] == [
+        *("30 rows", "20 rows are there already, the rest is measured now", "30 rows"),
+    ]
 
     few = replace(plan, concepts=(6,))
     run_scenes(*here[:3], few, tmp_path / "few", tmp_path / "work", progress=False)
@@ -247,6 +252,9 @@ def test_a_run_resumes_and_its_restored_cells_are_the_original(
     other = replace(plan, images=3)
     with refused("another run", "'images'"):
         run_scenes(backbone, judge, catalogue, other, *here[4:], progress=False)
+    table.with_suffix(".json").unlink()  # nothing says any more what the rows are about
+    with refused("no manifest"):
+        run_scenes(*here, progress=False)
 
 
 @pytest.mark.slow
@@ -303,6 +311,14 @@ def test_runs_are_merged_and_the_later_counts(tmp_path: Path) -> None:
     (merged,) = merge_tables(tables, tmp_path / "out")
     assert sum(row["acc"] == 0.125 for row in read_rows(merged)) == 1
 
+    others = {name: {"settings": {"rate": rate}} for name, rate in (("a", 1), ("b", 2))}
+    tables[0].with_suffix(".json").write_text(json.dumps(made | {"methods": others}))
+    with refused("other settings of 'b'"):
+        merge_tables(tables, tmp_path / "out")
+    for text in ("{", "{}", "[]", '{"methods": 3}'):
+        tables[0].with_suffix(".json").write_text(text)
+        with refused("is no manifest"):
+            merge_tables(tables, tmp_path / "out")
     tables[0].with_suffix(".json").write_text(json.dumps(made | {"seed": 7}))
     with refused("another run", "'seed'"):
         merge_tables(tables, tmp_path / "out")
@@ -311,7 +327,28 @@ def test_runs_are_merged_and_the_later_counts(tmp_path: Path) -> None:
         merge_tables(tables, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda line: line[: len(line) // 2],
+        lambda line: line.replace(",0,", ",zero,", 1),
+        lambda line: line.replace("Scene1", "Scene9"),
+        lambda line: line + ",1",
+    ],
+    ids=["cut", "word", "scene", "long"],
+)
+def test_a_damaged_line_is_named(spoil: Callable[[str], str], tmp_path: Path) -> None:
+    lines = (RESULTS / "scenes_style.csv").read_text().splitlines()
+    file = tmp_path / "scenes_style.csv"
+    file.write_text("\n".join([*lines[:3], spoil(lines[3])]) + "\n")
+    with refused("Line 4 of", "is damaged"):
+        read_rows(file)
+
+
 def test_a_foreign_table_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "picture.csv").write_bytes(b"\x89PNG\xff\xfe")
+    with refused("cannot be read"):
+        read_rows(tmp_path / "picture.csv")
     file = tmp_path / "scenes_style.csv"
     file.write_text("a,b\n1,2\n")
     with refused("no table of scenes"):

@@ -302,6 +302,12 @@ def _draws(
 
 def _features(x: Tensor, y: Tensor, paired: bool = False) -> tuple[Tensor, Tensor]:
     """Both in double precision on the CPU, after they were looked at."""
+    for features in (x, y):
+        if not isinstance(features, Tensor):
+            raise SepmeError(
+                f"Features are a tensor [n, d], not of the type {type(features).__name__}: make "
+                "one with torch.from_numpy, or from images with inception_features."
+            )
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise SepmeError(
             f"Features are [n, d] and [m, d] with one d, not {list(x.shape)} and {list(y.shape)}."

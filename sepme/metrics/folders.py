@@ -89,6 +89,11 @@ def open_images(images: Images) -> Tensor | ImageFolder:
         return ImageFolder.open(images)
     if isinstance(images, ImageFolder):
         return images
+    if not isinstance(images, Tensor):
+        raise SepmeError(
+            f"Images are a tensor [n, 3, h, w] or a folder, not of the type "
+            f"{type(images).__name__}: make one with torch.from_numpy or torch.stack."
+        )
     if images.ndim != 4 or images.shape[1] != 3 or images.numel() == 0:
         raise SepmeError(
             f"Images are tensors of shape [n, 3, h, w] with at least one image, not "

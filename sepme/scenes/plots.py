@@ -16,7 +16,7 @@ FACES = (*COLOURS, GREY)
 #: Hatches beside the colours, so that methods can be told apart in grey and by colour-blind eyes.
 HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "++++", "oo", "**")
 ROLE_TITLES = {
-    "erased": "forgotten",
+    "erased": "erased",
     "recovered": "recovered",
     "regular": "regular",
     "watermark": "watermark",
@@ -63,6 +63,7 @@ def role_bars(
     methods = methods_of(bars)
     roles = [role for role in ROLE_TITLES if any(r == role for _, r in bars)]
     width, scale = 0.8 / len(methods), 100 if measure == "acc" else 1
+    highest = max(bar.mean for bar in bars.values())
     for i, method in enumerate(methods):
         style = (styles or {}).get(method) or method_style(i)
         for j, role in enumerate(roles):
@@ -75,6 +76,10 @@ def role_bars(
             ax.bar(
                 x, scale * bar.mean, 0.92 * width, yerr=error, ecolor=BLACK, capsize=1.5, **style
             )
+            if bar.mean < 0.01 * highest:  # else a bar of height 0 looks like none
+                text = f"{scale * bar.mean:.2g}"
+                ax.annotate(text, (x, 0), (0, 3), textcoords="offset points", rotation=90,
+                            ha="center", va="bottom", fontsize=6)  # fmt: skip
     ax.set_xticks(range(len(roles)), [ROLE_TITLES[role] for role in roles])
     ax.set_ylabel(MEASURE_TITLES[measure])
     ax.set_ylim(0, 108 if measure == "acc" else None)

@@ -60,6 +60,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         cast(self.kind)
+        if not self.scenes or not self.methods:
+            raise SepmeError("Name at least one scene and one method.")
         for scene in self.scenes:
             moments(scene)
         for name in self.methods:
@@ -103,9 +105,10 @@ def run_scenes(
     """
     out, work = writable_folder(Path(out)), writable_folder(Path(work))
     table = out / f"scenes_{plan.kind}.csv"
-    manifest = _Manifest(table.with_suffix(".json"), backbone, plan)
     rows = {_address(row): row for row in read_rows(table)} if table.is_file() else {}
-    manifest.check(bool(rows))
+    manifest = _Manifest(table.with_suffix(".json"), backbone, plan, continued=bool(rows))
+    if rows:
+        say(f"{table}: {len(rows)} rows are there already, the rest is measured now")
     world = Setting(
         backbone, catalogue, cast(plan.kind), work / "changes", plan.seed, progress=False
     )
@@ -113,7 +116,7 @@ def run_scenes(
     states = list(_states(plan))
     with tqdm(states, disable=not progress, unit="state") as bar:
         for of, moment in bar:
-            bar.set_description(f"{of.title}, {moment.scene} {moment.time}")
+            bar.set_description(f"{of.title}, {moment.scene} {moment.time}: erasing, drawing")
             cells = [
                 i
                 for i in world.cast.indices
@@ -146,25 +149,60 @@ def merge_tables(tables: Sequence[str | Path], out: str | Path) -> list[Path]:
     found: dict[str, dict[tuple[str, ...], dict[str, Any]]] = {}
     manifests: dict[str, dict[str, Any]] = {}
     for table in map(Path, tables):
-        file = table.with_suffix(".json")
-        if not file.is_file():
-            raise SepmeError(f"{table} has no manifest {file.name} beside it: copy it there.")
-        made = json.loads(file.read_text(encoding="utf-8"))
-        before = manifests.setdefault(table.name, made)
-        for name in FIXED:
-            if before[name] != made[name]:
-                raise SepmeError(
-                    f"{table} belongs to another run ('{name}' differs): merge tables of one model "
-                    "and one way of drawing."
-                )
-        manifests[table.name] = made | {"methods": before["methods"] | made["methods"]}
-        found.setdefault(table.name, {}).update({_address(row): row for row in read_rows(table)})
+        rows, made = read_rows(table), _read_manifest(table.with_suffix(".json"))
+        for kind in {row["kind"] for row in rows}:
+            before = manifests.setdefault(kind, made)
+            _refuse_other(table, before, made)
+            manifests[kind] = made | {"methods": before["methods"] | made["methods"]}
+            found.setdefault(kind, {}).update({_address(r): r for r in rows if r["kind"] == kind})
+    if not found:
+        raise SepmeError("There is no row to merge: give tables that 'sepme scenes run' wrote.")
     out = writable_folder(Path(out))
-    for name, rows in found.items():
-        _write(out / name, list(rows.values()))
-        text = json.dumps(manifests[name], indent=1) + "\n"
-        write_atomically((out / name).with_suffix(".json"), text.encode())
-    return [out / name for name in found]
+    for kind, merged in found.items():
+        _write(out / f"scenes_{kind}.csv", list(merged.values()))
+        text = json.dumps(manifests[kind], indent=1) + "\n"
+        write_atomically(out / f"scenes_{kind}.json", text.encode())
+    return [out / f"scenes_{kind}.csv" for kind in found]
+
+
+def _refuse_other(table: Path, before: dict[str, Any], made: dict[str, Any]) -> None:
+    """Refuse to mix rows of two models, of two ways of drawing, or of one method's two settings."""
+    for name in FIXED:
+        if before[name] != made[name]:
+            raise SepmeError(
+                f"{table} belongs to another run ('{name}' differs): keep the two apart, with a "
+                "folder each (--out)."
+            )
+    for name in before["methods"].keys() & made["methods"].keys():
+        one, other = (m["methods"][name].get("settings") for m in (before, made))
+        if one != other:
+            raise SepmeError(
+                f"{table} was measured with other settings of '{name}': keep the two apart, with "
+                "a folder each (--out)."
+            )
+
+
+def _read_manifest(file: Path) -> dict[str, Any]:
+    """What a run wrote beside its table.
+
+    Raises:
+        SepmeError: it is not there, or it is something else.
+    """
+    try:
+        made = json.loads(file.read_text(encoding="utf-8"))
+        if {*FIXED, "methods"} <= made.keys() and isinstance(made["methods"], dict):
+            return made
+    except FileNotFoundError:
+        raise SepmeError(
+            f"There is no manifest {file} beside the table, which says what it is about: copy it "
+            "there, or start anew in another folder (--out)."
+        ) from None
+    except (OSError, ValueError, AttributeError):
+        pass
+    raise SepmeError(
+        f"{file} is no manifest of a table of scenes: restore it, or start anew in another folder "
+        "(--out)."
+    )
 
 
 def _states(plan: Plan) -> Iterator[tuple[Method, Moment]]:
@@ -237,19 +275,31 @@ def read_rows(table: str | Path) -> list[dict[str, Any]]:
     """The rows of a table, numbers as numbers, what was not measured as None.
 
     Raises:
-        SepmeError: no such file, or one that is no table of scenes.
+        SepmeError: no such file, one that is no table of scenes, or one that was cut off.
     """
     try:
         with Path(table).open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             if reader.fieldnames != HEADER:
                 raise SepmeError(f"{table} is no table of scenes: make it with 'sepme scenes run'.")
-            return [
-                {k: v if k in (*ADDRESS, "cell") else _number(v) for k, v in row.items()}
-                for row in reader
-            ]
-    except OSError as error:
+            return [_row(table, line, row) for line, row in enumerate(reader, start=2)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SepmeError(f"{table} cannot be read: make it with 'sepme scenes run'.") from error
+
+
+def _row(table: str | Path, line: int, row: dict[str, Any]) -> dict[str, Any]:
+    try:
+        if None in row or None in row.values():
+            raise ValueError("too few or too many values")
+        if int(row["concept_index"]) not in range(WATERMARK + 1):
+            raise ValueError("no such concept")
+        if row["scene"] not in {**SCENES, **ALONE}:
+            raise ValueError("no such scene")
+        return {k: v if k in (*ADDRESS, "cell") else _number(v) for k, v in row.items()}
+    except ValueError as error:
+        raise SepmeError(
+            f"Line {line} of {table} is damaged ({error}): delete it, and run the scenes again."
+        ) from error
 
 
 def _text(value: str | float | None) -> str:
@@ -275,25 +325,16 @@ def _write(table: Path, rows: Sequence[dict[str, Any]]) -> None:
 class _Manifest:
     """How a table was made, and how long each method took."""
 
-    def __init__(self, file: Path, backbone: Backbone, plan: Plan) -> None:
-        self.file = file
+    def __init__(self, file: Path, backbone: Backbone, plan: Plan, continued: bool) -> None:
         values = (backbone.name, backbone.fingerprint, plan.images, plan.seed, vars(plan.sampling))
-        self.fixed = dict(zip(FIXED, values, strict=True))
-        self.content: dict[str, Any] = self.fixed | {"methods": {}}
-        if file.is_file():
-            self.content = json.loads(file.read_text(encoding="utf-8"))
-
-    def check(self, continued: bool) -> None:
-        """Refuse to mix rows of two models or of two ways of drawing."""
-        if not continued:
-            self.content = self.fixed | {"methods": {}}
-            return
-        for name, value in self.fixed.items():
-            if self.content.get(name) != json.loads(json.dumps(value)):
-                raise SepmeError(
-                    f"{self.file} belongs to another run ('{name}' differs): choose another folder "
-                    "with --out."
-                )
+        fixed = dict(zip(FIXED, values, strict=True))
+        methods = {name: method(name).describe() for name in plan.methods}
+        self.file = file
+        self.content: dict[str, Any] = fixed | {"methods": {}}
+        if continued:
+            self.content = _read_manifest(file)
+            now = json.loads(json.dumps(fixed | {"methods": methods}))
+            _refuse_other(file.with_suffix(".csv"), self.content, now)
 
     def add(self, of: Method, seconds: float) -> None:
         entry = self.content["methods"].setdefault(of.name, of.describe() | {"seconds": 0.0})

@@ -9,7 +9,7 @@ import numpy as np
 
 from sepme.errors import SepmeError
 from sepme.scenes.measures import MEASURES
-from sepme.scenes.protocol import ROLES, WATERMARK
+from sepme.scenes.protocol import ROLES, WATERMARK, moments
 from sepme.scenes.published import Published, family
 
 #: What a bar is called where the paper gives one method in two lengths.
@@ -45,6 +45,33 @@ def measured_bars(
         if row["scene"] in scenes and row[measure] is not None and is_mark == (by == "watermark"):
             found[row["method"], "watermark" if is_mark else row["role"]].append(row)
     return {key: _mean(cells, measure) for key, cells in found.items()}
+
+
+def complete(
+    rows: Iterable[Mapping[str, Any]],
+    scenes: Sequence[str],
+    concepts: Iterable[int] = range(WATERMARK + 1),
+) -> list[Mapping[str, Any]]:
+    """Of these scenes, the rows of the methods that were measured in all of them.
+
+    A method of which cells are missing would be averaged over others than its neighbours.
+
+    Args:
+        concepts: who must have been drawn at every moment, besides the erased; rows of others are
+            left out for all methods alike.
+    """
+    needed = {
+        (scene, moment.time, index)
+        for scene in scenes
+        for moment in moments(scene)
+        for index in {*concepts, *moment.erased}
+    }
+    found: dict[str, dict[tuple[str, str, int], Mapping[str, Any]]] = defaultdict(dict)
+    for row in rows:
+        place = (row["scene"], row["time"], int(row["concept_index"]))
+        if place in needed:
+            found[row["method"]][place] = row
+    return [row for cells in found.values() if len(cells) == len(needed) for row in cells.values()]
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], measure: str) -> Bar:
@@ -85,21 +112,27 @@ def short(method: str) -> str:
 def role_table(
     rows: Sequence[Mapping[str, Any]], measure: str
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and rows of a table: each method's mean of a measure by role, with its interval.
+    """Header and rows of a table: the mean of a measure by scene, method and role, with interval.
 
     Raises:
-        SepmeError: no such measure.
+        SepmeError: no such measure, or none of its cells was measured.
     """
     if measure not in MEASURES:
         raise SepmeError(f"Measure '{measure}' is unknown: choose one of {', '.join(MEASURES)}.")
-    scenes = tuple({row["scene"] for row in rows})
-    bars = measured_bars(rows, measure, scenes)
-    bars |= measured_bars(rows, measure, scenes, by="watermark")
-    roles = (*ROLES, "watermark")
-    body = [
-        (name, *(_cell(bars.get((name, role)), measure) for role in roles))
-        for name in methods_of(bars)
-    ]
+    roles, body = (*ROLES, "watermark"), []
+    for scene in dict.fromkeys(row["scene"] for row in rows):
+        bars = measured_bars(rows, measure, [scene])
+        bars |= measured_bars(rows, measure, [scene], by="watermark")
+        whole = {row["method"] for row in complete(rows, [scene])}
+        for name in methods_of(bars):
+            label = name if name in whole else f"{name} (incomplete)"
+            cells = (_cell(bars.get((name, role)), measure) for role in roles)
+            body.append((f"{scene} {label}", *cells))
+    if not body:
+        raise SepmeError(
+            f"No cell of this table holds {measure}: measure it with 'sepme scenes run', or choose "
+            "another with --measure."
+        )
     return (measure, *roles), body
 
 
@@ -115,4 +148,13 @@ def _cell(bar: Bar | None, measure: str) -> str:
     return f"{text} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-__all__ = ["ROLES", "Bar", "measured_bars", "methods_of", "published_bars", "role_table", "short"]
+__all__ = [
+    "ROLES",
+    "Bar",
+    "complete",
+    "measured_bars",
+    "methods_of",
+    "published_bars",
+    "role_table",
+    "short",
+]
