@@ -55,7 +55,14 @@ from sepme.scenes.methods import METHODS
 from sepme.scenes.plots import MEASURE_TITLES, interference_table, method_style, role_bars
 from sepme.scenes.protocol import ALONE, WATERMARK
 from sepme.scenes.published import LABEL, family, published
-from sepme.scenes.summary import complete, measured_bars, methods_of, published_bars
+from sepme.scenes.summary import (
+    Bar,
+    Key,
+    complete,
+    measured_bars,
+    methods_of,
+    published_bars,
+)
 from sepme.scenes.tables import tables
 from sepme.settings import PRESETS
 
@@ -286,7 +293,7 @@ def _compared(kind: str, scene: str) -> Callable[[Sources], Figure]:
         axes = figure.subplots(2, 2)
         table = ["5"] if kind == "style" else ["6"]
         for column, measure in enumerate(("acc", "lpips")):
-            printed = published_bars(published(), measure, [scene], tables=table)
+            printed = _in_order(published_bars(published(), measure, [scene], tables=table))
             looks = {m: STYLES[FAMILIES[family(m)]] for m in methods_of(printed)}
             lengths = {m: _printed_title(m) for m in methods_of(printed)}
             looks = _distinct(looks)
@@ -302,6 +309,11 @@ def _compared(kind: str, scene: str) -> Callable[[Sources], Figure]:
         return figure
 
     return draw
+
+
+def _in_order(printed: Mapping[Key, Bar]) -> dict[Key, Bar]:
+    """Printed methods in the order of ours."""
+    return dict(sorted(printed.items(), key=lambda b: COMPARED.index(FAMILIES[family(b[0][0])])))
 
 
 def _distinct(looks: Mapping[str, dict[str, object]]) -> dict[str, dict[str, object]]:
