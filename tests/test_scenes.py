@@ -296,13 +296,15 @@ def test_runs_are_merged_and_the_later_counts(tmp_path: Path) -> None:
     for name, part in zip("ab", parts, strict=True):
         (tmp_path / name).mkdir()
         (tmp_path / name / shipped.name).write_text("".join([lines[0], *part]))
-        methods = {name: {"title": name}}
+        methods = {name: {"title": name}, "c": {"seconds": 1.5}}
         manifest = json.dumps(made | {"methods": methods})
         (tmp_path / name / "scenes_style.json").write_text(manifest)
     tables = [tmp_path / name / shipped.name for name in "ab"]
     (merged,) = merge_tables(tables, tmp_path / "out")
     assert merged.read_bytes() == shipped.read_bytes()
-    assert set(json.loads(merged.with_suffix(".json").read_text())["methods"]) == {"a", "b"}
+    methods = json.loads(merged.with_suffix(".json").read_text())["methods"]
+    assert set(methods) == {"a", "b", "c"}
+    assert methods["c"]["seconds"] == 3.0
 
     changed = read_rows(tables[1])[0]["acc"]
     text = tables[1].read_text().splitlines(keepends=True)

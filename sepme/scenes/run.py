@@ -153,7 +153,8 @@ def merge_tables(tables: Sequence[str | Path], out: str | Path) -> list[Path]:
         for kind in {row["kind"] for row in rows}:
             before = manifests.setdefault(kind, made)
             _refuse_other(table, before, made)
-            manifests[kind] = made | {"methods": before["methods"] | made["methods"]}
+            if before is not made:
+                manifests[kind] = made | {"methods": _added(before["methods"], made["methods"])}
             found.setdefault(kind, {}).update({_address(r): r for r in rows if r["kind"] == kind})
     if not found:
         raise SepmeError("There is no row to merge: give tables that 'sepme scenes run' wrote.")
@@ -163,6 +164,15 @@ def merge_tables(tables: Sequence[str | Path], out: str | Path) -> list[Path]:
         text = json.dumps(manifests[kind], indent=1) + "\n"
         write_atomically(out / f"scenes_{kind}.json", text.encode())
     return [out / f"scenes_{kind}.csv" for kind in found]
+
+
+def _added(before: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
+    """The methods of both manifests; one that is in both took the time of both runs."""
+    both = before | made
+    for name in before.keys() & made.keys():
+        seconds = before[name].get("seconds", 0.0) + made[name].get("seconds", 0.0)
+        both[name] = made[name] | {"seconds": round(seconds, 1)}
+    return both
 
 
 def _refuse_other(table: Path, before: dict[str, Any], made: dict[str, Any]) -> None:
