@@ -4,7 +4,6 @@ import io
 import json
 import os
 import re
-import shutil
 import sys
 from base64 import b64decode, b64encode
 from copy import deepcopy
@@ -23,7 +22,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sepme.backbone import ATELIER
 from sepme.notebook import (
     FOLDER,
     PALETTE_ERROR,
@@ -97,36 +95,6 @@ def test_it_runs(
     assert all(cell.execution_count for cell in code_cells(executed))
     assert complaints(executed) == []
     assert list(tmp_path.iterdir()) == []  # nothing left behind
-
-
-@pytest.fixture(scope="module")
-def own_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model without judge, catalogue and deltas, as people bring one; quick to sample."""
-    folder = tmp_path_factory.mktemp("models") / "mine"
-    brings = ("catalogue.json", "judge.safetensors", "deltas", "generation.json")
-    shutil.copytree(ATELIER, folder, ignore=shutil.ignore_patterns(*brings))
-    (folder / "generation.json").write_text('{"guidance_scale": 4.0, "num_inference_steps": 3}')
-    return folder
-
-
-@pytest.mark.slow
-@each
-def test_it_runs_on_a_model_of_ones_own(
-    path: Path, own_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SEPME_MODEL", str(own_model))
-    monkeypatch.setenv("SEPME_STYLES", "pixel, ink, swirl, cubism, woodcut, watercolor")
-    monkeypatch.setenv("SEPME_OBJECTS", "car, cup, fish, star, tree, sun, house")
-    executed = execute(path, tmp_path)
-    assert complaints(tidy(executed)) == []
-    shown = words(executed)
-    for part in (
-        "`mine`",
-        "a model of your own",
-        "*pixel* for neon",
-        "claims of this chapter hold",
-    ):
-        assert part in shown
 
 
 @each
