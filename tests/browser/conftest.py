@@ -60,6 +60,9 @@ def blank(chromium: Browser) -> Iterator[Page]:
 
 
 # ------------------------------------------------------------------ the pages
+#: Milliseconds between two keys, as of a quick hand: JupyterLab loses a cell that is asked for
+#: while the one before it is still being left.
+PAUSE = 500
 #: Jupyter's applications by the name of their module, and where each shows a notebook.
 ADDRESS = {"jupyterlab": "lab/tree", "notebook": "notebooks"}
 
@@ -109,6 +112,7 @@ def run_cells(page: Page, cells: int) -> None:
     page.locator(".jp-Notebook").get_by_role("heading", level=1).click()
     for _ in range(cells):
         page.keyboard.press("Shift+Enter")
+        page.wait_for_timeout(PAUSE)
 
 
 @contextmanager
