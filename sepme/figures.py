@@ -510,7 +510,7 @@ def _before_after(kind: str, scene: str) -> Callable[[Sources], Figure]:
         moved = [100 * (after - before).abs().flatten(1).mean(1) for after in columns.values()]
         return image_grid(
             [[images[r] for images in columns.values()] for r in who.indices],
-            [who.name(index) for index in who.indices],
+            [*who.names, "watermark"],
             list(columns),
             frames=[[FRAMES.get(column[r]) for column in roles] for r in who.indices],
             notes=[

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sepme.baselines._sampling import PAIRINGS, Grid, sample
+from sepme.baselines.sampling import PAIRINGS, Grid, sample
 from tests.miniature import PREDICTIONS, shared
 from tests.refusals import refused
 from tests.tolerance import assert_close

@@ -10,7 +10,8 @@ from sepme.baselines._inversion import (
     new_words,
     with_new_words,
 )
-from sepme.baselines._prompts import (
+from sepme.baselines._settings import OWN
+from sepme.baselines.prompts import (
     concept_mask,
     drawn,
     first_end,
@@ -18,7 +19,6 @@ from sepme.baselines._prompts import (
     pairs,
     token_ids,
 )
-from sepme.baselines._settings import OWN
 from sepme.concept import Concept
 from tests.miniature import fresh, shared
 from tests.refusals import refused

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sepme.backbone import Backbone
-from sepme.baselines._prompts import last_subject
+from sepme.baselines.prompts import last_subject
 from sepme.concept import Concept, refuse_overlap
 from sepme.provenance import Provenance, versions
 from sepme.weight_change import WeightChange, refuse_attached

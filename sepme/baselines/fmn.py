@@ -39,9 +39,9 @@ from sepme.baselines._inversion import (
     new_words,
     with_new_words,
 )
-from sepme.baselines._prompts import ENDS, concept_mask, drawn, pairs, token_ids
 from sepme.baselines._settings import OWN, TrainingSettings, at_least, check_prompt, choose
 from sepme.baselines._training import Callback, Student, Training, mix, noised
+from sepme.baselines.prompts import ENDS, concept_mask, drawn, pairs, token_ids
 from sepme.checkpoint import Checkpoint
 from sepme.concept import Concept
 from sepme.errors import SepmeError

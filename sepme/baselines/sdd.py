@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from sepme.backbone import Backbone
-from sepme.baselines._prompts import pairs
-from sepme.baselines._sampling import PAIRINGS, Grid, sample
 from sepme.baselines._settings import TrainingSettings, at_least, check_prompt, choose
 from sepme.baselines._training import Callback, Student, Training
+from sepme.baselines.prompts import pairs
+from sepme.baselines.sampling import PAIRINGS, Grid, sample
 from sepme.checkpoint import Checkpoint
 from sepme.concept import Concept
 from sepme.errors import SepmeError
@@ -47,7 +47,7 @@ class SDDSettings(TrainingSettings):
     guidance: float = 3.0
     """Of the sampling."""
     pairing: str = "until"
-    """Which timestep goes with x_t, see `sepme.baselines._sampling`."""
+    """Which timestep goes with x_t, see `sepme.baselines.sampling`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from sepme.backbone import Backbone
 from sepme.baselines._closed import ROWS, checked, finished, rows
-from sepme.baselines._prompts import pairs
 from sepme.baselines._settings import OWN, above_zero, check_prompt, choose
 from sepme.baselines._training import Step
+from sepme.baselines.prompts import pairs
 from sepme.checkpoint import Checkpoint
 from sepme.concept import Concept
 from sepme.errors import SepmeError
