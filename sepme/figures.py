@@ -8,7 +8,7 @@
 | `before_after_<kind>_<scene>` | 5, 12, 17 | the same, with the deltas that ship with it |
 | `bars_<kind>_<scene>` | 8, 9, 13, 14 | the scenes' tables |
 | `alone_<kind>` | 10, 15 | the same, each concept erased alone |
-| `watermark` | 11 | the same, the watermark's rows |
+| `watermark_<kind>` | 11 | the same, the watermark's rows |
 | `joint_or_separate` | 16 | the same |
 | `regularisation` | tables 4, 7 | the same |
 
@@ -342,35 +342,36 @@ def _alone(kind: str) -> Callable[[Sources], Figure]:
 
     def draw(sources: Sources) -> Figure:
         rows = sources.complete(kind, COMPARED, ALONE, NEVER)
-        figure = Figure(figsize=(10, 3.4), layout="constrained", dpi=110)
-        axes = figure.subplots(1, 2)
-        for ax, measure in zip(axes, ("acc", "lpips"), strict=True):
-            ours = measured_bars(rows, measure, list(ALONE))
-            titles = {name: METHODS[name].title for name in methods_of(ours)}
-            role_bars(ours, measure, titles, ax, styles=STYLES)
-        axes[0].get_legend().remove()
-        figure.suptitle(
-            f"Each of six {kind}s erased by itself, and three others ({MEASURED})",
-            fontweight="bold",
-        )
-        return figure
+        title = f"Each of six {kind}s erased by itself, and three others ({MEASURED})"
+        return _recognised_and_moved(rows, list(ALONE), title, by="role")
 
     return draw
 
 
-def _watermark(sources: Sources) -> Figure:
+def _watermark(kind: str) -> Callable[[Sources], Figure]:
+    """What becomes of the watermark, which is never erased."""
+
+    def draw(sources: Sources) -> Figure:
+        scenes = ("Scene1", "Scene4")
+        rows = sources.complete(kind, COMPARED, scenes)
+        title = f"The watermark while {kind}s are erased, Scene1 and Scene4 ({MEASURED})"
+        return _recognised_and_moved(rows, scenes, title, by="watermark")
+
+    return draw
+
+
+def _recognised_and_moved(
+    rows: Sequence[Mapping[str, Any]], scenes: Sequence[str], title: str, *, by: str
+) -> Figure:
+    """Bars of accuracy and of LPIPS, side by side; `by` as in `measured_bars`."""
     figure = Figure(figsize=(10, 3.4), layout="constrained", dpi=110)
-    scenes = ("Scene1", "Scene4")
-    rows = sources.complete("style", COMPARED, scenes)
     axes = figure.subplots(1, 2)
     for ax, measure in zip(axes, ("acc", "lpips"), strict=True):
-        ours = measured_bars(rows, measure, scenes, by="watermark")
+        ours = measured_bars(rows, measure, scenes, by=by)
         titles = {name: METHODS[name].title for name in methods_of(ours)}
         role_bars(ours, measure, titles, ax, styles=STYLES)
     axes[0].get_legend().remove()
-    figure.suptitle(
-        f"The watermark while styles are erased, Scene1 and Scene4 ({MEASURED})", fontweight="bold"
-    )
+    figure.suptitle(title, fontweight="bold")
     return figure
 
 
@@ -567,7 +568,11 @@ def _figures() -> Iterable[Entry]:
         yield Entry(
             f"alone_{kind}", f"Each of six {kind}s erased by itself, by method.", _alone(kind)
         )
-    yield Entry("watermark", "The watermark while styles are erased, by method.", _watermark)
+        yield Entry(
+            f"watermark_{kind}",
+            f"The watermark while {kind}s are erased, by method.",
+            _watermark(kind),
+        )
     yield Entry(
         "joint_or_separate",
         "SepME's increments trained one at a time and all at once.",

@@ -118,12 +118,12 @@ def test_merged_tables_are_written(tmp_path: Path) -> None:
 
 
 def test_one_figure_is_drawn_without_the_tables(tmp_path: Path) -> None:
-    result = sepme("figures", "--only", "watermark", "--out", tmp_path)
+    result = sepme("figures", "--only", "watermark_style", "--out", tmp_path)
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("watermark.json", "watermark.png", "watermark.svg"),
+        *("watermark_style.json", "watermark_style.png", "watermark_style.svg"),
     ]
-    assert FIGURES["watermark"].caption in (tmp_path / "watermark.json").read_text()
+    assert FIGURES["watermark_style"].caption in (tmp_path / "watermark_style.json").read_text()
     assert "No figure was named" in sepme("figures", "--only", "", "--out", tmp_path).output
     nowhere = sepme("figures", "--results", tmp_path / "nowhere", "--out", tmp_path / "new")
     assert "There is no folder" in nowhere.output

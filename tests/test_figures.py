@@ -254,9 +254,9 @@ def test_every_figure_is_drawn_with_its_manifest(results: Path, tmp_path: Path) 
     assert all(f"]({name}.png)" in index and FIGURES[name].caption in index for name in FIGURES)
     assert "(tables_style.md), [objects](tables_object.md)" in index
     again = tmp_path / "again"
-    build(again, Sources(results), only=["watermark"], say=said.append)
+    build(again, Sources(results), only=["watermark_style"], say=said.append)
     for suffix in ("svg", "png", "json"):
-        name = f"watermark.{suffix}"
+        name = f"watermark_style.{suffix}"
         assert (again / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
