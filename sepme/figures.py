@@ -521,7 +521,7 @@ def _before_after(kind: str, scene: str) -> Callable[[Sources], Figure]:
             ],
             title=f"{scene}, {kind}s ({MEASURED})",
             footer="Framed: erased (vermillion), given back (blue). Δ: mean change of the pixels.\n"
-            "Each row starts from the same noise in every column; asked for is, first, "
+            "Each row starts from the same noise in every column. Asked for is, first,\n"
             f"“{prompts[0]}”.",
             cell=0.95,
         )  # fmt: skip
