@@ -23,12 +23,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from sepme.backbone import ATELIER, Backbone, load_catalogue
 from sepme.composition import Composition
@@ -413,24 +415,39 @@ def _variants(names: Sequence[str], title: str, tables: Sequence[str]) -> Callab
 
 # ------------------------------------------------------------------ who disturbs whom: 2
 def _interference(sources: Sources) -> Figure:
-    """Erased alone (row), drawn (column): one map a method."""
-    shown = ("sepme", "esd-x")
-    rows = sources.rows("style", shown, ALONE)
-    have = [name for name in shown if any(row["method"] == name for row in rows)]
-    measure = "fid" if all(row["fid"] is not None for row in rows) else "lpips"
+    """Erased alone (row), drawn (column): one map a method, and a line of maps a measure."""
+    found = sources.complete("style", ("sepme", "esd-x"), ALONE)
+    have = list(dict.fromkeys(row["method"] for row in found))
+    made = {
+        (measure, method): _disturbance(found, method, measure)
+        for measure in ("lpips", "fid")
+        for method in have
+    }
+    maps = {place: matrix for place, matrix in made.items() if np.isfinite(matrix).all()}
+    measures = list(dict.fromkeys(measure for measure, _ in maps))
     names = [*CASTS["style"].names, "watermark"]
-    figure = Figure(figsize=(6.2 * len(have), 4), layout="constrained", dpi=110)
-    axes = np.atleast_1d(figure.subplots(1, len(have)))
-    limit = max(row[measure] for row in rows)
-    for ax, method in zip(axes, have, strict=True):
-        matrix = np.full((6, len(names)), np.nan)
-        for row in rows:
-            if row["method"] == method:
-                matrix[int(row["erased"]), int(row["concept_index"])] = row[measure]
-        interference_table(matrix, names[:6], names, MEASURE_TITLES[measure], ax, limit=limit)
+    size = (6.2 * len(have), 0.4 + 3.6 * len(measures))
+    figure = Figure(figsize=size, layout="constrained", dpi=110)
+    axes = figure.subplots(len(measures), len(have), squeeze=False)
+    for (row, measure), (column, method) in product(enumerate(measures), enumerate(have)):
+        ax, title = axes[row, column], MEASURE_TITLES[measure]
+        if (measure, method) not in maps:
+            ax.set_axis_off()
+            continue
+        limit = max(float(matrix.max()) for place, matrix in maps.items() if place[0] == measure)
+        interference_table(maps[measure, method], names[:6], names, title, ax, limit=limit)
         ax.set_title(METHODS[method].title)
     figure.suptitle(f"Who disturbs whom ({MEASURED})", fontweight="bold")
     return figure
+
+
+def _disturbance(rows: Iterable[Mapping[str, Any]], method: str, measure: str) -> NDArray:
+    """`[6, 10]`, NaN where it was not measured."""
+    matrix = np.full((6, WATERMARK + 1), np.nan)
+    for row in rows:
+        if row["method"] == method and row[measure] is not None:
+            matrix[int(row["erased"]), int(row["concept_index"])] = row[measure]
+    return matrix
 
 
 # ------------------------------------------------------------ what the model draws: 3, 5, 12, 17

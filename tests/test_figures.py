@@ -260,6 +260,22 @@ def test_every_figure_is_drawn_with_its_manifest(results: Path, tmp_path: Path) 
         assert (again / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
+@pytest.mark.parametrize("with_fid", [(), ("sepme",), ("sepme", "esd-x")])
+def test_a_map_of_fid_is_drawn_of_whom_it_was_measured(tmp_path: Path, with_fid) -> None:
+    rows = [
+        row("style", method, moment, index, fid=30.0 if method in with_fid else None)
+        for method in ("sepme", "esd-x")
+        for scene in ALONE
+        for moment in moments(scene)
+        for index in range(10)
+    ]
+    _write(tmp_path / "scenes_style.csv", rows)
+    figure = FIGURES["interference"].draw(Sources(tmp_path))
+    maps = [ax for ax in figure.axes if ax.axison and ax.get_xlabel()]
+    assert len(maps) == 2 + len(with_fid)
+    assert [ax.texts[0].get_text() for ax in maps] == ["0.20"] * 2 + ["30"] * len(with_fid)
+
+
 def test_what_is_not_measured_is_left_out(tmp_path: Path) -> None:
     said: list[str] = []
     names = [name for name in FIGURES if not asks_the_model(name)]
