@@ -147,14 +147,14 @@ def _bar(ax: Axes, room: Constraint) -> None:
     parts = (
         ("taken", room.space.rank, SKY),
         ("used by the delta", room.rank, VERMILLION),
-        ("free", max(0, room.space.free - room.rank), "#DDDDDD"),
+        ("left over", max(0, room.space.free - room.rank), "#DDDDDD"),
     )
     start = 0
     for label, size, colour in parts:
         ax.barh([0], [size], left=start, color=colour, edgecolor=BLACK, linewidth=0.6,
                 label=f"{label}: {size}")  # fmt: skip
         start += size
-    ax.set(yticks=[], xlim=(0, start), xlabel=f"dimensions of the text embedding ({start})")
+    ax.set(yticks=[], xlim=(0, start), xlabel=f"dimensions of the text embedding ({start})\n")
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.legend(ncols=3, frameon=False, fontsize=8.5, loc="lower right", bbox_to_anchor=(1, 1))
 
