@@ -43,10 +43,11 @@ MOMENT = moments("Scene1")[1]
 
 
 def draw(world: Setting, index: int, images: int, exact: bool, changes: list[Any]) -> torch.Tensor:
-    """Bytes `[images, 3, h, w]` of a concept."""
+    """Bytes `[images, 3, h, w]` of a concept; drawn anew, as a cache would hide a change."""
     prompts, seeds = world.cast.prompts(index, images), world.cast.seeds(index, images)
     sampling = Sampling()
-    with applied(world.backbone, changes), torch.autocast("cpu", torch.bfloat16, not exact):
+    mixed = torch.autocast(world.backbone.device.type, torch.bfloat16, enabled=not exact)
+    with applied(world.backbone, changes), mixed:
         drawn = world.backbone.generate(
             prompts, seeds, steps=sampling.steps, guidance=sampling.guidance
         )
