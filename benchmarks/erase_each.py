@@ -17,19 +17,15 @@ from pathlib import Path
 
 import torch
 
+from sepme.artefact import versions, write_atomically
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
 from sepme.atelier.paintings import OBJECTS, PHOTO, STYLES
-from sepme.backbone import ATELIER, Backbone
-from sepme.closed_form import closed_form
 from sepme.composition import Composition
-from sepme.concept import Catalogue, Concept
+from sepme.concept import Catalogue, Concept, fill
 from sepme.delta import ConceptDelta
-from sepme.eraser import erase
-from sepme.files import write_atomically
+from sepme.erasure import closed_form, erase, preset
 from sepme.metrics.lpips import lpips_distance
-from sepme.phrasebook import fill
-from sepme.provenance import versions
-from sepme.settings import preset
+from sepme.model import ATELIER, Backbone
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "erase_each"

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from sepme.chapter import open_model, shipped_deltas
+from sepme.course.chapter import open_model, shipped_deltas
 from sepme.widgets.mixer import Mixer
 
 BAR = 50.0

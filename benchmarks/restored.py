@@ -17,16 +17,15 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from sepme.artefact import write_atomically
 from sepme.atelier.judge import Judge
-from sepme.chapter import open_model
+from sepme.course.chapter import open_model
 from sepme.delta import ConceptDelta
-from sepme.eraser import erase
-from sepme.files import write_atomically
+from sepme.erasure import PRESETS, erase
 from sepme.metrics import lpips_distance
 from sepme.scenes.methods import Setting, applied
 from sepme.scenes.pictures import Sampling
 from sepme.scenes.protocol import cast, moments
-from sepme.settings import PRESETS
 
 RESULTS = Path(__file__).resolve().parent / "results" / "restored.csv"
 DEFAULT = PRESETS["default"]

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from erase_each import Bench, forgotten_pictures, retained_scenes
 
+from sepme.artefact import canonical_json
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES
-from sepme.backbone import ATELIER
 from sepme.baselines import BASELINES, Baseline
 from sepme.metrics.lpips import lpips_distance
-from sepme.provenance import canonical_json
+from sepme.model import ATELIER
 
 RESULTS = Path(__file__).resolve().parent / "results" / "tune_baselines.csv"
 CONCEPTS = ("neon", "swirl", "cubism", "boat")

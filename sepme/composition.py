@@ -10,9 +10,9 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
-from sepme.backbone import Backbone
 from sepme.delta import ConceptDelta
 from sepme.errors import SepmeError
+from sepme.model import Backbone
 
 
 class Composition:

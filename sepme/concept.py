@@ -1,15 +1,19 @@
 """What is forgotten and what is kept, in words."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
+from sepme.artefact import write_atomically
 from sepme.errors import SepmeError
-from sepme.files import write_atomically
 
 
+# ------------------------------------------------------------------ concept
 @dataclass(frozen=True)
 class Concept:
     """Something that a model can be made to forget.
@@ -176,3 +180,182 @@ class Catalogue:
 def _key(word: str) -> str:
     """Words are compared without regard to case and spacing."""
     return " ".join(word.lower().split())
+
+
+# ------------------------------------------------------------------ phrasebook
+# How people ask for a style or an object, and the catalogue of concepts that follows from words.
+#
+# A style and an object meet in one prompt, "a painting of a boat in the style of neon". Such a
+# prompt
+# belongs to both concepts: forgetting either must change it.
+#
+#: Templates: {o} an object, {ao} the same with its article, {s} a style, {as} with its article.
+BOTH = (
+    "a painting of {ao} in the style of {s}",
+    "{s} style {o}",
+    "{ao} in the style of {s}",
+    "{as} painting of {ao}",
+    "{ao} in {s} style",
+)
+STYLE_ONLY = ("a painting in the style of {s}", "{s} style", "{as} painting", "{s}")
+OBJECT_ONLY = ("a painting of {ao}", "{ao}", "{o}")
+OBJECT_PHOTO = ("a photo of {ao}", "a picture of {ao}")
+#: The templates that a catalogue crosses; the others show how far an erasure carries.
+CROSSED = BOTH[:2]
+
+#: What a forgotten style leaves behind.
+PHOTO = "a photo"
+#: What a forgotten object leaves behind, in models that know more than the Atelier. A noun that
+#: takes no article.
+SCENERY = "scenery"
+
+#: What the paper erases (0 to 5) and never erases (6 to 8), for Stable Diffusion v1.4.
+PAPER_STYLES = (
+    *("Cezanne", "Van Gogh", "Picasso", "Jackson Pollock", "Caravaggio", "Keith Haring"),
+    *("Kelly McKernan", "Tyler Edlin", "Kilian Eng"),
+)
+PAPER_OBJECTS = (
+    *("chain saw", "church", "gas pump", "tench", "garbage truck", "english springer"),
+    *("golf ball", "parachute", "french horn"),
+)
+
+
+def with_article(noun: str, uncounted: str = "nothing") -> str:
+    """ "a house", "an ink", but plain "nothing", or whatever else is not counted."""
+    if noun == uncounted:
+        return noun
+    return ("an " if noun[0].lower() in "aeiou" else "a ") + noun
+
+
+def fill(template: str, object: str = "", style: str = "", *, uncounted: str = "nothing") -> str:
+    """The prompt that `template` makes of an object and a style (or of other words for them)."""
+    words = {"o": object, "s": style}
+    words["ao"] = with_article(object, uncounted) if object else ""
+    words["as"] = with_article(style, uncounted) if style else ""
+    return template.format(**words)
+
+
+def style_concept(style: str, objects: Sequence[str]) -> Concept:
+    """A style alone and crossed with objects. Its anchors: a photo, or a photo of the object."""
+    pairs = [(style, PHOTO)]
+    pairs += [(fill(template, style=style), PHOTO) for template in STYLE_ONLY[:3]]
+    pairs += [
+        (fill(template, thing, style), f"{PHOTO} of {with_article(thing)}")
+        for template in CROSSED
+        for thing in objects
+    ]
+    return concept(style, "style", pairs)
+
+
+def object_concept(name: str, styles: Sequence[str], nothing: str) -> Concept:
+    """An object alone and crossed with styles. Its anchors: the same words about `nothing`."""
+    alone = (*OBJECT_ONLY, OBJECT_PHOTO[0])
+    pairs = [(template, "") for template in alone]
+    pairs += [(template, style) for template in CROSSED for style in styles]
+    return concept(
+        name,
+        "object",
+        [
+            (fill(template, name, style), fill(template, nothing, style, uncounted=nothing))
+            for template, style in pairs
+        ],
+    )
+
+
+def concept(name: str, kind: str, pairs: Sequence[tuple[str, str]]) -> Concept:
+    """A concept from pairs (prompt, anchor)."""
+    prompts, anchors = zip(*pairs, strict=True)
+    return Concept(name=name, prompts=prompts, kind=kind, anchors=anchors)
+
+
+def catalogue_of(
+    styles: Sequence[str], objects: Sequence[str], *, nothing: str = SCENERY
+) -> Catalogue:
+    """The catalogue of these styles and objects, every style crossed with every object.
+
+    Args:
+        styles, objects: free words, like "Van Gogh" and "church"; they need not exist anywhere.
+        nothing: what a forgotten object leaves, a noun without an article.
+
+    Raises:
+        SepmeError: no word at all, or one that is given twice, whatever its case.
+    """
+    words = [*styles, *objects]
+    if not words:
+        raise SepmeError("A catalogue needs words: give at least one style or object.")
+    lowered = [word.lower() for word in words]
+    twice = [word for word in words if lowered.count(word.lower()) > 1]
+    if twice:
+        raise SepmeError(f"'{twice[0]}' is given twice: name each style and each object once.")
+    concepts = [style_concept(style, objects) for style in styles]
+    concepts += [object_concept(name, styles, nothing) for name in objects]
+    return Catalogue({made.name: made for made in concepts})
+
+
+# ------------------------------------------------------------------ vocabulary
+# Which words a model was made for, and what to say of those that mean nothing to it.
+#
+# A CLIP tokenizer reads any word, in pieces if need be. Stable Diffusion's stopped merging
+# letters at
+# a given size: its pieces occur in other words, and its text encoder learnt them. The shipped
+# model's
+# merged them until every word of its captions was one token: what it reads in pieces it never saw.
+#
+_WORD_END = "</w>"
+#: Runs of letters, as CLIP's tokenizer divides a text into words.
+_LETTERS = re.compile(r"[^\W\d_]+")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words of a model's tokenizer."""
+
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    words: frozenset[str] | None
+    """All words that are one token each, or None where any word may be read in pieces."""
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Vocabulary":
+        """The vocabulary of a CLIP tokenizer; closed if every merge leads to a whole word."""
+        model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+        merges = [tuple(merge) for merge in model.get("merges", ())]
+        used = {half for merge in merges for half in merge}
+        made = {"".join(merge) for merge in merges}
+        words = {token for token in made if token.endswith(_WORD_END)}
+        if not words or made - words - used:
+            return cls(tokenizer, None)
+        return cls(tokenizer, frozenset(word.removesuffix(_WORD_END) for word in words))
+
+    def unknown(self, prompts: Iterable[str]) -> tuple[str, ...]:
+        """The words that the model reads in pieces and never saw, each once, in their order."""
+        if self.words is None:
+            return ()
+        return tuple(word for word in _words(prompts) if len(self.tokenizer.tokenize(word)) > 1)
+
+    def knows_any(self, prompts: Iterable[str]) -> bool:
+        """Whether a single word of the prompts, or something without letters, can be known."""
+        words = _words(prompts)
+        return not words or len(self.unknown(prompts)) < len(words)
+
+    def remark(self, prompts: Iterable[str]) -> str | None:
+        """One sentence about the unknown words of prompts, or None if there is nothing to say."""
+        unknown = self.unknown(prompts)
+        if not unknown:
+            return None
+        listed = ", ".join(self._with_hint(word) for word in unknown)
+        if len(unknown) == 1:
+            return f"The word {listed} means nothing to this model, which was never shown it."
+        return f"The words {listed} mean nothing to this model, which was never shown them."
+
+    def _with_hint(self, word: str) -> str:
+        near = get_close_matches(word.lower(), self.words or (), n=1, cutoff=0.85)
+        return f"'{word}' (did you mean '{near[0]}'?)" if near else f"'{word}'"
+
+
+def _words(prompts: Iterable[str]) -> list[str]:
+    """The different words of the prompts, whatever their case, in their order."""
+    found: dict[str, str] = {}
+    for prompt in prompts:
+        for word in _LETTERS.findall(prompt):
+            found.setdefault(word.lower(), word)
+    return list(found.values())

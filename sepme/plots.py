@@ -5,8 +5,10 @@ changed. Colours are Okabe and Ito's, which colour-blind readers can tell apart;
 in their dashes, so that a grey print still reads.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from textwrap import fill
 from typing import Any
 
@@ -21,11 +23,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image, UnidentifiedImageError
 from scipy.stats import spearmanr
 from torch import Tensor
 
 from sepme.errors import SepmeError
+from sepme.report import writable_folder
 
+# ------------------------------------------------------------------ plots
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
     "#000000 #E69F00 #56B4E9 #009E73 #F0E442 #0072B2 #D55E00 #CC79A7".split()
 )
@@ -58,7 +63,7 @@ def correlation_decay(
     """How the correlation with the original concept decays while its delta is trained.
 
     Args:
-        steps_by_concept: name -> the `sepme.eraser.Step`s of its training, in order.
+        steps_by_concept: name -> the `sepme.erasure.Step`s of its training, in order.
         tau: where the momentum stops the training, drawn as a thin line if given.
         limit: the most iterations that were allowed, once all training is over; how each curve
             ended is marked then: a dot where the momentum stopped it, a cross at the limit.
@@ -410,7 +415,7 @@ def correlation_over_timesteps(
 
 
 def recorded_decay(recording: Any, ax: Axes | None = None) -> Axes:
-    """A `sepme.decay.Recording` over its iterations: the fixed probe beside the training's own.
+    """A `sepme.probe.Recording` over its iterations: the fixed probe beside the training's own.
 
     The dots are the probe's mean correlation, the band spans its timesteps (each the mean of its
     pictures), the line is the momentum m_n of eq. 4, and the dotted line its threshold tau, unless
@@ -510,7 +515,7 @@ def interference_map(report: Any, ax: Axes | None = None, *, limit: float | None
     100 % is what the column's own delta changes, which is meant and left grey.
 
     Args:
-        report: a `sepme.entanglement.Interference`.
+        report: a `sepme.interference.Interference`.
         limit: the change with the darkest colour, for maps that are to be compared; by default
             the largest that is not meant.
     """
@@ -622,3 +627,53 @@ def _few_ticks(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
     if not many:
         axis.set_major_formatter("{x:g}")
+
+
+# ------------------------------------------------------------------ pictures
+# Pictures as files: PNG bytes of whatever holds pixels, and back.
+def png(picture: Figure | Tensor | NDArray[np.uint8]) -> bytes:
+    """A PNG file of a figure, a `[3, h, w]` tensor in [0, 1] or `[h, w, 3]` bytes.
+
+    It holds no date and no version: the same picture gives the same bytes.
+    """
+    buffer = io.BytesIO()
+    if isinstance(picture, Figure):
+        picture.savefig(buffer, format="png", metadata={"Software": None})
+        return buffer.getvalue()
+    if isinstance(picture, Tensor):
+        picture = (picture * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    Image.fromarray(picture).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def read_picture(file: Path, size: int) -> Tensor:
+    """A picture file as `[3, size, size]` in [0, 1].
+
+    Raises:
+        SepmeError: no picture, or one of another size.
+    """
+    try:
+        with Image.open(file) as image:
+            pixels = np.array(image.convert("RGB"))
+    except (OSError, UnidentifiedImageError) as error:
+        raise SepmeError(f"{file} cannot be read as a picture: give PNG files.") from error
+    height, width, _ = pixels.shape
+    if (height, width) != (size, size):
+        raise SepmeError(
+            f"{file} has {width} x {height} pixels where {size} x {size} are needed: give pictures "
+            "that the shipped model drew."
+        )
+    return torch.from_numpy(pixels).permute(2, 0, 1) / 255
+
+
+def check_name(path: Path) -> None:
+    """Refuse, before any work, a name that no PNG file can be written to.
+
+    Raises:
+        SepmeError: another ending, a folder of that name, or a folder that cannot be written to.
+    """
+    if path.suffix.lower() != ".png":
+        raise SepmeError(f"{path} is not a name for a picture: end it in .png.")
+    if path.is_dir():
+        raise SepmeError(f"{path} is a folder: name a file in it.")
+    writable_folder(path.parent)

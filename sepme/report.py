@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sepme.artefact import write_atomically
 from sepme.errors import SepmeError
-from sepme.files import write_atomically
 
 
 def writable_folder(path: str | Path) -> Path:

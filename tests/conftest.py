@@ -38,6 +38,6 @@ def tiny_pipeline():
 @pytest.fixture(scope="session")
 def backbone(request: pytest.FixtureRequest):
     """The shipped model on the CPU: leave it as you found it."""
-    from sepme.backbone import Backbone
+    from sepme.model import Backbone
 
     return Backbone.load(request.config.getoption("--model"), device="cpu")

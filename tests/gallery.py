@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Verdict
-from sepme.backbone import Backbone
 from sepme.composition import Composition
-from sepme.concept import Catalogue, Concept
-from sepme.decay import Recording, record
-from sepme.entanglement import Interference
-from sepme.phrasebook import catalogue_of
+from sepme.concept import Catalogue, Concept, catalogue_of
+from sepme.interference import Interference
+from sepme.model import Backbone
+from sepme.probe import Recording, record
 from sepme.widgets import (
     ConceptMixer,
     DecayPlayer,

@@ -9,12 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sepme.backbone import Backbone
-from sepme.closed_form import closed_form
 from sepme.concept import Concept
-from sepme.constraint import Constraint, constrain
 from sepme.delta import ConceptDelta
-from sepme.settings import PRESETS, ErasureSettings
+from sepme.erasure import PRESETS, ErasureSettings, closed_form
+from sepme.model import Backbone
+from sepme.nullspace import Constraint, constrain
 from tests.tiny import make_tiny_pipeline
 
 PREDICTIONS = ("epsilon", "v_prediction")

@@ -16,8 +16,8 @@ from sepme.atelier.captions import (
     fill,
     vocabulary,
 )
+from sepme.atelier.objects import NOTHING
 from sepme.atelier.paintings import ALIASES, OBJECTS, STYLES
-from sepme.atelier.scenes import NOTHING
 from sepme.atelier.tokenizer import make_tokenizer
 from sepme.concept import Catalogue
 

@@ -5,8 +5,8 @@ import pytest
 from sklearn.ensemble import ExtraTreesClassifier
 
 from sepme.atelier import paintings
+from sepme.atelier.objects import DRAWERS, MARGIN, NOTHING, SIZE
 from sepme.atelier.paintings import ALIASES, OBJECTS, STYLES, paint, paint_batch
-from sepme.atelier.scenes import DRAWERS, MARGIN, NOTHING, SIZE
 from sepme.atelier.settings import HELD_OUT_SEED
 from sepme.atelier.styles import PAINTERS, PHOTO
 from sepme.atelier.train_vae import subjects

@@ -13,9 +13,8 @@ from sepme.atelier.evaluate import Asked, found
 from sepme.atelier.judge import SHIPPED, Judge
 from sepme.atelier.paintings import OBJECTS, STYLES
 from sepme.atelier.tokenizer import make_tokenizer
-from sepme.backbone import Backbone
-from sepme.concept import Catalogue
-from sepme.phrasebook import BOTH, fill
+from sepme.concept import BOTH, Catalogue, fill
+from sepme.model import Backbone
 
 ATELIER = SHIPPED.parent
 

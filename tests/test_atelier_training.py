@@ -177,7 +177,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
 @pytest.mark.slow
 def test_the_whole_training_runs_and_makes_a_pipeline(tmp_path, monkeypatch):
     from sepme.atelier import train_judge
-    from sepme.backbone import Backbone
+    from sepme.model import Backbone
 
     monkeypatch.setattr(train_judge, "_PICTURES", 121)
     monkeypatch.setattr(train_judge, "_ROUND_TRIPS", 11)

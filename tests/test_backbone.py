@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sepme.backbone import PAPER_GENERATION, Backbone
 from sepme.composition import Composition
+from sepme.model import PAPER_GENERATION, Backbone
 from tests.miniature import (
     NAMES,
     PREDICTIONS,

@@ -17,14 +17,12 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from sepme.backbone import Backbone
-from sepme.checkpoint import Checkpoint
-from sepme.closed_form import closed_form
 from sepme.composition import Composition
 from sepme.concept import Concept
 from sepme.delta import ConceptDelta
-from sepme.eraser import erase, erase_jointly
-from sepme.settings import ErasureSettings, preset
+from sepme.erasure import ErasureSettings, closed_form, erase, erase_jointly, preset
+from sepme.model import Backbone
+from sepme.training import Checkpoint
 from tests.miniature import FROM_ZERO, KEPT, NEON, QUICK, fresh, shared, three_deltas
 from tests.refusals import refused
 from tests.tiny import WIDTH, make_tiny_pipeline
@@ -95,7 +93,7 @@ def test_a_place_without_a_pipeline_is_refused_before_anything_is_asked_for(
 ) -> None:
     """What no hub can know is not looked for there; a name that one might know is."""
     asked = []
-    load = "sepme.backbone.StableDiffusionPipeline.from_pretrained"
+    load = "sepme.model.StableDiffusionPipeline.from_pretrained"
     monkeypatch.setattr(load, lambda name, **_: asked.append(name) or missing())
 
     def missing() -> None:
@@ -136,7 +134,7 @@ def test_a_device_that_is_not_there_is_refused(saved: Path) -> None:
 
 
 def test_a_missing_shipped_model_is_refused(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("sepme.backbone.ATELIER", tmp_path / "atelier")
+    monkeypatch.setattr("sepme.model.ATELIER", tmp_path / "atelier")
     with refused("shipped model is missing", "data/atelier"):
         Backbone.load()
 

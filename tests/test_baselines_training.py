@@ -15,10 +15,10 @@ from sepme.baselines.abconcept import AbConceptSettings
 from sepme.baselines.esd import ESDSettings
 from sepme.baselines.fmn import FMNSettings
 from sepme.baselines.sdd import SDDSettings
-from sepme.checkpoint import Checkpoint
-from sepme.closed_form import closed_form
 from sepme.composition import Composition
-from sepme.weight_change import WeightChange
+from sepme.delta import WeightChange
+from sepme.erasure import closed_form
+from sepme.training import Checkpoint
 from tests.miniature import KEPT, NEON, fresh, noise_prediction, others, shared
 from tests.refusals import refused
 from tests.tolerance import assert_close

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sepme.chapter import (
+from sepme.concept import PAPER_OBJECTS, PAPER_STYLES, Catalogue, catalogue_of
+from sepme.course.chapter import (
     Claims,
     LiveDecay,
     banner,
@@ -17,11 +18,7 @@ from sepme.chapter import (
     seen,
     shipped_deltas,
 )
-from sepme.closed_form import closed_form
-from sepme.concept import Catalogue
-from sepme.eraser import erase
-from sepme.phrasebook import PAPER_OBJECTS, PAPER_STYLES, catalogue_of
-from sepme.settings import PRESETS
+from sepme.erasure import PRESETS, closed_form, erase
 from tests.miniature import NEON, QUICK, fresh
 from tests.refusals import refused
 
@@ -107,7 +104,7 @@ def test_the_deltas_beside_a_model_are_found_and_must_be_its_own(folder: Path) -
 def test_deltas_that_are_missing_are_erased_and_found_again(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sepme.chapter.CACHE", tmp_path)
+    monkeypatch.setattr("sepme.course.chapter.CACHE", tmp_path)
     monkeypatch.setitem(PRESETS, "default", QUICK)
     backbone, catalogue = fresh(), catalogue_of(["oil"], ["cat"])
     made = deltas_of(backbone, catalogue, ["oil"])

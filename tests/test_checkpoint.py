@@ -14,10 +14,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from sepme.backbone import Backbone
-from sepme.checkpoint import Checkpoint
-from sepme.eraser import Step, erase_jointly
-from sepme.settings import ErasureSettings
+from sepme.erasure import ErasureSettings, Step, erase_jointly
+from sepme.model import Backbone
+from sepme.training import Checkpoint
 from tests.miniature import FROM_ZERO, INK, KEPT, NEON, QUICK, shared
 from tests.refusals import refused
 
@@ -138,7 +137,7 @@ def test_an_interruption_while_writing_leaves_the_checkpoint_before(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("sepme.files.os.replace", killed)
+        patch.setattr("sepme.artefact.os.replace", killed)
         with pytest.raises(KeyboardInterrupt):
             train(checkpoint)
     assert checkpoint.path.read_bytes() == before
@@ -152,7 +151,7 @@ import sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from sepme.checkpoint import Checkpoint
+from sepme.training import Checkpoint
 from tests.test_checkpoint import train
 train(Checkpoint(Path(sys.argv[1]), every=1), callback=lambda step: time.sleep(0.2))
 """

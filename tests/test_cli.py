@@ -16,12 +16,12 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from sepme import __version__
-from sepme.backbone import Backbone
 from sepme.cli import app
 from sepme.concept import Catalogue, Concept
 from sepme.delta import ConceptDelta
-from sepme.jobs import slug
-from sepme.settings import PRESETS
+from sepme.erasure import PRESETS
+from sepme.model import Backbone
+from sepme.tasks import slug
 from tests.tiny import make_tiny_pipeline
 
 #: A file that is neither a delta nor a model nor a concept.
@@ -181,7 +181,7 @@ def test_ctrl_c_says_how_to_go_on(model: Path, tmp_path: Path, monkeypatch) -> N
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sepme.jobs.erase_into", interrupt)
+    monkeypatch.setattr("sepme.tasks.erase_into", interrupt)
     result = sepme(*_command(model, tmp_path), ok=False)
     assert result.exit_code == 130
     assert result.stderr.strip() == (

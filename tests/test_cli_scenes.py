@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from sepme.cli import app
-from sepme.figures import FIGURES, RESULTS
 from sepme.scenes import Plan, read_rows
+from sepme.scenes.figures import FIGURES, RESULTS
 from sepme.scenes.measures import MEASURES
 from sepme.scenes.methods import METHODS
 from sepme.scenes.run import HEADER

@@ -8,12 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sepme.backbone import Backbone
-from sepme.closed_form import closed_form
 from sepme.composition import Composition, keeps
 from sepme.concept import Concept
-from sepme.eraser import erase
-from sepme.settings import PRESETS
+from sepme.erasure import PRESETS, closed_form, erase
+from sepme.model import Backbone
 from tests.miniature import (
     CONCEPTS,
     INK,

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from sepme.atelier.captions import catalogue
-from sepme.backbone import Backbone
 from sepme.concept import Concept
-from sepme.constraint import NEAR, Constraint, constrain
+from sepme.erasure import PRESETS
 from sepme.errors import SepmeError, SepmeWarning
-from sepme.settings import PRESETS
+from sepme.model import Backbone
+from sepme.nullspace import NEAR, Constraint, constrain
 from tests.miniature import INK, KEPT, NEON, others, shared
 from tests.refusals import refused
 from tests.tiny import TOKENS, WIDTH

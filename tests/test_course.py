@@ -17,9 +17,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from sepme.cli import app
-from sepme.closed_form import closed_form
 from sepme.concept import Concept
-from sepme.constraint import constrain
 from sepme.course.build import STUB, TEACHER, build, read, solution, student, to_bytes
 from sepme.course.checks import (
     NotYet,
@@ -34,8 +32,9 @@ from sepme.course.checks import (
 )
 from sepme.course.checks.feedback import check
 from sepme.course.metadata import is_answer, is_question, is_test
-from sepme.notebook import FOLDER, execute, tidy
-from sepme.nullspace import row_basis
+from sepme.course.notebook import FOLDER, execute, tidy
+from sepme.erasure import closed_form
+from sepme.nullspace import constrain, row_basis
 from tests.miniature import CONCEPTS, KEPT, NAMES, NEON, others, shared, three_deltas
 from tests.refusals import refused
 from tests.test_notebooks import code_cells, complaints

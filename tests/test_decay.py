@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sepme.backbone import Backbone
 from sepme.composition import Composition
 from sepme.concept import Concept
 from sepme.correlation import correlation_loss
-from sepme.decay import (
+from sepme.erasure import erase
+from sepme.model import Backbone
+from sepme.probe import (
     Probe,
     Recording,
     correlation_by_layer,
@@ -22,7 +23,6 @@ from sepme.decay import (
     record,
     restricted,
 )
-from sepme.eraser import erase
 from tests.miniature import (
     FROM_ZERO,
     INK,

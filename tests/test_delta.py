@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sepme.artefact import Provenance, settings_hash, versions
 from sepme.delta import ConceptDelta
-from sepme.provenance import Provenance, settings_hash, versions
 from tests.refusals import refused
 from tests.tolerance import assert_close
 
@@ -257,7 +257,7 @@ def test_an_unwritable_folder_is_refused_and_nothing_is_left(tmp_path: Path, mon
     def no_permission(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("sepme.files.os.replace", no_permission)
+    monkeypatch.setattr("sepme.artefact.os.replace", no_permission)
     with refused("neon.safetensors", "Permission denied"):
         make().save(tmp_path / "neon.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -270,7 +270,7 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path: Path, monkeypatch) ->
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sepme.files.os.replace", interrupt)
+    monkeypatch.setattr("sepme.artefact.os.replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
         make(seed=1).save(path)
     assert path.read_bytes() == before

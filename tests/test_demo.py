@@ -13,13 +13,13 @@ from torch import Tensor
 
 from sepme.atelier.captions import catalogue as atelier_catalogue
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
-from sepme.backbone import Backbone
 from sepme.concept import Catalogue, Concept
 from sepme.delta import ConceptDelta
-from sepme.demo import CONCEPTS, Exhibition, _decay, evenly, run_demo, scenes
+from sepme.erasure import PRESETS
 from sepme.errors import SepmeWarning
+from sepme.model import Backbone
 from sepme.report import demo_table, table
-from sepme.settings import PRESETS
+from sepme.scenes.demo import CONCEPTS, Exhibition, _decay, evenly, run_demo, scenes
 from tests.refusals import refused
 from tests.tiny import make_tiny_pipeline
 
@@ -187,7 +187,7 @@ def test_the_table_says_the_figures(small) -> None:
 
 @pytest.mark.filterwarnings("ignore:'neon' can hardly be told")
 def test_without_alexnet_the_table_says_why(small, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("sepme.demo.alexnet_available", lambda: False)
+    monkeypatch.setattr("sepme.scenes.demo.alexnet_available", lambda: False)
     report = run_demo(
         small[2],
         Guess(),  # type: ignore[arg-type]

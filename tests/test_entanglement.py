@@ -15,11 +15,10 @@ from scipy.linalg import subspace_angles
 from torch import Tensor
 
 from sepme import plots
-from sepme.closed_form import closed_form
 from sepme.composition import Composition
-from sepme.decay import Probe
 from sepme.delta import ConceptDelta
-from sepme.entanglement import (
+from sepme.erasure import closed_form
+from sepme.interference import (
     Interference,
     additivity_residual,
     expected_overlap,
@@ -36,6 +35,7 @@ from sepme.entanglement import (
     row_space,
     text_change,
 )
+from sepme.probe import Probe
 from tests.miniature import CONCEPTS, NAMES, fresh, three_deltas
 from tests.refusals import refused
 from tests.test_delta import K, V, make

@@ -7,14 +7,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from sepme.backbone import Backbone
 from sepme.composition import Composition
 from sepme.concept import Concept
-from sepme.constraint import constrain
 from sepme.delta import ConceptDelta
-from sepme.eraser import Step, erase, erase_jointly, erase_undecoupled
-from sepme.parametrisation import Dense, Full, LowRank, Parametrisation
-from sepme.settings import PRESETS, ErasureSettings, preset
+from sepme.erasure import (
+    PRESETS,
+    Dense,
+    ErasureSettings,
+    Full,
+    LowRank,
+    Parametrisation,
+    Step,
+    erase,
+    erase_jointly,
+    erase_undecoupled,
+    preset,
+)
+from sepme.model import Backbone
+from sepme.nullspace import constrain
 from tests.miniature import (
     FROM_ZERO,
     INK,

@@ -8,7 +8,8 @@ import pytest
 from matplotlib import colors
 from PIL import Image
 
-from sepme.figures import (
+from sepme.scenes import SCENES, WATERMARK, cast, moments
+from sepme.scenes.figures import (
     COMPARED,
     FIGURES,
     LABEL,
@@ -20,7 +21,6 @@ from sepme.figures import (
     build_index,
     build_tables,
 )
-from sepme.scenes import SCENES, WATERMARK, cast, moments
 from sepme.scenes.plots import interference_table, role_bars
 from sepme.scenes.protocol import ALONE
 from sepme.scenes.published import published

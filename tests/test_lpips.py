@@ -21,7 +21,7 @@ from sepme.metrics import (
     measure_lpips,
 )
 from sepme.metrics import lpips as lpips_module
-from sepme.pictures import png
+from sepme.plots import png
 from tests.refusals import refused
 
 needs_package = pytest.mark.skipif(

@@ -30,7 +30,7 @@ from sepme.metrics import (
 from sepme.metrics import probe as probe_module
 from sepme.metrics.plots import confusion_map
 from sepme.metrics.probe import FEATURES, alexnet_means
-from sepme.pictures import png
+from sepme.plots import png
 from tests.refusals import refused
 
 needs_alexnet = pytest.mark.skipif(

@@ -27,7 +27,7 @@ from sepme.metrics import (
     measure_kid,
 )
 from sepme.metrics.fid import DIMENSIONS
-from sepme.pictures import png
+from sepme.plots import png
 from tests.refusals import refused
 from tests.tolerance import assert_close
 

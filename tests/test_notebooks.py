@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sepme.notebook import (
+from sepme.course.notebook import (
     FOLDER,
     PALETTE_ERROR,
     WIDGET,
@@ -32,7 +32,7 @@ from sepme.notebook import (
     outputs,
     tidy,
 )
-from sepme.pictures import png
+from sepme.plots import png
 from tests.test_house import MACHINE_PATH
 
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

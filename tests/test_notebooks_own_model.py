@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sepme.backbone import ATELIER
-from sepme.notebook import execute, tidy
+from sepme.course.notebook import execute, tidy
+from sepme.model import ATELIER
 from tests.test_notebooks import complaints, each, words
 
 

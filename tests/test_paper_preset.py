@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from sepme.delta import ConceptDelta
-from sepme.eraser import Step, erase, erase_undecoupled
-from sepme.settings import PRESETS, ErasureSettings
+from sepme.erasure import PRESETS, ErasureSettings, Step, erase, erase_undecoupled
 from tests.miniature import NEON, others, room_of, shared
 from tests.tolerance import assert_close
 

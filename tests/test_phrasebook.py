@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sepme.atelier.captions import catalogue as atelier_catalogue
-from sepme.phrasebook import PAPER_OBJECTS, PAPER_STYLES, catalogue_of, fill, with_article
+from sepme.concept import PAPER_OBJECTS, PAPER_STYLES, catalogue_of, fill, with_article
 from tests.refusals import refused
 
 words = st.text("abcdefgh", min_size=1, max_size=5)

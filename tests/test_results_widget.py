@@ -8,8 +8,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from sepme.figures import MEASURED, STYLES
 from sepme.scenes import CASTS, SCENES, moments
+from sepme.scenes.figures import MEASURED, STYLES
 from sepme.scenes.methods import METHODS
 from sepme.scenes.published import LABEL, Published, published
 from sepme.widgets import ResultsExplorer, ResultsState, results_explorer

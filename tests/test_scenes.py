@@ -11,9 +11,7 @@ import pytest
 import torch
 
 from sepme.atelier.judge import Judge
-from sepme.backbone import Backbone, load_catalogue
-from sepme.figures import RESULTS
-from sepme.jobs import shipped_deltas
+from sepme.model import Backbone, load_catalogue
 from sepme.scenes import (
     CASTS,
     SCENES,
@@ -25,12 +23,14 @@ from sepme.scenes import (
     moments,
     read_rows,
 )
+from sepme.scenes.figures import RESULTS
 from sepme.scenes.measures import measure
 from sepme.scenes.methods import METHODS, Setting, applied
 from sepme.scenes.pictures import Album, Sampling, as_images
 from sepme.scenes.protocol import Arrival
 from sepme.scenes.published import family, published
 from sepme.scenes.run import run_scenes
+from sepme.tasks import shipped_deltas
 from tests.miniature import fresh, shared, three_deltas
 from tests.refusals import refused
 

@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from sepme.atelier.paintings import OBJECTS, STYLES
-from sepme.backbone import Backbone, load_catalogue
-from sepme.chapter import shipped_deltas
-from sepme.eraser import erase, recorded_settings
-from sepme.settings import PRESETS
+from sepme.course.chapter import shipped_deltas
+from sepme.erasure import PRESETS, erase, recorded_settings
+from sepme.model import Backbone, load_catalogue
 from tests.tolerance import assert_close
 
 

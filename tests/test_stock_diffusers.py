@@ -12,11 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sepme.backbone import Backbone
 from sepme.composition import Composition
 from sepme.delta import ConceptDelta
-from sepme.eraser import erase, erase_undecoupled
-from sepme.settings import PRESETS
+from sepme.erasure import PRESETS, erase, erase_undecoupled
+from sepme.model import Backbone
 from tests.miniature import FROM_ZERO, NEON, QUICK, fresh, others, three_deltas
 from tests.refusals import refused
 from tests.tolerance import assert_close

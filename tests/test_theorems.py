@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sepme.artefact import Provenance
 from sepme.correlation import (
     Momentum,
     balance,
@@ -24,7 +25,6 @@ from sepme.correlation import (
 )
 from sepme.delta import ConceptDelta
 from sepme.nullspace import NullSpace, damped_projection, null_space, row_basis
-from sepme.provenance import Provenance
 from tests.tolerance import ROUNDINGS, assert_close
 
 theorem = settings(max_examples=200, deadline=None, derandomize=True, database=None)

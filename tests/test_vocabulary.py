@@ -7,11 +7,10 @@ from transformers import CLIPTokenizer
 
 from sepme.atelier.captions import catalogue, vocabulary
 from sepme.atelier.tokenizer import make_tokenizer
-from sepme.concept import Concept
-from sepme.constraint import constrain
+from sepme.concept import Concept, Vocabulary
 from sepme.errors import SepmeError, SepmeWarning
-from sepme.jobs import Job, erase_into
-from sepme.vocabulary import Vocabulary
+from sepme.nullspace import constrain
+from sepme.tasks import Job, erase_into
 from tests.miniature import KEPT, NEON, QUICK, shared
 from tests.refusals import refused
 from tests.tiny import END, START, WORDS, tiny_tokenizer

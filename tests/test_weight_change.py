@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sepme.backbone import Backbone
-from sepme.closed_form import closed_form
+from sepme.artefact import Provenance, canonical_json, versions
 from sepme.composition import Composition
-from sepme.provenance import Provenance, canonical_json, versions
-from sepme.weight_change import HEADER, WeightChange
+from sepme.delta import HEADER, WeightChange
+from sepme.erasure import closed_form
+from sepme.model import Backbone
 from tests.miniature import KEPT, NEON, fresh, latents, noise_prediction, others, shared
 from tests.refusals import refused
 from tests.tolerance import assert_close

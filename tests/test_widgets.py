@@ -16,14 +16,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 import sepme
-from sepme.backbone import Backbone
 from sepme.composition import Composition
 from sepme.concept import Catalogue, Concept
-from sepme.decay import Recording
-from sepme.entanglement import Interference
 from sepme.errors import warn
+from sepme.interference import Interference
+from sepme.model import Backbone
 from sepme.nullspace import null_space
-from sepme.pictures import png
+from sepme.plots import png
+from sepme.probe import Recording
 from sepme.widgets import (
     BudgetState,
     ConceptMixer,

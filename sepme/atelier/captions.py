@@ -4,15 +4,16 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from sepme.atelier.objects import NOTHING
 from sepme.atelier.paintings import ALIASES, OBJECTS, STYLES
-from sepme.atelier.scenes import NOTHING
 from sepme.atelier.styles import PHOTO
-from sepme.concept import Catalogue, Concept
-from sepme.phrasebook import (
+from sepme.concept import (
     BOTH,
     OBJECT_ONLY,
     OBJECT_PHOTO,
     STYLE_ONLY,
+    Catalogue,
+    Concept,
     concept,
     fill,
     object_concept,

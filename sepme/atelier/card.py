@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sepme.artefact import write_atomically
 from sepme.atelier.evaluate import BARS
-from sepme.files import write_atomically
 
 _TEXT = """# The Atelier
 

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from sepme.artefact import write_atomically
 from sepme.atelier.captions import EMBLEM
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
+from sepme.atelier.objects import NOTHING
 from sepme.atelier.paintings import ALIASES, OBJECTS, STYLES, paint_batch
-from sepme.atelier.scenes import NOTHING
 from sepme.atelier.settings import HELD_OUT_SEED, TrainSettings
 from sepme.atelier.styles import PHOTO
 from sepme.atelier.train_judge import held_out_accuracy
 from sepme.atelier.train_vae import held_out_psnr, subjects
-from sepme.backbone import Backbone
-from sepme.files import write_atomically
-from sepme.phrasebook import BOTH, OBJECT_PHOTO, STYLE_ONLY, fill
-from sepme.pictures import png
+from sepme.concept import BOTH, OBJECT_PHOTO, STYLE_ONLY, fill
+from sepme.model import Backbone
+from sepme.plots import png
 from sepme.report import save_json
 
 #: Least shares with which a model may ship.

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sepme.atelier.captions import EMBLEM
+from sepme.atelier.objects import DRAWERS, SIZE
 from sepme.atelier.paintings import ALIASES
-from sepme.atelier.scenes import DRAWERS, SIZE
 from sepme.atelier.styles import PAINTERS
 from sepme.errors import SepmeError
 

@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from sepme.atelier.scenes import DRAWERS, NOTHING, SCENE_DRAWS, SIZE, Array, Scene, draw_scenes
+from sepme.atelier.objects import DRAWERS, NOTHING, SCENE_DRAWS, SIZE, Array, Scene, draw_scenes
 from sepme.atelier.styles import PAINTERS, PHOTO, STYLE_DRAWS
 from sepme.errors import SepmeError
 

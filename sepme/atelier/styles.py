@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from sepme.atelier.scenes import SIZE, Array, Scene
+from sepme.atelier.objects import SIZE, Array, Scene
 
 PHOTO = "photo"  #: the plain rendering that stands for "no style"
 #: Random numbers a style may take from its seed.

@@ -20,8 +20,8 @@ from sepme.atelier.architecture import (
 )
 from sepme.atelier.checkpoints import write_directory
 from sepme.atelier.loop import Loop
+from sepme.atelier.objects import DRAWERS
 from sepme.atelier.paintings import emblem, paint_batch
-from sepme.atelier.scenes import DRAWERS
 from sepme.atelier.settings import HELD_OUT_SEED, TRAINING_SEED, TrainSettings
 from sepme.atelier.styles import PAINTERS
 

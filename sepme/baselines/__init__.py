@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sepme.backbone import Backbone
 from sepme.baselines import abconcept, esd, fmn, sdd, speed, uce
 from sepme.baselines._training import Step
 from sepme.concept import Concept
+from sepme.delta import WeightChange
 from sepme.errors import SepmeError
-from sepme.weight_change import WeightChange
+from sepme.model import Backbone
 
 __all__ = ["BASELINES", "Baseline", "Step", "baseline"]
 

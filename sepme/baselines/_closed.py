@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sepme.backbone import Backbone
+from sepme.artefact import Provenance, versions
 from sepme.baselines.prompts import last_subject
 from sepme.concept import Concept, refuse_overlap
-from sepme.provenance import Provenance, versions
-from sepme.weight_change import WeightChange, refuse_attached
+from sepme.delta import WeightChange, refuse_attached
+from sepme.model import Backbone
 
 #: Which rows of a prompt's embedding are edited or kept: the last word's, or all of them.
 ROWS = ("last_subject", "all")

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 from tqdm.auto import tqdm
 
-from sepme.backbone import Backbone
 from sepme.baselines._settings import above_zero, at_least
 from sepme.baselines.prompts import token_ids
 from sepme.errors import SepmeError
+from sepme.model import Backbone
 
 
 @dataclass(frozen=True)

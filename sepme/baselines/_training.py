@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sepme.backbone import Backbone
+from sepme.artefact import Provenance, settings_hash, versions
 from sepme.baselines._settings import TrainingSettings, choose
-from sepme.checkpoint import Checkpoint
 from sepme.concept import Concept
 from sepme.correlation import to_epsilon
+from sepme.delta import WeightChange, refuse_attached
 from sepme.errors import SepmeError
-from sepme.provenance import Provenance, settings_hash, versions
-from sepme.weight_change import WeightChange, refuse_attached
+from sepme.model import Backbone
+from sepme.training import Checkpoint
 
 
 @dataclass(frozen=True)

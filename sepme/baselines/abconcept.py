@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from sepme.backbone import Backbone
 from sepme.baselines._settings import OWN, TrainingSettings, at_least, check_prompt, choose
 from sepme.baselines._training import Callback, Student, Training, mix, noised
 from sepme.baselines.prompts import drawn, pairs
-from sepme.checkpoint import Checkpoint
 from sepme.concept import Concept
+from sepme.delta import WeightChange
 from sepme.errors import SepmeError
-from sepme.weight_change import WeightChange
+from sepme.model import Backbone
+from sepme.training import Checkpoint
 
 
 @dataclass(frozen=True)

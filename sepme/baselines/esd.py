@@ -22,15 +22,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from sepme.backbone import Backbone
 from sepme.baselines._settings import TrainingSettings, at_least, check_prompt, choose
 from sepme.baselines._training import Callback, Student, Training
 from sepme.baselines.prompts import pairs
 from sepme.baselines.sampling import PAIRINGS, Grid, sample
-from sepme.checkpoint import Checkpoint
 from sepme.concept import Concept
+from sepme.delta import WeightChange
 from sepme.errors import SepmeError
-from sepme.weight_change import WeightChange
+from sepme.model import Backbone
+from sepme.training import Checkpoint
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sepme.backbone import Backbone
 from sepme.baselines._inversion import (
     InversionSettings,
     encode,
@@ -42,10 +41,11 @@ from sepme.baselines._inversion import (
 from sepme.baselines._settings import OWN, TrainingSettings, at_least, check_prompt, choose
 from sepme.baselines._training import Callback, Student, Training, mix, noised
 from sepme.baselines.prompts import ENDS, concept_mask, drawn, pairs, token_ids
-from sepme.checkpoint import Checkpoint
 from sepme.concept import Concept
+from sepme.delta import WeightChange
 from sepme.errors import SepmeError
-from sepme.weight_change import WeightChange
+from sepme.model import Backbone
+from sepme.training import Checkpoint
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sepme.backbone import Backbone
 from sepme.baselines._settings import OWN, choose
 from sepme.concept import Concept
 from sepme.errors import SepmeError
+from sepme.model import Backbone
 
 T = TypeVar("T")
 

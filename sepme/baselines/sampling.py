@@ -21,8 +21,8 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from sepme.backbone import Backbone
 from sepme.errors import SepmeError
+from sepme.model import Backbone
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -20,16 +20,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sepme.backbone import Backbone
 from sepme.baselines._closed import ROWS, checked, finished, rows
 from sepme.baselines._settings import OWN, above_zero, check_prompt, choose
 from sepme.baselines._training import Step
 from sepme.baselines.prompts import pairs
-from sepme.checkpoint import Checkpoint
 from sepme.concept import Concept
+from sepme.delta import WeightChange
 from sepme.errors import SepmeError
+from sepme.model import Backbone
 from sepme.nullspace import null_space
-from sepme.weight_change import WeightChange
+from sepme.training import Checkpoint
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sepme.backbone import Backbone
 from sepme.baselines._closed import ROWS, checked, finished, rows
 from sepme.baselines._settings import OWN, above_zero, at_least, check_prompt, choose
 from sepme.baselines._training import Step
 from sepme.baselines.prompts import pairs
-from sepme.checkpoint import Checkpoint
 from sepme.concept import Concept
-from sepme.weight_change import WeightChange
+from sepme.delta import WeightChange
+from sepme.model import Backbone
+from sepme.training import Checkpoint
 
 
 @dataclass(frozen=True)

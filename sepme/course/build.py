@@ -12,10 +12,10 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+from sepme.artefact import write_atomically
 from sepme.course.metadata import check_metadata, is_answer, is_question, is_test
+from sepme.course.notebook import FOLDER, tidy
 from sepme.errors import SepmeError
-from sepme.files import write_atomically
-from sepme.notebook import FOLDER, tidy
 
 TEACHER = FOLDER / "teacher"
 #: What stands in place of an answer; the same as nbgrader's own.

@@ -21,12 +21,11 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from torch.nn import functional as F
 
+from sepme.artefact import canonical_json, versions, write_atomically
 from sepme.errors import SepmeError
-from sepme.files import write_atomically
 from sepme.metrics._alexnet import CONVOLUTIONS, alexnet
 from sepme.metrics.accuracy import Classification, ConfusionMatrix
 from sepme.metrics.folders import Images, batches, open_images, place
-from sepme.provenance import canonical_json, versions
 
 #: Images are enlarged or reduced to this many pixels a side, which AlexNet was trained at.
 SIDE = 224

@@ -10,19 +10,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sepme.backbone import Backbone
+from sepme.artefact import settings_hash
 from sepme.baselines import BASELINES, Baseline
-from sepme.checkpoint import Checkpoint
 from sepme.composition import Composition
 from sepme.concept import Catalogue, Concept
-from sepme.delta import ConceptDelta
-from sepme.eraser import erase, erase_jointly
+from sepme.delta import ConceptDelta, WeightChange
+from sepme.erasure import PRESETS, ErasureSettings, erase, erase_jointly
 from sepme.errors import SepmeError
-from sepme.jobs import slug
-from sepme.provenance import settings_hash
+from sepme.model import Backbone
 from sepme.scenes.protocol import WATERMARK, Cast, arrivals
-from sepme.settings import PRESETS, ErasureSettings
-from sepme.weight_change import WeightChange
+from sepme.tasks import slug
+from sepme.training import Checkpoint
 
 Change = ConceptDelta | WeightChange
 

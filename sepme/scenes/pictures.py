@@ -11,9 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sepme.backbone import Backbone
-from sepme.files import write_atomically
-from sepme.provenance import canonical_json
+from sepme.artefact import canonical_json, write_atomically
+from sepme.model import Backbone
 
 
 @dataclass(frozen=True)

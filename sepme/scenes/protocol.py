@@ -8,9 +8,8 @@ on the Atelier its own styles and objects.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sepme.concept import Catalogue, Concept
+from sepme.concept import BOTH, Catalogue, Concept, fill
 from sepme.errors import SepmeError
-from sepme.phrasebook import BOTH, fill
 
 #: Scene -> time -> the concepts erased after it (method section of the paper, "Scenes").
 SCENES: Mapping[str, Mapping[str, tuple[int, ...]]] = {

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from sepme.backbone import ATELIER
+from sepme.model import ATELIER
 
 PAPER = ATELIER.parent / "paper" / "published_results.csv"
 LABEL = "published, SD v1.4"

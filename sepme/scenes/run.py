@@ -18,13 +18,12 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from sepme.artefact import versions, write_atomically
 from sepme.atelier.judge import Judge
-from sepme.backbone import Backbone
 from sepme.concept import Catalogue
 from sepme.errors import SepmeError
-from sepme.files import write_atomically
 from sepme.metrics import alexnet_available, inception_available, inception_features
-from sepme.provenance import versions
+from sepme.model import Backbone
 from sepme.report import writable_folder
 from sepme.scenes.measures import COLUMNS, measure
 from sepme.scenes.methods import Method, Setting, applied, method

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from sepme.errors import SepmeError, SepmeWarning
-from sepme.pictures import png
+from sepme.plots import png
 
 #: Called by long work with what is done and what there is to do; raises `Stopped` after Stop.
 Report = Callable[[int, int], None]

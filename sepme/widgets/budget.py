@@ -16,13 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from sepme.backbone import Backbone
 from sepme.concept import Catalogue
-from sepme.constraint import Constraint, constrain
+from sepme.erasure import PRESETS
 from sepme.errors import SepmeError
-from sepme.nullspace import pivot_rows
+from sepme.model import Backbone
+from sepme.nullspace import Constraint, constrain, pivot_rows
 from sepme.plots import BLACK, BLUE, ORANGE, SKY, VERMILLION, spectrum
-from sepme.settings import PRESETS
 from sepme.widgets._parts import (
     NARROW,
     WIDE,

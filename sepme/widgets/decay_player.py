@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sepme.decay import Recording, magnitude, overlap
 from sepme.errors import SepmeError
 from sepme.plots import BLACK, correlation_over_timesteps, recorded_decay
+from sepme.probe import Recording, magnitude, overlap
 from sepme.widgets._parts import (
     NARROW,
     WIDE,
@@ -121,7 +121,7 @@ class DecayPlayer(widgets.VBox):
 
     def __init__(self, recordings: Mapping[str, Recording], *, threaded: bool = True) -> None:
         if not recordings:
-            raise SepmeError("There is no recording to play: make one with sepme.decay.record.")
+            raise SepmeError("There is no recording to play: make one with sepme.probe.record.")
         self.recordings = dict(recordings)
         self.job = Job("sepme-decay", "", threaded=threaded, alone=False)
         self.status, self.stop = self.job.status, self.job.stop
@@ -200,7 +200,7 @@ def decay_player(recordings: Mapping[str, Recording], *, threaded: bool = True) 
     """Move through the iterations and timesteps of recorded trainings.
 
     Args:
-        recordings: name to what `sepme.decay.record` made, or `Recording.load` read.
+        recordings: name to what `sepme.probe.record` made, or `Recording.load` read.
         threaded: play beside the kernel's own loop, so that Stop is heard.
 
     Raises:

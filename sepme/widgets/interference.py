@@ -14,9 +14,9 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from sepme.backbone import Backbone
-from sepme.entanglement import Interference
 from sepme.errors import SepmeError
+from sepme.interference import Interference
+from sepme.model import Backbone
 from sepme.plots import ERASED, GREY, interference_map
 from sepme.widgets._parts import WIDE, Job, Picture, Report, button, control, row, titled
 
@@ -208,7 +208,7 @@ def interference_explorer(
     """Choose a pair in the map of who disturbs whom, and see all that is known of it.
 
     Args:
-        report: what `sepme.entanglement.measure_pictures` or `measure_noise` found.
+        report: what `sepme.interference.measure_pictures` or `measure_noise` found.
         backbone: with a composition that carries the deltas, draws pairs without pictures too.
         threaded: draw beside the kernel's own loop, so that Stop is heard.
     """

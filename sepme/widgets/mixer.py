@@ -20,15 +20,13 @@ from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge, Verdict
-from sepme.backbone import Backbone
 from sepme.composition import Composition
-from sepme.concept import Catalogue, Concept
+from sepme.concept import BOTH, OBJECT_PHOTO, PHOTO, STYLE_ONLY, Catalogue, Concept, fill
 from sepme.delta import ConceptDelta
-from sepme.eraser import Step, erase
+from sepme.erasure import PRESETS, Step, erase
 from sepme.errors import SepmeError
-from sepme.phrasebook import BOTH, OBJECT_PHOTO, PHOTO, STYLE_ONLY, fill
+from sepme.model import Backbone
 from sepme.plots import ERASED, SKY
-from sepme.settings import PRESETS
 from sepme.widgets._parts import (
     WIDE,
     Job,

@@ -17,9 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sepme.errors import SepmeError
-from sepme.figures import FAMILIES, MEASURED, STYLES
 from sepme.plots import BLACK
 from sepme.scenes import CASTS, SCENES, Moment, moments
+from sepme.scenes.figures import FAMILIES, MEASURED, STYLES
 from sepme.scenes.methods import METHODS
 from sepme.scenes.plots import MEASURE_TITLES, method_style
 from sepme.scenes.published import LABEL, Published, family

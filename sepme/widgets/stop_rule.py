@@ -162,7 +162,7 @@ def stop_rule_playground(losses: Mapping[str, Sequence[float]]) -> StopRulePlayg
 
     Args:
         losses: name of a training to what its momentum averages, one number an iteration, for
-            example `sepme.decay.Recording.losses` of one that was run to its end (tau = -9).
+            example `sepme.probe.Recording.losses` of one that was run to its end (tau = -9).
 
     Raises:
         SepmeError: no series, or an empty one.

@@ -13,7 +13,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from sepme.notebook import FOLDER, tidy
+from sepme.course.notebook import FOLDER, tidy
 from tests.browser.mixer_page import MixerPage
 from tests.browser.servers import free_port, serving, settled_in
 

@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sepme.backbone import Backbone
 from sepme.composition import Composition
 from sepme.concept import Concept
 from sepme.course.checks.feedback import check, near, require
 from sepme.delta import ConceptDelta
+from sepme.model import Backbone
 
 #: A relative change of the predicted noise that counts as one.
 VISIBLE = 0.05

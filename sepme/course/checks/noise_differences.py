@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sepme.backbone import Backbone
 from sepme.course.checks.feedback import as_tensor, check, near, require
+from sepme.model import Backbone
 
 
 @check

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping
 
-from sepme.backbone import Backbone
 from sepme.concept import Concept
-from sepme.constraint import constrain
 from sepme.course.checks.feedback import check, near, require
+from sepme.model import Backbone
+from sepme.nullspace import constrain
 
 #: Directions weaker than this are left out, as the default preset does.
 CONCEPT_RTOL = 0.1

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from sepme.backbone import Backbone, best_device, load_catalogue
+from sepme.erasure import ErasureSettings
 from sepme.metrics.lpips import alexnet_available
-from sepme.settings import ErasureSettings
+from sepme.model import Backbone, best_device, load_catalogue
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "lpips", "numpy", "matplotlib")
 #: A pass of many pictures is timed only where a pass of one takes less than this many seconds.

@@ -16,8 +16,8 @@ import typer
 from typer.core import TyperGroup
 
 from sepme import __version__
+from sepme.artefact import write_atomically
 from sepme.errors import SepmeError, SepmeWarning, warn
-from sepme.files import write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,10 +119,10 @@ def demo(
 
     Writes before_after.png, correlation_decay.png, report.json and the deltas, and prints a table.
     """
-    from sepme.backbone import Backbone, load_catalogue
     from sepme.concept import parse_names
-    from sepme.demo import run_demo
+    from sepme.model import Backbone, load_catalogue
     from sepme.report import demo_table
+    from sepme.scenes.demo import run_demo
 
     _check_folder(out)
     catalogue = load_catalogue(model)
@@ -191,9 +191,9 @@ def erase(
     the command goes on where it was and ends in the same bytes. Concepts that the folder holds
     already, made with the same settings, are skipped.
     """
-    from sepme import settings as known
-    from sepme.backbone import Backbone, load_catalogue
-    from sepme.jobs import erase_into, plan
+    from sepme import erasure as known
+    from sepme.model import Backbone, load_catalogue
+    from sepme.tasks import erase_into, plan
 
     _check_folder(out)
     catalogue = load_catalogue(model)
@@ -242,9 +242,9 @@ def generate(
     model: Model = None,
 ) -> None:
     """Draw a picture with any concepts erased."""
-    from sepme.backbone import Backbone
     from sepme.composition import Composition
-    from sepme.pictures import check_name, png
+    from sepme.model import Backbone
+    from sepme.plots import check_name, png
 
     _check_folder(out.parent)
     check_name(out)
@@ -278,8 +278,8 @@ def inspect(
 
     Where it comes from, how large it is, what it forgets and what it promises to keep.
     """
-    from sepme.inspection import describe, spectra
-    from sepme.pictures import check_name
+    from sepme.cli.inspection import describe, spectra
+    from sepme.plots import check_name
 
     if spectrum is not None:
         check_name(spectrum)
@@ -297,7 +297,7 @@ def doctor(model: Model = None) -> None:
     What is installed, whether the model is there, and the time and memory that drawing and erasing
     will take, from a measurement of one pass of the model.
     """
-    from sepme.doctor import examine
+    from sepme.cli.doctor import examine
 
     for subject, finding in examine(model):
         typer.echo(f"{subject:<12} {finding}")
@@ -343,7 +343,7 @@ def paint(
 ) -> None:
     """Draw a painting as the model was shown."""
     from sepme.atelier import paintings
-    from sepme.pictures import check_name, png
+    from sepme.plots import check_name, png
 
     _check_folder(out.parent)
     check_name(out)
@@ -359,8 +359,8 @@ def judge(
     """Say what an independent judge sees."""
     import torch
 
-    from sepme.atelier.scenes import SIZE
-    from sepme.pictures import read_picture
+    from sepme.atelier.objects import SIZE
+    from sepme.plots import read_picture
     from sepme.report import table
 
     images = torch.stack([read_picture(file, SIZE) for file in files])
@@ -446,7 +446,7 @@ def run_the_scenes(
     ] = None,
 ) -> None:
     """Measure every cell of the chosen scenes; the same command goes on where it was stopped."""
-    from sepme.backbone import Backbone, load_catalogue
+    from sepme.model import Backbone, load_catalogue
     from sepme.scenes import Plan, run_scenes
 
     usual = "sepme, uce" if quick else "sepme, esd-x, sdd, abconcept, fmn, uce, speed"
@@ -506,7 +506,7 @@ def draw_the_figures(
     ] = None,
 ) -> None:
     """Draw the paper's figures and write its tables, published numbers beside measured ones."""
-    from sepme.figures import FIGURES, RESULTS, Sources, build, build_index, build_tables
+    from sepme.scenes.figures import FIGURES, RESULTS, Sources, build, build_index, build_tables
 
     results = results or RESULTS
     if not results.is_dir():
@@ -615,8 +615,7 @@ def _in_words(verdict: "Verdict") -> list[tuple[str, str, str, str]]:
 def _save_spectra(path: Path, spectra: "dict[str, Tensor]") -> None:
     from matplotlib.figure import Figure
 
-    from sepme.pictures import png
-    from sepme.plots import spectrum
+    from sepme.plots import png, spectrum
 
     figure = Figure(figsize=(7.2, 4), layout="constrained", dpi=150)
     largest = sorted(spectra, key=lambda path: float(spectra[path].norm()), reverse=True)[:LAYERS]

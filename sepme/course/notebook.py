@@ -1,7 +1,7 @@
 """The one command that runs the notebooks again, and what makes them fit to be committed.
 
-python -m sepme.notebook run                           # all of notebooks/, outputs rewritten
-python -m sepme.notebook run notebooks/00_quickstart.ipynb
+python -m sepme.course.notebook run                           # all of notebooks/, outputs rewritten
+python -m sepme.course.notebook run notebooks/00_quickstart.ipynb
 """
 
 import os
@@ -20,9 +20,9 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from PIL import Image, ImageChops, ImageStat
 
-from sepme.backbone import ATELIER
+from sepme.artefact import write_atomically
 from sepme.errors import SepmeError
-from sepme.files import write_atomically
+from sepme.model import ATELIER
 
 FOLDER = ATELIER.parent.parent / "notebooks"
 #: Seconds that one cell may take before it counts as hanging.

@@ -11,21 +11,18 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from sepme import eraser
+from sepme import erasure
+from sepme.artefact import versions, write_atomically
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
-from sepme.backbone import Backbone
 from sepme.composition import Composition
 from sepme.concept import Catalogue, Concept
 from sepme.delta import ConceptDelta
-from sepme.eraser import Step
+from sepme.erasure import PRESETS, ErasureSettings, Step
 from sepme.errors import SepmeError
-from sepme.files import write_atomically
 from sepme.metrics.lpips import alexnet_available, lpips_distance
-from sepme.pictures import png
-from sepme.plots import ERASED, correlation_decay, image_grid
-from sepme.provenance import versions
+from sepme.model import Backbone
+from sepme.plots import ERASED, correlation_decay, image_grid, png
 from sepme.report import save_json, writable_folder
-from sepme.settings import PRESETS, ErasureSettings
 
 #: Three styles, neon's darkness the hardest of them, and an object.
 CONCEPTS = ("neon", "swirl", "ink", "boat")
@@ -258,7 +255,7 @@ def _erase(
 ) -> _Trained:
     steps: list[Step] = []
     start = time.perf_counter()
-    delta = eraser.erase(
+    delta = erasure.erase(
         backbone,
         concept,
         catalogue.kept_prompts([concept]),

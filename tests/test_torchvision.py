@@ -9,8 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 #: Loads the module by its file, so that `import sepme` has not yet done the work.
 DECLARE = (
-    "import runpy;"
-    "declare = runpy.run_path('sepme/torchvision_ops.py')['declare_missing_operators'];"
+    "import runpy;declare = runpy.run_path('sepme/_torchvision.py')['declare_missing_operators'];"
 )
 
 
@@ -49,10 +48,10 @@ def test_leaves_operators_that_exist_alone(tmp_path: Path) -> None:
 
 
 def test_does_nothing_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sepme import torchvision_ops
+    from sepme import _torchvision
 
-    monkeypatch.setattr(torchvision_ops, "find_spec", lambda name: None)
-    assert torchvision_ops.declare_missing_operators() == []
+    monkeypatch.setattr(_torchvision, "find_spec", lambda name: None)
+    assert _torchvision.declare_missing_operators() == []
 
 
 def test_importing_sepme_is_enough_for_the_libraries_that_need_torchvision() -> None:

@@ -16,15 +16,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from sepme.backbone import Backbone
+from sepme.artefact import Provenance, canonical_json, write_atomically
 from sepme.concept import Concept
 from sepme.correlation import noise_difference, normalised_correlation
 from sepme.delta import ConceptDelta
-from sepme.eraser import Callback, Step, erase
+from sepme.erasure import PRESETS, Callback, ErasureSettings, Step, erase
 from sepme.errors import SepmeError
-from sepme.files import write_atomically
-from sepme.provenance import Provenance, canonical_json
-from sepme.settings import PRESETS, ErasureSettings
+from sepme.model import Backbone
 
 #: The header key of a recording's description.
 HEADER = "sepme.recording"
@@ -211,7 +209,7 @@ def noise_differences(
             to it does not matter.
 
     Against the empty prompt both predictions are the changed model's; an anchor's is the original
-    model's, since it says what the prompt should mean afterwards (as in `sepme.eraser`).
+    model's, since it says what the prompt should mean afterwards (as in `sepme.erasure`).
 
     Raises:
         SepmeError: not one prompt or reference a picture, or a delta of another model.
@@ -347,7 +345,7 @@ def record(
     callback: Callback | None = None,
     progress: bool = True,
 ) -> tuple[ConceptDelta, Recording]:
-    """Erase a concept as `sepme.eraser.erase` does, and look on through one fixed probe.
+    """Erase a concept as `sepme.erasure.erase` does, and look on through one fixed probe.
 
     The delta is the very same as without looking on.
 

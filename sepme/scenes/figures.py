@@ -32,25 +32,23 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from sepme.backbone import ATELIER, Backbone, load_catalogue
+from sepme.artefact import versions, write_atomically
 from sepme.composition import Composition
-from sepme.concept import Catalogue
-from sepme.decay import Probe, noise_differences, record
+from sepme.concept import BOTH, OBJECT_PHOTO, Catalogue, fill
 from sepme.delta import ConceptDelta
+from sepme.erasure import PRESETS
 from sepme.errors import SepmeError
-from sepme.files import write_atomically
-from sepme.jobs import shipped_deltas
-from sepme.phrasebook import BOTH, OBJECT_PHOTO, fill
-from sepme.pictures import png
+from sepme.model import ATELIER, Backbone, load_catalogue
 from sepme.plots import (
     BLUE,
     ERASED,
     correlation_over_timesteps,
     image_grid,
     noise_maps,
+    png,
     recorded_decay,
 )
-from sepme.provenance import versions
+from sepme.probe import Probe, noise_differences, record
 from sepme.report import writable_folder
 from sepme.scenes import CASTS, SCENES, moments, read_rows
 from sepme.scenes.methods import METHODS
@@ -66,7 +64,7 @@ from sepme.scenes.summary import (
     published_bars,
 )
 from sepme.scenes.tables import tables
-from sepme.settings import PRESETS
+from sepme.tasks import shipped_deltas
 
 RESULTS = ATELIER.parent / "results"
 MEASURED = "measured, Atelier"

@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sepme.backbone import Backbone
-from sepme.checkpoint import Checkpoint
-from sepme.closed_form import closed_form
+from sepme.artefact import canonical_json
 from sepme.concept import Catalogue, Concept, refuse_overlap
-from sepme.constraint import refuse_meaningless
 from sepme.delta import ConceptDelta
-from sepme.eraser import erase_jointly, recorded_settings
+from sepme.erasure import ErasureSettings, closed_form, erase_jointly, recorded_settings
 from sepme.errors import SepmeError
-from sepme.provenance import canonical_json
+from sepme.model import Backbone
+from sepme.nullspace import refuse_meaningless
 from sepme.report import writable_folder
-from sepme.settings import ErasureSettings
+from sepme.training import Checkpoint
 
 
 @dataclass(frozen=True)

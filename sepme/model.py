@@ -24,10 +24,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
-from sepme.concept import Catalogue
+from sepme.concept import Catalogue, Vocabulary
 from sepme.correlation import to_epsilon
 from sepme.errors import SepmeError
-from sepme.vocabulary import Vocabulary
 
 #: The model that ships with the project.
 ATELIER = Path(__file__).resolve().parent.parent / "data" / "atelier"

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from sepme.files import write_atomically
+from sepme.artefact import write_atomically
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,13 @@ from matplotlib import pyplot as plt
 from torch import Tensor
 
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
-from sepme.backbone import ATELIER, Backbone, load_catalogue
-from sepme.concept import Catalogue, parse_names
+from sepme.concept import PAPER_OBJECTS, PAPER_STYLES, Catalogue, catalogue_of, parse_names
 from sepme.delta import ConceptDelta
-from sepme.eraser import Step
+from sepme.erasure import PRESETS, Step
 from sepme.errors import SepmeError
-from sepme.jobs import Job, erase_into, shipped_deltas
-from sepme.phrasebook import PAPER_OBJECTS, PAPER_STYLES, catalogue_of
+from sepme.model import ATELIER, Backbone, load_catalogue
 from sepme.plots import correlation_decay
-from sepme.settings import PRESETS
+from sepme.tasks import Job, erase_into, shipped_deltas
 
 #: Deltas that a chapter had to make for a model that brings none.
 CACHE = ATELIER.parent.parent / "build" / "deltas"
@@ -96,7 +94,7 @@ def deltas_of(
     `build/deltas`, where the next call finds it again.
 
     Raises:
-        SepmeError: see `shipped_deltas` and `sepme.jobs.erase_into`.
+        SepmeError: see `shipped_deltas` and `sepme.tasks.erase_into`.
     """
     found = shipped_deltas(backbone)
     missing = [catalogue[name] for name in names if name not in found]
@@ -193,7 +191,7 @@ def seen(judge: Judge | None, images: Tensor) -> list[str]:
 
 
 class LiveDecay:
-    """A callback for `sepme.eraser.erase` that draws the correlation's decay while it happens.
+    """A callback for `sepme.erasure.erase` that draws the correlation's decay while it happens.
 
     Attributes:
         steps: every `Step` of the training so far.
