@@ -1,11 +1,12 @@
-"""What every chapter opens with: the model that speaks, the concepts it is about, its claims."""
+"""What every chapter opens with: the model in use, the concepts it names, and its claims."""
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
 import torch
-from IPython.display import DisplayHandle, Markdown, display
+from IPython.display import HTML, DisplayHandle, Markdown, display
 from matplotlib import pyplot as plt
 from torch import Tensor
 
@@ -18,6 +19,18 @@ from sepme.model import ATELIER, Backbone, load_catalogue
 from sepme.plots import correlation_decay
 from sepme.tasks import Job, erase_into, shipped_deltas
 
+__all__ = [
+    "Claims",
+    "LiveDecay",
+    "banner",
+    "choose_concepts",
+    "deltas_of",
+    "is_shipped",
+    "of_kind",
+    "open_model",
+    "seen",
+]
+
 #: Deltas that a chapter had to make for a model that brings none.
 CACHE = ATELIER.parent.parent / "build" / "deltas"
 
@@ -26,16 +39,14 @@ CACHE = ATELIER.parent.parent / "build" / "deltas"
 def open_model(
     model: str | Path | None = None, *, styles: str | None = None, objects: str | None = None
 ) -> tuple[Backbone, Judge | None, Catalogue]:
-    """The model that a chapter speaks about, the judge that it brings, if any, and its concepts.
-
-    A model whose folder holds no `catalogue.json` gets a catalogue of free words, by default those
-    that the paper erases from Stable Diffusion v1.4.
+    """The model of a chapter, the judge that comes with it, if any, and its concepts.
 
     Args:
-        model: a diffusers directory or a hub id; by default what the environment variable
-            SEPME_MODEL says, and without one the model that ships with the project.
-        styles, objects: the words, with commas between them, like "Van Gogh, Monet"; by default
-            what SEPME_STYLES and SEPME_OBJECTS say. They come before the model's own catalogue.
+        model: a diffusers directory or a hub id; by default the environment variable SEPME_MODEL,
+            and without one the model that ships with the project.
+        styles, objects: names with commas between them, like "Van Gogh, Monet"; by default
+            SEPME_STYLES and SEPME_OBJECTS. They replace the model's own catalogue. A model without
+            a catalogue gets the concepts that the paper erases from Stable Diffusion v1.4.
 
     Raises:
         SepmeError: see `Backbone.load`, `Judge.load`, `Catalogue.load` and `catalogue_of`.
@@ -55,20 +66,20 @@ def open_model(
     return backbone, judge, catalogue
 
 
-def cast(catalogue: Catalogue, **parts: tuple[str, ...]) -> dict[str, str]:
-    """Which concepts play the parts of those that the text names: `{"neon": "Van Gogh", ...}`.
+def choose_concepts(catalogue: Catalogue, **named: tuple[str, ...]) -> dict[str, str]:
+    """A concept of the catalogue for each that the text names: `{"neon": "Van Gogh", ...}`.
 
-    Where the catalogue has a concept of that name it plays itself; otherwise the next of its kind
-    that has no part yet. The order is that of the arguments.
+    A concept of that name stands for itself; otherwise the next of its kind that is still free
+    stands for it.
 
     Args:
-        parts: kind to names, like `style=("neon", "ink"), object=("boat",)`.
+        named: kind to names, like `style=("neon", "ink"), object=("boat",)`.
 
     Raises:
-        SepmeError: the catalogue has fewer concepts of a kind than there are parts.
+        SepmeError: the catalogue has fewer concepts of a kind than the text names.
     """
-    given: dict[str, str] = {}
-    for kind, names in parts.items():
+    chosen: dict[str, str] = {}
+    for kind, names in named.items():
         known = of_kind(catalogue, kind)
         if len(known) < len(names):
             raise SepmeError(
@@ -76,8 +87,8 @@ def cast(catalogue: Catalogue, **parts: tuple[str, ...]) -> dict[str, str]:
                 f"has {len(known)}: name as many in SEPME_{kind.upper()}S, with commas between."
             )
         others = iter([name for name in known if name not in names])
-        given |= {name: name if name in known else next(others) for name in names}
-    return given
+        chosen |= {name: name if name in known else next(others) for name in names}
+    return chosen
 
 
 def of_kind(catalogue: Catalogue, kind: str) -> list[str]:
@@ -88,21 +99,17 @@ def of_kind(catalogue: Catalogue, kind: str) -> list[str]:
 def deltas_of(
     backbone: Backbone, catalogue: Catalogue, names: Sequence[str]
 ) -> dict[str, ConceptDelta]:
-    """The deltas beside the model and those of `names`, erased now where there is none.
+    """The deltas beside the model, and those of `names`, which are erased now if missing.
 
-    Each keeps everything else that the catalogue knows. What is erased here is written to
-    `build/deltas`, where the next call finds it again.
-
-    Raises:
-        SepmeError: see `shipped_deltas` and `sepme.tasks.erase_into`.
+    A delta that is erased here keeps everything else in the catalogue. It is written to
+    `build/deltas`, where the next call finds it.
     """
     found = shipped_deltas(backbone)
-    missing = [catalogue[name] for name in names if name not in found]
-    folder = CACHE / backbone.fingerprint[:12]
     jobs = [
         Job((concept,), catalogue.kept_prompts([concept]), PRESETS["default"])
-        for concept in missing
+        for concept in (catalogue[name] for name in names if name not in found)
     ]
+    folder = CACHE / backbone.fingerprint[:12]
     files = erase_into(folder, jobs, backbone, overwrite=True, say=lambda _: None) if jobs else []
     return found | {delta.concept: delta for delta in map(ConceptDelta.load, files)}
 
@@ -114,55 +121,46 @@ def is_shipped(backbone: Backbone) -> bool:
 
 
 def banner(
-    backbone: Backbone, parts: Mapping[str, str] | None = None, *, minutes: float, gigabytes: float
+    backbone: Backbone, chosen: Mapping[str, str] | None = None, *, minutes: float, gigabytes: float
 ) -> Markdown:
-    """Which model speaks in this notebook, and how long and large it is on the Atelier.
-
-    Args:
-        parts: which concept plays which part, from `cast`.
-    """
+    """The model in use, the concepts chosen by `choose_concepts`, and what the chapter costs."""
     own = is_shipped(backbone)
     whose = (
-        "the small model that ships with sepme. What follows is about this model; "
-        "none of its figures is the paper's."
+        "the small model that ships with sepme. The text is about this model; none of its figures "
+        "is the paper's."
         if own
         else "a model of your own. The text was written about the Atelier's pictures, not these."
     )
     lines = [
-        f"**The model that speaks here: `{backbone.name}`**, {whose}",
+        f"**The model in use: `{backbone.name}`**, {whose}",
         f"On {backbone.device.type}, {backbone.steps} sampling steps, guidance "
         f"{backbone.guidance:g}, weights `{backbone.fingerprint[:12]}`.",
         f"Expect about {minutes:g} minutes and {gigabytes:g} GB"
         + (" on two CPU cores." if own else " with the Atelier on two CPU cores."),
     ]
-    played = [f"*{new}* for {old}" for old, new in (parts or {}).items() if new != old]
-    if played:
-        lines.append("Where the text names the Atelier's concepts, read " + ", ".join(played) + ".")
+    read = [f"*{new}* for {old}" for old, new in (chosen or {}).items() if new != old]
+    if read:
+        lines.append("Where the text names the Atelier's concepts, read " + ", ".join(read) + ".")
     return Markdown("  \n".join(f"> {line}" for line in lines))
 
 
 class Claims:
-    """What a chapter says about the model, checked where it is said.
+    """What a chapter says about the model, checked in the cell that shows it.
 
-    On the shipped model and its concepts, which the text was written about, a claim that does not
-    hold ends the notebook. On a model of your own it is a finding: it is shown below the cell, and
-    counted in `table`. What mathematics promises for every model belongs into an `assert` instead.
+    On the shipped model, with the concepts of the text, a claim that does not hold ends the
+    notebook. On a model of your own it is a finding: it is shown below the cell and in `table`.
+    What mathematics promises for every model belongs into an `assert` instead.
 
     Attributes:
         made: each claim in words, and whether it held.
     """
 
-    def __init__(self, backbone: Backbone, parts: Mapping[str, str]) -> None:
-        as_written = all(part == player for part, player in parts.items())
-        self.strict = is_shipped(backbone) and as_written
+    def __init__(self, backbone: Backbone, chosen: Mapping[str, str]) -> None:
+        self.strict = is_shipped(backbone) and all(old == new for old, new in chosen.items())
         self.made: list[tuple[str, bool]] = []
 
     def __call__(self, what: str, holds: bool | Tensor) -> None:
-        """State a claim.
-
-        Raises:
-            AssertionError: it does not hold, on the shipped model.
-        """
+        """State a claim; raise AssertionError if it does not hold where the text must be right."""
         holds = bool(torch.as_tensor(holds).all())
         self.made.append((what, holds))
         if not holds:
@@ -170,13 +168,15 @@ class Claims:
                 raise AssertionError(f"The text says that {what}, and here that is not so.")
             display(Markdown(f"> **Otherwise on this model.** The text says that {what}."))
 
-    def table(self) -> Markdown:
-        """Every claim of the chapter, and whether it holds for the model that speaks."""
+    def table(self) -> HTML:
+        """Every claim of the chapter, and whether it holds for the model in use."""
         held = sum(holds for _, holds in self.made)
-        rows = [f"| {what} | {'yes' if holds else '**no**'} |" for what, holds in self.made]
-        return Markdown(
-            f"{held} of {len(self.made)} claims of this chapter hold for this model.\n\n"
-            "| the text says that | holds |\n|---|---|\n" + "\n".join(rows)
+        rows = [(what, "yes" if holds else "NO") for what, holds in self.made]
+        frame = pd.DataFrame(rows, columns=["the text says that", "holds"])
+        with pd.option_context("display.max_colwidth", None):
+            table = frame.to_html(index=False, justify="left")
+        return HTML(
+            f"<p>{held} of {len(rows)} claims of this chapter hold for this model.</p>{table}"
         )
 
 
@@ -191,7 +191,7 @@ def seen(judge: Judge | None, images: Tensor) -> list[str]:
 
 
 class LiveDecay:
-    """A callback for `sepme.erasure.erase` that draws the correlation's decay while it happens.
+    """A callback for `sepme.erasure.erase` that draws the correlation during the training.
 
     Attributes:
         steps: every `Step` of the training so far.
@@ -208,7 +208,7 @@ class LiveDecay:
             self.draw()
 
     def draw(self) -> None:
-        """Draw what there is, in the place of the drawing before."""
+        """Draw the steps so far in the place of the last drawing."""
         figure = correlation_decay({self.concept: self.steps}, tau=self.tau).figure
         plt.close(figure)  # else the notebook would show it once more at the end of the cell
         if self._place is None:
