@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
+from sepme._data import shipped
 from sepme.concept import Catalogue, Vocabulary
 from sepme.correlation import to_epsilon
 from sepme.errors import SepmeError
 
 #: The model that ships with the project.
-ATELIER = Path(__file__).resolve().parent.parent / "data" / "atelier"
+ATELIER = shipped("atelier")
 #: What a pipeline is sampled with when its folder has no `generation.json` (SD v1.4, the paper).
 PAPER_GENERATION = {"guidance_scale": 7.5, "num_inference_steps": 100}
 
@@ -168,7 +169,7 @@ class Backbone:
         path = Path(model) if model is not None else ATELIER
         if model is None and not (path / "model_index.json").is_file():
             raise SepmeError(
-                "The shipped model is missing: restore the folder data/atelier of the clone."
+                f"The shipped model is missing: restore {path}, or install sepme again."
             )
         _check_place(path)
         try:

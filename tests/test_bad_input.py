@@ -135,7 +135,7 @@ def test_a_device_that_is_not_there_is_refused(saved: Path) -> None:
 
 def test_a_missing_shipped_model_is_refused(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr("sepme.model.ATELIER", tmp_path / "atelier")
-    with refused("shipped model is missing", "data/atelier"):
+    with refused("shipped model is missing", str(tmp_path)):
         Backbone.load()
 
 

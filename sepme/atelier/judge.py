@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sepme._data import shipped
 from sepme.atelier.captions import EMBLEM
 from sepme.atelier.objects import DRAWERS, SIZE
 from sepme.atelier.paintings import ALIASES
@@ -16,7 +17,7 @@ from sepme.errors import SepmeError
 
 STYLE_NAMES: tuple[str, ...] = tuple(PAINTERS)  #: ten styles and the photo
 OBJECT_NAMES: tuple[str, ...] = tuple(DRAWERS)  #: ten objects and nothing
-SHIPPED = Path(__file__).resolve().parents[2] / "data" / "atelier" / "judge.safetensors"
+SHIPPED = shipped("atelier", "judge.safetensors")
 _BATCH = 256
 
 

@@ -10,6 +10,7 @@ from IPython.display import HTML, DisplayHandle, Markdown, display
 from matplotlib import pyplot as plt
 from torch import Tensor
 
+from sepme._data import cache
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
 from sepme.concept import PAPER_OBJECTS, PAPER_STYLES, Catalogue, catalogue_of, parse_names
 from sepme.delta import ConceptDelta
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 #: Deltas that a chapter had to make for a model that brings none.
-CACHE = ATELIER.parent.parent / "build" / "deltas"
+CACHE = cache("deltas")
 
 
 # ------------------------------------------------------------------ the model and its concepts
@@ -102,7 +103,7 @@ def deltas_of(
     """The deltas beside the model, and those of `names`, which are erased now if missing.
 
     A delta that is erased here keeps everything else in the catalogue. It is written to
-    `build/deltas`, where the next call finds it.
+    the user's cache folder, where the next call finds it.
     """
     found = shipped_deltas(backbone)
     jobs = [

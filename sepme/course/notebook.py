@@ -22,9 +22,9 @@ from PIL import Image, ImageChops, ImageStat
 
 from sepme.artefact import write_atomically
 from sepme.errors import SepmeError
-from sepme.model import ATELIER
 
-FOLDER = ATELIER.parent.parent / "notebooks"
+#: The notebooks of a clone, from the folder that the commands are typed in.
+FOLDER = Path("notebooks")
 #: Seconds that one cell may take before it counts as hanging.
 PATIENCE = 1200
 #: The kind of output that shows a widget, and what is committed instead.

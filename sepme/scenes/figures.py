@@ -32,13 +32,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from sepme._data import shipped
 from sepme.artefact import versions, write_atomically
 from sepme.composition import Composition
 from sepme.concept import BOTH, OBJECT_PHOTO, Catalogue, fill
 from sepme.delta import ConceptDelta
 from sepme.erasure import PRESETS
 from sepme.errors import SepmeError
-from sepme.model import ATELIER, Backbone, load_catalogue
+from sepme.model import Backbone, load_catalogue
 from sepme.plots import (
     BLUE,
     ERASED,
@@ -66,7 +67,7 @@ from sepme.scenes.summary import (
 from sepme.scenes.tables import tables
 from sepme.tasks import shipped_deltas
 
-RESULTS = ATELIER.parent / "results"
+RESULTS = shipped("results")
 MEASURED = "measured, Atelier"
 #: The methods of the comparison figures, and their looks, alike in all of them.
 COMPARED = ("sepme", "sepme-unaware", "esd-x", "sdd", "abconcept", "fmn", "uce", "speed")

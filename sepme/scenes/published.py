@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from sepme.model import ATELIER
+from sepme._data import shipped
 
-PAPER = ATELIER.parent / "paper" / "published_results.csv"
+PAPER = shipped("paper", "published_results.csv")
 LABEL = "published, SD v1.4"
 #: (table, scene, time) whose SepME rows repeat another row of the paper.
 REPEATED = {("3", "Scene4", "t5"), ("6", "Scene4", "t5")}
