@@ -6,7 +6,7 @@ same ones every time; a `Recording` is one training run seen through one probe.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,19 @@ from sepme.delta import ConceptDelta
 from sepme.erasure import PRESETS, Callback, ErasureSettings, Step, erase
 from sepme.errors import SepmeError
 from sepme.model import Backbone
+
+__all__ = [
+    "Probe",
+    "Recording",
+    "correlation_by_layer",
+    "correlation_map",
+    "correlations",
+    "cosines",
+    "magnitude",
+    "noise_differences",
+    "predicted_noise",
+    "record",
+]
 
 #: The header key of a recording's description.
 HEADER = "sepme.recording"
@@ -76,16 +89,6 @@ class Recording:
             sum(eta * c for eta, c in zip(step.eta, step.correlation, strict=True))
             for step in self.steps
         )
-
-    @property
-    def alpha(self) -> float:
-        """alpha of eq. 4, as it was trained with."""
-        return self.provenance.settings["alpha"]
-
-    @property
-    def tau(self) -> float:
-        """Where the momentum stops the training."""
-        return self.provenance.settings["tau"]
 
     def save(self, path: str | Path) -> Path:
         """Write the recording as one safetensors file; its header holds what is not a tensor.
@@ -218,9 +221,9 @@ def noise_differences(
     references = _one_each(references, probe)
     weights = _changed(backbone, delta)
     with backbone.original():
-        eps_c = _predictions(backbone, probe, prompts, weights)
+        eps_c = predicted_noise(backbone, probe, prompts, weights)
         fixed = {} if any(references) else weights
-        eps_0 = _predictions(backbone, probe, references, fixed)
+        eps_0 = predicted_noise(backbone, probe, references, fixed)
     return noise_difference(eps_c, eps_0)
 
 
@@ -245,12 +248,21 @@ def _changed(backbone: Backbone, delta: ConceptDelta | None) -> dict[str, Tensor
     return {path: theta[path] + delta.dense(path).to(theta[path]) for path in delta.paths}
 
 
-def _predictions(
-    backbone: Backbone, probe: Probe, prompts: Sequence[str], weights: Mapping[str, Tensor]
+@torch.no_grad()
+def predicted_noise(
+    backbone: Backbone,
+    probe: Probe,
+    prompts: Sequence[str] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
-    """eps(x_t, c, t) of every noised picture, one timestep at a time to bound the memory."""
-    embeddings = backbone.encode(prompts)
-    made = [
+    """`eps(x_t, c, t)` of the model as it is now, `[timesteps, pictures, c, h, w]` on the CPU.
+
+    Args:
+        prompts: c, one for each picture; by default what the pictures were drawn from.
+        weights: module path -> weight to use instead of the model's own.
+    """
+    embeddings = backbone.encode(probe.prompts if prompts is None else prompts)
+    made = [  # one timestep at a time, to bound the memory
         backbone.epsilon(x_t, torch.full((len(x_t),), t, device=x_t.device), embeddings, weights)
         for t, x_t in zip(probe.timesteps, probe.x_t, strict=True)
     ]
@@ -262,7 +274,7 @@ def magnitude(r: Tensor) -> Tensor:
     return r.square().mean(dim=-3).sqrt()
 
 
-def overlap(r: Tensor, r0: Tensor) -> Tensor:
+def correlation_map(r: Tensor, r0: Tensor) -> Tensor:
     """`r * r0`, mean over the channels, `[..., h, w]`: eq. 2 before its mean over the pixels.
 
     Never negative where `r = r0`; the concept is erased when its positive and negative places
@@ -290,21 +302,6 @@ def cosines(differences: Tensor) -> Tensor:
 
 
 # ------------------------------------------------------------------ layer by layer
-def restricted(delta: ConceptDelta, paths: Iterable[str]) -> ConceptDelta:
-    """The part of a delta that changes these layers only.
-
-    Raises:
-        SepmeError: no layer, or one that the delta does not change.
-    """
-    paths = list(paths)
-    strange = [path for path in paths if path not in delta.paths]
-    if strange or not paths:
-        what = f"does not change '{strange[0]}'" if strange else "has no part without layers"
-        raise SepmeError(f"The delta of '{delta.concept}' {what}: choose among its paths.")
-    down, up = ({path: f[path] for path in paths} for f in (delta.down, delta.up))
-    return replace(delta, down=down, up=up)
-
-
 def correlation_by_layer(
     backbone: Backbone,
     probe: Probe,
@@ -325,7 +322,8 @@ def correlation_by_layer(
     r0 = noise_differences(backbone, probe, references=references)
     remaining = {}
     for label, paths in parts.items():
-        part = restricted(delta, paths)
+        down, up = ({path: factor[path] for path in paths} for factor in (delta.down, delta.up))
+        part = replace(delta, down=down, up=up)
         r = noise_differences(backbone, probe, references=references, delta=part)
         remaining[label] = float(correlations(r, r0).mean())
     return remaining

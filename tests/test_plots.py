@@ -1,48 +1,56 @@
 """Plots: data in, Axes out, nothing global touched."""
 
-from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from sepme import plots
 from tests.refusals import refused
 
 
-@dataclass(frozen=True)
-class Step:
+def step(iteration: int, correlation: tuple[float, ...], momentum: float) -> SimpleNamespace:
     """As much of an eraser's step as a plot looks at."""
-
-    iteration: int
-    correlation: tuple[float, ...]
-    momentum: float
+    return SimpleNamespace(iteration=iteration, correlation=correlation, momentum=momentum)
 
 
-STEPS = {name: [Step(i, (1 / i, 0.5 / i), 1 / i) for i in range(1, 6)] for name in ("neon", "boat")}
+STEPS = {name: [step(i, (1 / i, 0.5 / i), 1 / i) for i in range(1, 6)] for name in ("neon", "boat")}
 RECORDING = SimpleNamespace(
     iterations=(0, 5),
     decay=(1.0, 0.2),
     correlation=torch.tensor([[[1.0], [1.0]], [[0.5], [-0.1]]]),  # [snapshots, timesteps, pictures]
     steps=STEPS["neon"],
     losses=tuple(0.02 / i for i in range(1, 6)),
-    provenance=SimpleNamespace(settings={"objective": "product"}),
-    tau=0.01,
+    provenance=SimpleNamespace(settings={"objective": "product", "tau": 0.01}),
 )
+TABLE = pd.DataFrame([[np.nan, 40, 2.0], [2, np.nan, 2]], ["a", "b"], ["x", "y", "z"])
+
+
+def interference(n: int = 3) -> SimpleNamespace:
+    """As much of an `Interference` as a plot looks at."""
+    matrix = torch.full((n, n), 0.02, dtype=torch.float64).fill_diagonal_(1)
+    matrix[0, 1] = 0.4
+    names = tuple(f"c{i}" for i in range(n))
+    return SimpleNamespace(erased=names, evaluated=names, matrix=matrix, measure="pictures")
+
+
 DRAWINGS = {
     "decay": lambda ax: plots.correlation_decay(STEPS, ax, tau=0.01),
-    "bars": lambda ax: plots.accuracy_bars({"neon": 1.0, "b": 0.5}, {"neon": 0.0, "b": 0.5}, ax),
     "spectrum": lambda ax: plots.spectrum({"k": torch.tensor([3.0, 1, 0])}, ax, threshold=0.1),
     "timesteps": lambda ax: plots.correlation_over_timesteps([1, 500], {"a": [1.0, 0.5]}, ax),
     "recorded": lambda ax: plots.recorded_decay(RECORDING, ax),
     "layers": lambda ax: plots.layer_bars({"mid_block.attn2.to_k": 0.5, "all": 0.1}, ax, "left"),
+    "cosines": lambda ax: plots.cosine_distribution({"a": [0.5]}, [0.2], ax),
+    "interference": lambda ax: plots.interference_map(interference(), ax),
 }
 
 
@@ -58,11 +66,14 @@ def test_a_plot_draws_on_the_axes_it_is_given(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
-def test_a_plot_without_axes_makes_its_own(name: str) -> None:
-    ax = DRAWINGS[name](None)
-    assert isinstance(ax, Axes)
-    ax.figure.canvas.draw()
-    plt.close(ax.figure)
+def test_a_plot_without_axes_makes_its_own_and_always_the_same(name: str) -> None:
+    files = set()
+    for _ in range(2):
+        ax = DRAWINGS[name](None)
+        assert isinstance(ax, Axes)
+        files.add(plots.png(ax.figure))
+        plt.close(ax.figure)
+    assert len(files) == 1
 
 
 def test_the_decay_shows_correlation_momentum_zero_and_threshold() -> None:
@@ -70,14 +81,14 @@ def test_the_decay_shows_correlation_momentum_zero_and_threshold() -> None:
     lines = [list(line.get_ydata()) for line in ax.lines]
     assert [0, 0] in lines
     assert [0.01, 0.01] in lines
-    assert [step.momentum for step in STEPS["neon"]] in lines
-    assert [np.mean(step.correlation) for step in STEPS["neon"]] in lines
+    assert [s.momentum for s in STEPS["neon"]] in lines
+    assert [np.mean(s.correlation) for s in STEPS["neon"]] in lines
     assert {"neon", "boat"} <= {text.get_text() for text in ax.get_legend().get_texts()}
 
 
 def test_the_decay_marks_how_each_training_ended() -> None:
-    def at(*momenta: float) -> list[Step]:
-        return [Step(n, (m,), m) for n, m in enumerate(momenta, 1)]
+    def at(*momenta: float) -> list[SimpleNamespace]:
+        return [step(n, (m,), m) for n, m in enumerate(momenta, 1)]
 
     runs = {"stopped": at(1, 0.1), "late": at(1, 0.5, 0.2), "last": at(1, 0.5, 0.1)}
     ax = plots.correlation_decay(runs, Figure().subplots(), tau=0.1, limit=3)
@@ -168,7 +179,7 @@ def test_bytes_arrays_and_gaps_are_welcome() -> None:
     figure = plots.image_grid([[array, None], [PICTURES[0, 0], None]])
     shown = [ax.images[0].get_array() for ax in figure.axes if ax.images]
     assert len(shown) == 2
-    assert np.abs(shown[0] - shown[1]).max() < 1 / 255 + 1e-6
+    assert np.abs(shown[0] / 255 - shown[1]).max() < 1 / 255 + 1e-6
 
 
 def test_a_frame_surrounds_its_picture_only() -> None:
@@ -210,8 +221,9 @@ def test_a_loss_with_a_unit_is_drawn_relative_to_the_first() -> None:
     assert lines["each iteration"] == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4, 1 / 5])
     assert lines["probe: mean"] == [1.0, 0.2]
     assert lines["stop at τ = 0.01"][0] == pytest.approx(0.5)
-    unreachable = SimpleNamespace(**vars(RECORDING) | {"tau": -99.0})
-    ax = plots.recorded_decay(unreachable, Figure().subplots())
+    settings = {"objective": "product", "tau": -99.0}  # out of reach
+    unreachable = vars(RECORDING) | {"provenance": SimpleNamespace(settings=settings)}
+    ax = plots.recorded_decay(SimpleNamespace(**unreachable), Figure().subplots())
     assert not any("τ" in str(line.get_label()) for line in ax.lines)
 
 
@@ -227,24 +239,76 @@ def test_a_layer_is_named_shortly_and_keys_differ_from_values() -> None:
     assert len({bar.get_facecolor() for bar in ax.patches}) == 3
 
 
-def test_cosines_are_drawn_from_minus_one_to_one() -> None:
-    figure = plots.cosine_maps(torch.eye(2).expand(3, 2, 2), ["a", "b"], ["x", "y", "z"], title="T")
-    tables = [ax for ax in figure.axes if ax.images]
-    assert [ax.images[0].get_clim() for ax in tables] == [(-1, 1)] * 3
-    assert [ax.get_title() for ax in tables] == ["x", "y", "z"]
+# ------------------------------------------------------------------ tables in colours
+def drawn(ax: Axes) -> tuple[tuple[float, float], list[str]]:
+    """Where the colours end, and what is printed in the cells."""
+    return ax.collections[0].get_clim(), [text.get_text() for text in ax.texts]
 
 
-def test_bad_input() -> None:
-    with refused("rows of 2"):
-        plots.noise_maps({"a": torch.zeros(3, 4, 4)}, [1, 2])
-    with refused("at least one"):
-        plots.noise_maps({}, [1])
-    with refused("2 timesteps"):
-        plots.correlation_over_timesteps([1, 2], {"a": [1.0]})
-    with refused("no layer"):
-        plots.layer_bars({})
-    with refused("[1, 2, 2]", "match"):
-        plots.cosine_maps(torch.zeros(1, 3, 3), ["a", "b"], ["x"])
+def test_a_heat_map_prints_its_numbers_and_leaves_missing_ones_grey() -> None:
+    ax = plots.heat_map(TABLE, Figure().subplots(), numbers="{:.1f}".format, label="change")
+    assert drawn(ax) == ((0, 40), ["40.0", "2.0", "2.0", "2.0"])
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["x", "y", "z"]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["a", "b"]
+    assert to_hex(ax.get_facecolor()) == "#dddddd"  # what shows through a cell without a number
+    assert ax.collections[0].colorbar.ax.get_ylabel() == "change"
+
+
+def test_a_diverging_heat_map_is_centred_at_zero() -> None:
+    assert drawn(plots.heat_map(-TABLE, Figure().subplots(), diverging=True)) == ((-40, 40), [])
+    ax = plots.heat_map(TABLE, Figure().subplots(), diverging=True, limit=1, label=None)
+    assert drawn(ax)[0] == (-1, 1)
+    assert len(ax.figure.axes) == 1  # no scale beside it
+    nothing = plots.heat_map(0 * TABLE, Figure().subplots())
+    assert drawn(nothing)[0] == (0, 1)
+
+
+def test_the_map_prints_what_was_measured_and_leaves_the_own_grey() -> None:
+    ax = plots.interference_map(interference(), Figure().subplots())
+    assert drawn(ax) == ((0, 40), ["40", "2.0", "2.0", "2.0", "2.0", "2.0"])
+    limited = plots.interference_map(interference(), Figure().subplots(), limit=1.0)
+    assert drawn(limited)[0] == (0, 100)
+    assert drawn(plots.interference_map(interference(16), Figure().subplots()))[1] == []  # too many
+
+
+# ------------------------------------------------------------------ what is shared, and foretold
+def test_the_distribution_of_cosines_shows_every_pair_and_chance() -> None:
+    observed, chance = {"styles": torch.tensor([0.9, 0.2])}, torch.linspace(0, 0.5, 101)
+    ax = plots.cosine_distribution(observed, chance, Figure().subplots())
+    curves = {line.get_label(): line.get_xydata() for line in ax.lines}
+    below = [[0.2, 0], [0.2, 0.5], [0.9, 1]]
+    assert curves["styles (median 0.55)"] == pytest.approx(np.array(below), abs=1e-6)
+    assert len(curves["random subspaces (median 0.25)"]) == 102
+    assert curves["95 % of random: 0.47"][0, 0] == pytest.approx(0.475)
+
+
+def test_prediction_and_measurement_are_ranked() -> None:
+    measured = torch.tensor([0.1, 0.2, 0.4])
+    known = {"good": [1.0, 2, 3], "bad": [3.0, 2, 1], "wide": [1e-3, 1, 1e3]}
+    axes = plots.predicted_and_measured(known, measured)
+    plt.close(axes[0].figure)
+    titles = [ax.get_title() for ax in axes]
+    assert titles == [f"rank correlation {r}" for r in ("1.00", "-1.00", "1.00")]
+    assert [ax.get_xscale() for ax in axes] == ["linear", "linear", "log"]
+    given = Figure().subplots(1, 1, squeeze=False)[0]
+    assert plots.predicted_and_measured({"good": [1.0, 2, 3]}, measured, given) is given
+
+
+# ------------------------------------------------------------------ files and bad input
+def test_a_picture_survives_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "picture.png"
+    file.write_bytes(plots.png(PICTURES[0, 0]))
+    again = plots.read_picture(file, 8)
+    assert torch.equal(again, (PICTURES[0, 0] * 255).round() / 255)
+    assert plots.png((again * 255).byte().permute(1, 2, 0).numpy()) == file.read_bytes()
+    with refused("8 x 8", "9 x 9"):
+        plots.read_picture(file, 9)
+    file.write_bytes(b"no picture")
+    with refused("picture.png"):
+        plots.read_picture(file, 8)
+
+
+def test_pictures_that_make_no_grid_are_refused() -> None:
     with refused("no picture"):
         plots.image_grid([])
     with refused("2 x 3", "match"):
@@ -253,7 +317,3 @@ def test_bad_input() -> None:
         plots.image_grid(PICTURES, notes=[["a"]])
     with refused("no training step"):
         plots.correlation_decay({"neon": []})
-    with refused("same names"):
-        plots.accuracy_bars({"neon": 1.0}, {"boat": 1.0})
-    with refused("no spectrum"):
-        plots.spectrum({})

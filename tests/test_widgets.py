@@ -821,7 +821,7 @@ def test_the_pair_is_framed_and_its_numbers_are_those_measured() -> None:
         for patch in figure.findobj(match=Rectangle)
         if not patch.get_fill() and patch.get_linewidth() == 3
     ]
-    assert frame.get_xy() == (1.5, -0.5)  # third column, first row
+    assert frame.get_xy() == (2, 0)  # third column, first row
     known = dict(interference.facts(state, REPORT))
     assert known["damage, relative to its own delta"] == "30.0%"
     assert known["smallest angle of the two row spaces"] == "81°"  # arccos 0.15

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sepme.errors import SepmeError
 from sepme.plots import BLACK, correlation_over_timesteps, recorded_decay
-from sepme.probe import Recording, magnitude, overlap
+from sepme.probe import Recording, correlation_map, magnitude
 from sepme.widgets._parts import (
     NARROW,
     WIDE,
@@ -95,11 +95,11 @@ def render(state: DecayState, recording: Recording) -> Figure:
 def _maps(axes: NDArray, recording: Recording, snapshot: int, t: int) -> None:
     """The picture, r before, r now on the same scale, and their product (eq. 2 at each pixel)."""
     r0, r = recording.original[t], recording.maps[snapshot, t]
-    size, product = float(magnitude(r0).max()), float(overlap(r0, r0).max())
+    size, product = float(magnitude(r0).max()), float(correlation_map(r0, r0).max())
     titled(fill(f"“{recording.prompt}”", 24), recording.image, axes[0])
     _map(axes[1], magnitude(r0), "|r| of the original", "magma", 0.0, size)
     _map(axes[2], magnitude(r), "|r| now", "magma", 0.0, size)
-    _map(axes[3], overlap(r, r0), "r now × r original", "RdBu_r", -product, product)
+    _map(axes[3], correlation_map(r, r0), "r now × r original", "RdBu_r", -product, product)
 
 
 def _map(ax: Axes, values: Tensor, title: str, colours: str, low: float, high: float) -> None:

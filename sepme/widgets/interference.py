@@ -75,8 +75,8 @@ def render(state: PairState, report: Interference, pictures: Pictures | None = N
     figure = Figure(figsize=(10, 5.6), dpi=100, layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
     ax = interference_map(report, left.subplots())
-    column = report.receivers.index(state.receiver)
-    corner = column - 0.5, report.emitters.index(state.emitter) - 0.5
+    column = report.evaluated.index(state.receiver)
+    corner = column, report.erased.index(state.emitter)
     frame = {"fill": False, "edgecolor": ERASED, "linewidth": 3}
     ax.add_patch(Rectangle(corner, 1, 1, clip_on=False, **frame))
     if pictures is None:
@@ -169,7 +169,7 @@ class InterferenceExplorer(widgets.VBox):
         self.job.wait(timeout)
 
     def _make_controls(self) -> None:
-        emitters, receivers = self.report.emitters, self.report.receivers
+        emitters, receivers = self.report.erased, self.report.evaluated
         self.emitter = control(
             widgets.Dropdown, "Erased", "Whose delta is on", "sepme-pair-emitter",
             options=emitters,

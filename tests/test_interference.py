@@ -4,17 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
-from scipy.linalg import subspace_angles
 from torch import Tensor
 
-from sepme import plots
 from sepme.composition import Composition
 from sepme.delta import ConceptDelta
 from sepme.erasure import closed_form
@@ -28,14 +23,13 @@ from sepme.interference import (
     measure_pictures,
     overlap,
     own_prompts,
-    predicted_noise,
     principal_cosines,
     prompt_energy,
     random_largest_cosines,
     row_space,
     text_change,
 )
-from sepme.probe import Probe
+from sepme.probe import Probe, predicted_noise
 from tests.miniature import CONCEPTS, NAMES, fresh, three_deltas
 from tests.refusals import refused
 from tests.test_delta import K, V, make
@@ -89,17 +83,17 @@ def test_cosines_and_overlap_lie_between_0_and_1(pair: tuple[Tensor, Tensor]) ->
     assert len(cosines) == min(len(a), len(b))
     assert (cosines.diff() <= 0).all()
     assert 0 <= cosines.min() <= cosines.max() <= 1
-    assert 0 <= overlap(a, b) <= 1
     assert overlap(a, b) == pytest.approx(overlap(b, a), abs=1e-12)
     assert_close(overlap(a, b), float((a @ b.T).square().sum()) / min(len(a), len(b)), scale=1.0)
 
 
 @theorem
 @given(pairs())
-def test_the_angles_are_those_of_scipy(pair: tuple[Tensor, Tensor]) -> None:
+def test_cosines_are_the_singular_values_between_orthonormal_bases(
+    pair: tuple[Tensor, Tensor],
+) -> None:
     a, b = pair
-    angles = np.sort(subspace_angles(a.T.numpy(), b.T.numpy()))
-    assert np.allclose(np.cos(angles), principal_cosines(a, b), atol=1e-12)
+    assert_close(principal_cosines(a, b), torch.linalg.svdvals(a @ b.T), scale=1.0)
 
 
 def test_the_same_a_contained_and_an_orthogonal_space() -> None:
@@ -265,21 +259,6 @@ def test_small_deltas_add_up(probes: Mapping[str, Probe]) -> None:
     assert small < 0.3 * large  # the first order of a smooth network is linear
 
 
-def test_noise_is_predicted_for_each_picture_s_own_prompt_and_timestep() -> None:
-    backbone = fresh()
-    probe = Probe.draw(backbone, ["neon", "ink"], (250, 750))
-    found = predicted_noise(backbone, probe)
-    for n, (time, picture) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
-        t, embedding = (
-            torch.tensor([probe.timesteps[time]]),
-            backbone.encode([probe.prompts[picture]]),
-        )
-        with torch.no_grad():
-            one = backbone.epsilon(probe.x_t[time, picture][None], t, embedding)
-        assert_close(found[n], one[0], scale=float(one.abs().max()))
-    assert not torch.allclose(found[0], found[1])
-
-
 # ------------------------------------------------------------------ who disturbs whom
 SEEN = {name: (name, f"{name} cat") for name in NAMES}
 
@@ -302,7 +281,7 @@ def noise() -> Interference:
 
 
 def test_a_kept_concept_is_not_disturbed(noise: Interference) -> None:
-    assert noise.emitters == noise.receivers == noise.names == NAMES
+    assert noise.erased == noise.evaluated == NAMES
     own = torch.eye(3, dtype=torch.bool)
     assert (noise.matrix[own] == 1).all()
     assert noise.matrix[~own].max() < 1e-2
@@ -317,9 +296,9 @@ def test_a_concept_that_is_not_kept_is_disturbed() -> None:
     with Composition(backbone, deltas, force=True) as composition:
         found = measure_noise(composition, asked)
         assert composition.active == ()
-        alone = measure_noise(composition, {"neon": asked["neon"]}, emitters=["ink"])
+        alone = measure_noise(composition, {"neon": asked["neon"]}, erased=["ink"])
     assert found.matrix[~torch.eye(3, dtype=torch.bool)].min() > 0.1
-    assert alone.emitters == ("ink",)
+    assert alone.erased == ("ink",)
     assert_close(alone.matrix, found.matrix[1:2, :1])  # the yardstick is the same
 
 
@@ -331,11 +310,11 @@ def test_what_is_measured_is_the_change_of_predicted_noise(noise: Interference) 
     for delta in (neon, ink):
         with Composition(backbone, [delta]) as composition, composition.erased(delta.concept):
             difference = predicted_noise(backbone, asked) - before
-            change.append(float(difference.flatten(1).norm(dim=1).mean()))
+            change.append(float(difference.flatten(0, 1).flatten(1).norm(dim=1).mean()))
     pair = noise.pair("neon", "ink")
     assert pair["predicted noise"] == pytest.approx(change[0] / change[1], rel=1e-3)
     assert pair["change"] == pytest.approx(change[0], rel=1e-3)
-    assert next(iter(pair)) == noise.measure
+    assert list(pair) == list(noise.to_frame()) == [noise.measure, *noise.details]
 
 
 @pytest.fixture(scope="module")
@@ -345,7 +324,7 @@ def pictures() -> Interference:
 
 
 def test_pictures_are_compared_with_the_original_model_s(pictures: Interference) -> None:
-    assert (pictures.emitters, pictures.receivers) == (("neon", "ink"), NAMES)
+    assert (pictures.erased, pictures.evaluated) == (("neon", "ink"), NAMES)
     backbone = fresh()
     before = backbone.generate(SEEN["ink"], 3)
     assert_close(pictures.before["ink"], before, scale=1.0)
@@ -377,8 +356,6 @@ def test_own_prompts_are_those_that_no_other_delta_forgets() -> None:
     }
     with refused("boat", "prompts"):
         own_prompts({"neon": neon, "boat": make("boat", 1, forgotten=shared)})
-    with refused("0"):
-        own_prompts({"neon": neon}, 0)
 
 
 # ------------------------------------------------------------------ to the disk and back
@@ -388,7 +365,7 @@ def test_what_is_saved_is_what_is_loaded(pictures: Interference, tmp_path: Path)
     assert torch.equal(again.matrix, pictures.matrix)
     assert again.details.keys() == pictures.details.keys()
     assert all(torch.equal(again.details[k], v) for k, v in pictures.details.items())
-    for name in ("emitters", "receivers", "measure", "prompts", "seed", "provenance"):
+    for name in ("erased", "evaluated", "measure", "prompts", "seed", "provenance"):
         assert getattr(again, name) == getattr(pictures, name)
     assert (again.before, again.after) == ({}, {})  # pictures are not kept
     assert again.provenance["deltas"].keys() == set(NAMES)
@@ -404,68 +381,38 @@ def test_another_file_is_refused(content: str, tmp_path: Path) -> None:
 
 def test_a_file_with_a_broken_matrix_is_refused(noise: Interference, tmp_path: Path) -> None:
     file = noise.save(tmp_path / "broken.json")
-    file.write_text(file.read_text().replace('"emitters": [\n  "neon",', '"emitters": ['))
+    file.write_text(file.read_text().replace('"erased": [\n  "neon",', '"erased": ['))
     with refused("2 x 3"):
         Interference.load(file)
-    with refused("missing.json", "exists"):
+    with refused("missing.json"):
         Interference.load(tmp_path / "missing.json")
 
 
 # ------------------------------------------------------------------ refusals
-def test_concepts_and_matrices_that_do_not_fit_are_refused() -> None:
-    with refused("two"):
-        Interference(("neon",), ("neon",), torch.ones(1, 1), "pictures")
-    with refused("neon, neon"):
-        Interference(("neon", "neon"), ("ink",), torch.ones(2, 1), "pictures")
-    with refused("none"):
-        Interference((), ("ink", "neon"), torch.ones(0, 2), "pictures")
-    with refused("pictures", "1 x 2"):
-        Interference(("neon",), ("neon", "ink"), torch.ones(2, 2), "pictures")
-    with refused("finite"):
-        Interference(("neon",), ("ink",), torch.tensor([[torch.nan]]), "pictures")
+@pytest.mark.parametrize(
+    ("erased", "evaluated", "matrix", "word"),
+    [
+        (("neon",), ("neon",), torch.ones(1, 1), "two concepts"),
+        (("neon", "neon"), ("ink",), torch.ones(2, 1), "once"),
+        ((), ("ink", "neon"), torch.ones(0, 2), "at least one"),
+        (("neon",), ("neon", "ink"), torch.ones(2, 2), "1 x 2"),
+        (("neon",), ("ink",), torch.tensor([[torch.nan]]), "finite"),
+    ],
+)
+def test_concepts_and_matrices_that_do_not_fit_are_refused(
+    erased: tuple[str, ...], evaluated: tuple[str, ...], matrix: Tensor, word: str
+) -> None:
+    with refused(word):
+        Interference(erased, evaluated, matrix, "pictures")
 
 
-def test_a_pair_that_was_not_measured_is_refused(noise: Interference) -> None:
+def test_what_was_not_measured_or_cannot_be_is_refused(noise: Interference) -> None:
     for pair in (("boat", "ink"), ("ink", "boat")):
         with refused("boat", "neon, ink, oil"):
             noise.pair(*pair)
-
-
-def test_spaces_of_different_widths_are_refused() -> None:
-    with refused("[2, 3]", "[2, 4]"):
-        principal_cosines(torch.eye(3)[:2], torch.eye(4)[:2])
-    with refused("3, 4"):
-        prompt_energy({"e": torch.eye(3)}, {"Q": torch.eye(4)[:2]})
-    with refused("6, 7"):
-        text_change({"neon": make()}, {"e": torch.ones(2, 7)})
-    with refused("at least one"):
-        prompt_energy({}, {"Q": torch.eye(3)})
-    with refused("zero"):
-        prompt_energy({"e": torch.zeros(2, 3)}, {"Q": torch.eye(3)})
-
-
-@pytest.mark.parametrize("dimensions", [(0, 1, 5), (1, 6, 5)])
-def test_dimensions_that_do_not_fit_are_refused(dimensions: tuple[int, int, int]) -> None:
-    for look in (expected_overlap, random_largest_cosines):
-        with refused("do not fit"):
-            look(*dimensions)
-    with refused("0 draws"):
-        random_largest_cosines(1, 1, 5, draws=0)
-
-
-def test_fewer_than_two_concepts_are_refused() -> None:
-    with refused("two"):
-        gram([make()])
-    with refused("two"):
-        largest_cosines({"neon": torch.eye(3)})
-
-
-def test_deltas_without_direction_or_of_another_model_are_refused() -> None:
     neon, boat = make("neon", 0), make("boat", 1)
-    with refused("'boat'", "different models"):
+    with refused("different models"):
         gram([neon, make("boat", 1, base="decaf" * 8)])
-    with refused("'boat'", "zero"):
-        gram([neon, 0 * boat])
     with refused("'boat'", "zero"):
         row_space(0 * boat)
 
@@ -475,17 +422,13 @@ def test_a_trial_is_refused_before_it_begins(probes: Mapping[str, Probe]) -> Non
     asked = {"neon": probes["neon"], "ink": probes["ink"]}
     with Composition(fresh(), [neon, ink]) as composition:
         with refused("'oil'", "neon, ink"):
-            measure_noise(composition, asked, emitters=["oil"])
+            measure_noise(composition, asked, erased=["oil"])
         with refused("'oil'", "attached"):
             measure_pictures(composition, {"neon": ["neon"], "oil": ["oil"]})
         with refused("two"):
-            measure_noise(composition, {"neon": probes["neon"]}, emitters=["neon"])
-        with refused("list of prompts"):
+            measure_noise(composition, {"neon": probes["neon"]}, erased=["neon"])
+        with refused("no prompt"):
             measure_pictures(composition, {"neon": [], "ink": ["ink"]})
-        with refused("list of prompts"):
-            measure_pictures(composition, {"neon": "neon", "ink": ["ink"]})
-        with refused("twice"):
-            additivity_residual(composition, "neon", "neon", probes["neon"])
         with refused("oil"):
             additivity_residual(composition, "neon", "oil", probes["neon"])
 
@@ -494,63 +437,3 @@ def test_a_delta_that_does_not_touch_its_own_prompts_is_no_yardstick() -> None:
     neon, ink, _ = three_deltas()
     with Composition(fresh(), [neon, 0 * ink]) as composition, refused("'ink'", "changes nothing"):
         measure_pictures(composition, {"ink": ["ink"]}, ["neon"])
-
-
-# ------------------------------------------------------------------ plots
-def report(n: int = 3) -> Interference:
-    names = tuple(f"c{i}" for i in range(n))
-    matrix = torch.full((n, n), 0.02, dtype=torch.float64).fill_diagonal_(1)
-    matrix[0, 1] = 0.4
-    return Interference(names, names, matrix, "pictures")
-
-
-def test_the_map_prints_what_was_measured_and_leaves_the_own_grey() -> None:
-    ax = plots.interference_map(report(), Figure().subplots())
-    assert [text.get_text() for text in ax.texts][:4] == ["100", "40", "2.0", "2.0"]
-    (drawn,) = ax.images
-    assert drawn.get_array().mask.tolist() == np.eye(3, dtype=bool).tolist()
-    assert drawn.get_clim() == (0, 40)
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["c0", "c1", "c2"]
-    limited = plots.interference_map(report(), Figure().subplots(), limit=1.0)
-    assert limited.images[0].get_clim() == (0, 100)
-    assert plots.interference_map(report(13), Figure().subplots()).texts[:] == []  # too many
-
-
-def test_the_distribution_of_cosines_shows_every_pair_and_chance() -> None:
-    chance = random_largest_cosines(2, 2, 20, draws=100)
-    ax = plots.cosine_distribution(
-        {"styles": torch.tensor([0.9, 0.2])}, chance, Figure().subplots()
-    )
-    curves = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
-    assert curves["styles (median 0.55)"] == [
-        [0, 0],
-        [pytest.approx(0.2), 50],
-        [pytest.approx(0.9), 100],
-        [1, 100],
-    ]
-    assert len(next(line for label, line in curves.items() if label.startswith("random"))) == 102
-    assert any(label.startswith("95 %") for label in curves)
-    with refused("no angle"):
-        plots.cosine_distribution({"styles": []}, chance)
-    with refused("no angle"):
-        plots.cosine_distribution({}, chance)
-
-
-def test_prediction_and_measurement_are_ranked() -> None:
-    measured = torch.tensor([0.1, 0.2, 0.4])
-    known = {"good": [1.0, 2, 3], "bad": [3.0, 2, 1], "wide": [1e-3, 1, 1e3]}
-    axes = plots.predicted_and_measured(known, measured)
-    plt.close(axes[0].figure)
-    titles = [ax.get_title() for ax in axes]
-    assert titles == [f"rank correlation {r}" for r in ("1.00", "-1.00", "1.00")]
-    assert [ax.get_xscale() for ax in axes] == ["linear", "linear", "log"]
-    given = Figure().subplots(1, 1, squeeze=False)[0]
-    assert plots.predicted_and_measured({"good": [1.0, 2, 3]}, measured, given) is given
-    with refused("no predictor"):
-        plots.predicted_and_measured({}, measured)
-
-
-def test_a_plot_without_axes_makes_its_own() -> None:
-    for ax in (plots.interference_map(report()), plots.cosine_distribution({"a": [0.5]}, [0.2])):
-        ax.figure.canvas.draw()
-        plt.close(ax.figure)
