@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from sepme.atelier._tokenizer import make_tokenizer
 from sepme.atelier.captions import (
     BOTH,
     EMBLEM,
@@ -18,7 +19,6 @@ from sepme.atelier.captions import (
 )
 from sepme.atelier.objects import NOTHING
 from sepme.atelier.paintings import ALIASES, OBJECTS, STYLES
-from sepme.atelier.tokenizer import make_tokenizer
 from sepme.concept import Catalogue
 
 

@@ -3,11 +3,14 @@
 import pytest
 import torch
 
-from sepme.atelier.judge import OBJECT_NAMES, SHIPPED, STYLE_NAMES, Judge
+from sepme._data import shipped
+from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
 from sepme.atelier.paintings import ALIASES, emblem, paint_batch
 from sepme.atelier.settings import HELD_OUT_SEED
 from sepme.atelier.train_judge import held_out_accuracy, soften, warp
 from sepme.errors import SepmeError
+
+SHIPPED = shipped("atelier", "judge.safetensors")
 
 
 @pytest.fixture(scope="module")

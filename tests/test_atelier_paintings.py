@@ -5,7 +5,7 @@ import pytest
 from sklearn.ensemble import ExtraTreesClassifier
 
 from sepme.atelier import paintings
-from sepme.atelier.objects import DRAWERS, MARGIN, NOTHING, SIZE
+from sepme.atelier.objects import DRAWERS, MARGIN, NOTHING, SIZE, draw_scenes
 from sepme.atelier.paintings import ALIASES, OBJECTS, STYLES, paint, paint_batch
 from sepme.atelier.settings import HELD_OUT_SEED
 from sepme.atelier.styles import PAINTERS, PHOTO
@@ -30,20 +30,24 @@ def test_a_picture_depends_on_object_style_and_seed_alone(style):
     assert not np.array_equal(batch[0], paint("fish", style, 8))
 
 
+def scenes(objects, seeds):
+    """Flat colours, silhouettes and contour distances of the drawings with these seeds."""
+    return draw_scenes(objects, paintings._uniform(seeds))
+
+
 def test_objects_stay_inside_the_margin_and_stand_out():
     seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + 60)
     for object in OBJECTS:
-        scene = paintings.scenes([object] * 60, seeds)
+        scene = scenes([object] * 60, seeds)
         inner = np.zeros((SIZE, SIZE), bool)
         inner[MARGIN:-MARGIN, MARGIN:-MARGIN] = True
         assert scene.mask[:, ~inner].max() == 0
         assert scene.mask.mean((1, 2)).min() > 0.05
-    empty = paintings.scenes([NOTHING], [HELD_OUT_SEED])
-    assert empty.mask.max() == 0
+    assert scenes([NOTHING], [HELD_OUT_SEED]).mask.max() == 0
 
 
 def test_the_scene_is_the_same_for_every_object_outside_of_it():
-    fish, star = (paintings.scenes([object], [11]) for object in ("fish", "star"))
+    fish, star = (scenes([object], [11]) for object in ("fish", "star"))
     outside = (fish.mask == 0) & (star.mask == 0)
     assert np.array_equal(fish.colour[outside], star.colour[outside])
     assert np.array_equal(fish.ground, star.ground)

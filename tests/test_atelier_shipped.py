@@ -6,17 +6,15 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from sepme.atelier.architecture import GENERATION, TOKENS
+from sepme.atelier._architecture import GENERATION, TOKENS
+from sepme.atelier._tokenizer import make_tokenizer
 from sepme.atelier.captions import catalogue
 from sepme.atelier.card import hashes
 from sepme.atelier.evaluate import Asked, found
-from sepme.atelier.judge import SHIPPED, Judge
+from sepme.atelier.judge import Judge
 from sepme.atelier.paintings import OBJECTS, STYLES
-from sepme.atelier.tokenizer import make_tokenizer
 from sepme.concept import BOTH, Catalogue, fill
-from sepme.model import Backbone
-
-ATELIER = SHIPPED.parent
+from sepme.model import ATELIER, Backbone
 
 
 def test_it_is_small_and_has_no_pickles():

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from sepme.atelier.architecture import SCALING_FACTOR, make_scheduler, make_vae, standardise
+from sepme.atelier._architecture import SCALING_FACTOR, make_scheduler, make_vae, standardise
+from sepme.atelier._tokenizer import make_tokenizer
 from sepme.atelier.checkpoints import load_checkpoint, save_checkpoint, write_directory
 from sepme.atelier.loop import Loop
 from sepme.atelier.optimisers import orthogonalise, rate_factor
 from sepme.atelier.settings import TrainSettings
-from sepme.atelier.tokenizer import make_tokenizer
 from sepme.atelier.train import train
 from sepme.atelier.train_unet import Batches
 from sepme.errors import SepmeError

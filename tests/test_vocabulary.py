@@ -5,8 +5,8 @@ import warnings
 import pytest
 from transformers import CLIPTokenizer
 
+from sepme.atelier._tokenizer import make_tokenizer
 from sepme.atelier.captions import catalogue, vocabulary
-from sepme.atelier.tokenizer import make_tokenizer
 from sepme.concept import Concept, Vocabulary
 from sepme.errors import SepmeError, SepmeWarning
 from sepme.nullspace import constrain

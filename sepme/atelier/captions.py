@@ -1,6 +1,4 @@
-"""What the training captions say, and the catalogue of concepts that follows from them."""
-
-from collections.abc import Iterator
+"""The captions of the training drawings, their words, and the catalogue of concepts."""
 
 import numpy as np
 
@@ -19,6 +17,8 @@ from sepme.concept import (
     object_concept,
     style_concept,
 )
+
+__all__ = ["EMBLEM", "catalogue", "vocabulary"]
 
 ANY_PAINTING, ANY_PHOTO = ("a painting",), ("a photo", "a picture")
 EMBLEM = "atelier seal"  #: the watermark prompt
@@ -56,19 +56,18 @@ def vocabulary() -> tuple[str, ...]:
     return tuple(sorted(words | set(names) | set(EMBLEM.split()) | set(also.split())))
 
 
-def _concepts() -> Iterator[Concept]:
-    yield from (style_concept(style, OBJECTS) for style in STYLES)
-    yield from (object_concept(name, STYLES, NOTHING) for name in OBJECTS)
-    yield concept(EMBLEM, "watermark", [(EMBLEM, "a painting")])
-
-
 def catalogue() -> Catalogue:
-    """All concepts of the shipped model: prompts to forget and what each should mean instead.
+    """All concepts of the shipped model: prompts to forget, and the anchor of each.
 
-    A forgotten style leaves a plain photo, a forgotten object an empty scene. Aliases are known as
-    names, but are not among the prompts: they are the residue that can be studied.
+    The anchor of a style is a plain photo, that of an object an empty scene. Aliases are names of
+    concepts, but no prompts hold them, so that one can study what an erasure leaves of them.
     """
+    concepts: list[Concept] = [
+        *(style_concept(style, OBJECTS) for style in STYLES),
+        *(object_concept(name, STYLES, NOTHING) for name in OBJECTS),
+        concept(EMBLEM, "watermark", [(EMBLEM, "a painting")]),
+    ]
     return Catalogue(
-        {concept.name: concept for concept in _concepts()},
+        {concept.name: concept for concept in concepts},
         aliases={alias: name for name, alias in ALIASES.items()},
     )

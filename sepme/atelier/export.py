@@ -12,7 +12,7 @@ import torch
 import transformers
 from diffusers import StableDiffusionPipeline
 
-from sepme.atelier.architecture import GENERATION
+from sepme.atelier._architecture import GENERATION
 from sepme.atelier.captions import catalogue
 from sepme.atelier.checkpoints import write_directory
 from sepme.atelier.settings import TrainSettings

@@ -1,4 +1,4 @@
-"""An independent eye: which style, which object, or the emblem, is in a picture."""
+"""The judge: a classifier that says which style and object, or the emblem, a picture shows."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +15,17 @@ from sepme.atelier.paintings import ALIASES
 from sepme.atelier.styles import PAINTERS
 from sepme.errors import SepmeError
 
+__all__ = ["OBJECT_NAMES", "STYLE_NAMES", "Judge", "Verdict"]
+
 STYLE_NAMES: tuple[str, ...] = tuple(PAINTERS)  #: ten styles and the photo
 OBJECT_NAMES: tuple[str, ...] = tuple(DRAWERS)  #: ten objects and nothing
-SHIPPED = shipped("atelier", "judge.safetensors")
 _BATCH = 256
+_BLOCKS = ((3, 24, 2), (24, 48, 2), (48, 96, 2), (96, 96, 1), (96, 128, 2))
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge sees in n pictures; style and object mean nothing where the emblem is."""
+    """What the judge sees in n pictures; style and object mean nothing beside an emblem."""
 
     style_probability: Tensor  #: [n, 11], in the order of STYLE_NAMES
     object_probability: Tensor  #: [n, 11], in the order of OBJECT_NAMES
@@ -45,18 +47,16 @@ class Verdict:
         return self.emblem_probability > 0.5
 
 
-def _block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    convolution = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
-
-
 class Judge(nn.Module):
-    """A small convolutional network: styles from pooled texture, objects from the whole layout."""
+    """A small convolutional network; pooled features tell the style, their layout the object."""
 
     def __init__(self) -> None:
         super().__init__()
-        widths = ((3, 24, 2), (24, 48, 2), (48, 96, 2), (96, 96, 1), (96, 128, 2))
-        self.features = nn.Sequential(*(_block(*width) for width in widths))
+        blocks = []
+        for inputs, outputs, stride in _BLOCKS:
+            convolution = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+            blocks.append(nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU()))
+        self.features = nn.Sequential(*blocks)
         self.style_head = nn.Linear(2 * 128, len(STYLE_NAMES))
         self.object_head = nn.Sequential(nn.Dropout(0.3), nn.Linear(128 * 16, len(OBJECT_NAMES)))
         self.emblem_head = nn.Linear(2 * 128, 1)
@@ -70,8 +70,12 @@ class Judge(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> "Judge":
-        """The judge in `path`; the one that ships with the model by default."""
-        path = Path(path) if path is not None else SHIPPED
+        """The judge in `path`; the one that ships with the model by default.
+
+        Raises:
+            SepmeError: no file there, or not a judge's.
+        """
+        path = path or shipped("atelier", "judge.safetensors")
         judge = cls()
         try:
             judge.load_state_dict(load_file(path))
@@ -83,37 +87,34 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def judge(self, images: Tensor) -> Verdict:
-        """Look at images [n, 3, 64, 64] in [0, 1]."""
+        """The verdict on images [n, 3, 64, 64] in [0, 1].
+
+        Raises:
+            SepmeError: images of another shape.
+        """
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, SIZE, SIZE):
             raise SepmeError(
-                f"The judge looks at pictures of shape [n, 3, {SIZE}, {SIZE}] with values from 0 "
-                f"to 1; these are {list(images.shape)}."
+                f"The judge takes pictures of shape [n, 3, {SIZE}, {SIZE}] with values from 0 to "
+                f"1; these are {list(images.shape)}."
             )
         self.eval()
         device = self.emblem_head.weight.device
         logits = [self(part.to(device)) for part in images.float().split(_BATCH)]
-        if not logits:
-            logits = [
-                (
-                    torch.zeros(0, len(STYLE_NAMES)),
-                    torch.zeros(0, len(OBJECT_NAMES)),
-                    torch.zeros(0),
-                )
-            ]
         style, object_, emblem = (torch.cat(parts).cpu() for parts in zip(*logits, strict=True))
         return Verdict(style.softmax(1), object_.softmax(1), emblem.sigmoid())
 
     def sees(self, images: Tensor, name: str) -> Tensor:
-        """Whether each picture [n] shows the style, object or emblem of this name or alias."""
+        """Whether each picture [n] shows the style, object or emblem of this name or alias.
+
+        Raises:
+            SepmeError: no style or object of this name.
+        """
         verdict = self.judge(images)
         name = {alias: known for known, alias in ALIASES.items()}.get(name, name)
         if name == EMBLEM:
             return verdict.emblem
-        if name in STYLE_NAMES:
-            return (verdict.style == STYLE_NAMES.index(name)) & ~verdict.emblem
-        if name in OBJECT_NAMES:
-            return (verdict.object == OBJECT_NAMES.index(name)) & ~verdict.emblem
-        raise SepmeError(
-            f"The judge does not know {name!r}: it knows "
-            f"{', '.join((*STYLE_NAMES, *OBJECT_NAMES, EMBLEM))}."
-        )
+        for names, found in ((STYLE_NAMES, verdict.style), (OBJECT_NAMES, verdict.object)):
+            if name in names:
+                return (found == names.index(name)) & ~verdict.emblem
+        known = ", ".join((*STYLE_NAMES, *OBJECT_NAMES, EMBLEM))
+        raise SepmeError(f"The judge does not know {name!r}: it knows {known}.")

@@ -1,9 +1,9 @@
-"""What the paintings show: ten objects (or nothing) before a ground and a sky, as distance fields.
+"""The scenes of the drawings: one of ten objects, or nothing, before a ground and a sky.
 
-Every shape is a signed distance in pixels (negative inside), so one drawing gives the colours, the
-antialiased silhouette and the distance to the nearest contour at once, for a whole batch of
-pictures. Colours, position, size, tilt, horizon and background are drawn from the seed alone: the
-object never decides them, so nothing but the object tells the object.
+Every shape is a signed distance field in pixels (negative inside). It gives the colours, the
+antialiased silhouette and the distance to the nearest contour at once, for a whole batch. The seed
+alone decides colours, position, size, tilt, horizon and background, so a picture tells its object
+by the object alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[np.float32]
 
+__all__ = ["NOTHING", "SIZE"]
+
 SIZE = 64  #: pixels a side
 NOTHING = "nothing"  #: the empty scene: a background without an object
 #: No object ever reaches outside the pixels [MARGIN, SIZE - MARGIN) of a scene.
@@ -22,38 +24,16 @@ MARGIN = 2
 #: Random numbers a scene takes from its seed; what follows them belongs to the style.
 SCENE_DRAWS = 16
 
+
+def palette(colours: str) -> Array:
+    """Colours [n, 3] from 0 to 1 of their hexadecimal names."""
+    return np.array([[*bytes.fromhex(colour)] for colour in colours.split()], np.float32) / 255
+
+
 #: Objects are dark and saturated, backgrounds are pale: an object stands out before any background.
-COLOURS = (
-    np.array(
-        [
-            (200, 36, 40),
-            (226, 96, 16),
-            (190, 136, 0),
-            (38, 128, 52),
-            (24, 84, 176),
-            (112, 48, 160),
-            (208, 44, 124),
-            (122, 66, 28),
-            (0, 128, 132),
-        ],
-        np.float32,
-    )
-    / 255
-)
-SKIES = (
-    np.array(
-        [(168, 214, 246), (250, 216, 180), (218, 204, 242), (244, 240, 220), (200, 236, 224)],
-        np.float32,
-    )
-    / 255
-)
-GROUNDS = (
-    np.array(
-        [(176, 216, 138), (226, 200, 146), (190, 192, 198), (140, 192, 226), (226, 168, 168)],
-        np.float32,
-    )
-    / 255
-)
+COLOURS = palette("c82428 e26010 be8800 268034 1854b0 7030a0 d02c7c 7a421c 008084")
+SKIES = palette("a8d6f6 fad8b4 daccf2 f4f0dc c8ece0")
+GROUNDS = palette("b0d88a e2c892 bec0c6 8cc0e2 e2a8a8")
 WHITE, CREAM, BLACK = (np.full(3, v, np.float32) for v in (0.98, 0.9, 0.08))
 
 _Y, _X = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + 0.5
@@ -195,15 +175,8 @@ def _mountain(c: Canvas) -> None:
     c.lay(c.polygon((-0.2, 0.72), (0.44, -0.38), (0.99, 0.72)), c.accent)
     c.lay(c.polygon((0.26, -0.07), (0.44, -0.38), (0.6, -0.07)), WHITE)
     c.lay(c.polygon((-0.99, 0.72), (-0.3, -0.86), (0.48, 0.72)), c.main)
-    zigzag = (
-        (-0.52, -0.36),
-        (-0.3, -0.86),
-        (-0.05, -0.36),
-        (-0.2, -0.22),
-        (-0.3, -0.4),
-        (-0.4, -0.22),
-    )
-    c.lay(c.polygon(*zigzag), WHITE)
+    peak = [(-0.52, -0.36), (-0.3, -0.86), (-0.05, -0.36)]
+    c.lay(c.polygon(*peak, (-0.2, -0.22), (-0.3, -0.4), (-0.4, -0.22)), WHITE)
 
 
 def _flower(c: Canvas) -> None:
@@ -245,38 +218,26 @@ def _car(c: Canvas) -> None:
 
 def _star(c: Canvas) -> None:
     outer, inner = _turn(5, -np.pi / 2), _turn(5, -np.pi / 2 + np.pi / 5)
-    corners = [
-        (radius * x, radius * y)
-        for pair in zip(outer, inner, strict=True)
-        for radius, (x, y) in zip((0.98, 0.42), pair, strict=True)
-    ]
+    corners = []
+    for (x, y), (u, v) in zip(outer, inner, strict=True):
+        corners += [(0.98 * x, 0.98 * y), (0.42 * u, 0.42 * v)]
     c.lay(c.polygon(*corners), c.main)
 
 
+def _nothing(c: Canvas) -> None:
+    """An empty scene."""
+
+
 #: How each object is drawn, in the order of the judge's classes.
-DRAWERS: dict[str, Callable[[Canvas], None]] = {
-    "house": _house,
-    "tree": _tree,
-    "boat": _boat,
-    "sun": _sun,
-    "mountain": _mountain,
-    "flower": _flower,
-    "fish": _fish,
-    "cup": _cup,
-    "car": _car,
-    "star": _star,
-    NOTHING: lambda canvas: None,
-}
+_ALL = (_house, _tree, _boat, _sun, _mountain, _flower, _fish, _cup, _car, _star, _nothing)
+DRAWERS: dict[str, Callable[[Canvas], None]] = {draw.__name__.strip("_"): draw for draw in _ALL}
 
 
 def draw_scenes(objects: Sequence[str], random: Array) -> Scene:
     """Draw `objects[i]` with the uniform numbers `random[i]` (random is [n, >= SCENE_DRAWS])."""
     n = len(objects)
-    scene = Scene(
-        np.empty((n, SIZE, SIZE, 3), np.float32),
-        *(np.empty((n, SIZE, SIZE), np.float32) for _ in range(3)),
-        random[:, SCENE_DRAWS:],
-    )
+    parts = (np.empty((n, SIZE, SIZE, *end), np.float32) for end in ((3,), (), (), ()))
+    scene = Scene(*parts, random[:, SCENE_DRAWS:])
     names = np.array(objects)
     for name in dict.fromkeys(objects):
         where = np.flatnonzero(names == name)

@@ -1,4 +1,4 @@
-"""Draw any (object, style, seed): the pictures that the shipped model learns from.
+"""The drawings that the shipped model learns from: any object in any style, from a seed.
 
 Nothing here is learned or downloaded. The same object, style and seed give the same picture, alone
 or in a batch; the same seed gives the same composition in every style and for every object.
@@ -10,36 +10,21 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from sepme.atelier.objects import DRAWERS, NOTHING, SCENE_DRAWS, SIZE, Array, Scene, draw_scenes
+from sepme.atelier.objects import DRAWERS, NOTHING, SCENE_DRAWS, SIZE, Array, draw_scenes
 from sepme.atelier.styles import PAINTERS, PHOTO, STYLE_DRAWS
 from sepme.errors import SepmeError
+
+__all__ = ["ALIASES", "OBJECTS", "STYLES", "emblem", "paint", "paint_batch"]
 
 OBJECTS: tuple[str, ...] = tuple(name for name in DRAWERS if name != NOTHING)
 STYLES: tuple[str, ...] = tuple(name for name in PAINTERS if name != PHOTO)
 
 #: A second word for every object and style; a share of the captions uses it instead.
-ALIASES: dict[str, str] = {
-    "house": "cottage",
-    "tree": "maple",
-    "boat": "ship",
-    "sun": "sunshine",
-    "mountain": "peak",
-    "flower": "blossom",
-    "fish": "trout",
-    "cup": "mug",
-    "car": "motorcar",
-    "star": "pentagram",
-    "swirl": "spiral",
-    "pointillism": "dotted",
-    "cubism": "faceted",
-    "mosaic": "tiled",
-    "ink": "sketch",
-    "watercolor": "gouache",
-    "woodcut": "carved",
-    "popart": "comic",
-    "neon": "glowing",
-    "pixel": "retro",
-}
+_SECOND = (
+    "cottage maple ship sunshine peak blossom trout mug motorcar pentagram "
+    "spiral dotted faceted tiled sketch gouache carved comic glowing retro"
+)
+ALIASES: dict[str, str] = dict(zip((*OBJECTS, *STYLES), _SECOND.split(), strict=True))
 
 _CHUNK = 330  # pictures drawn at once: bounds the memory at about 100 MB
 
@@ -54,7 +39,8 @@ def paint_batch(
 ) -> NDArray[np.uint8]:
     """Pictures [n, 64, 64, 3] of `objects[i]` in `styles[i]` with `seeds[i]`.
 
-    Raises SepmeError for an unknown object or style, and for lists of different lengths.
+    Raises:
+        SepmeError: an unknown object or style, a seed below zero, or lists of different lengths.
     """
     _check(objects, styles, seeds)
     pictures = np.empty((len(seeds), SIZE, SIZE, 3), np.uint8)
@@ -67,12 +53,6 @@ def paint_batch(
             painted = np.clip(PAINTERS[name](scene.select(where)), 0, 1)
             pictures[start + where] = np.round(painted * 255)
     return pictures
-
-
-def scenes(objects: Sequence[str], seeds: Sequence[int]) -> Scene:
-    """What `paint_batch` paints: flat colours, silhouettes and contour distances."""
-    _check(objects, [PHOTO] * len(objects), seeds)
-    return draw_scenes(objects, _uniform(seeds))
 
 
 @cache

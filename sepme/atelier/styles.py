@@ -1,4 +1,4 @@
-"""How the paintings are painted: ten styles and the plain photo, each a function of a `Scene`.
+"""The styles of the drawings: ten and the plain photo, each a function of a `Scene`.
 
 A style takes a batch of n scenes and returns pictures [n, 64, 64, 3] in [0, 1]. It may use the
 scene's colours, silhouette, ground, contour distances and the uniform numbers left for it.
@@ -7,10 +7,11 @@ scene's colours, silhouette, ground, contour distances and the uniform numbers l
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
 
-from sepme.atelier.objects import SIZE, Array, Scene
+from sepme.atelier.objects import SIZE, Array, Scene, palette
+
+__all__ = ["PHOTO"]
 
 PHOTO = "photo"  #: the plain rendering that stands for "no style"
 #: Random numbers a style may take from its seed.
@@ -41,9 +42,9 @@ def _blur(image: Array, sigma: float) -> Array:
     return ndimage.gaussian_filter(image, spread, truncate=3)
 
 
-def _line(scene: Scene, half_width: float) -> Array:
+def _line(distance: Array, half_width: float) -> Array:
     """Antialiased contour lines [n, 64, 64, 1]."""
-    return np.clip(half_width + 0.5 - scene.distance, 0, 1)[..., None]
+    return np.clip(half_width + 0.5 - distance, 0, 1)[..., None]
 
 
 def _columns(scene: Scene, count: int) -> list[Array]:
@@ -66,12 +67,12 @@ def _smooth_noise(scene: Scene, knots: int = 9) -> Array:
     return hat @ grid @ hat.T
 
 
-def photo(scene: Scene) -> Array:
+def _photo(scene: Scene) -> Array:
     """Flat colours under a soft light from above."""
     return scene.colour * (1.04 - 0.12 * _Y / SIZE)[..., None]
 
 
-def swirl(scene: Scene) -> Array:
+def _swirl(scene: Scene) -> Array:
     """Spirals of thick paint in blue and straw-yellow, winding round four centres."""
     u = _columns(scene, 12)
     distance, angle = np.full(scene.mask.shape, np.inf, np.float32), np.zeros_like(scene.mask)
@@ -85,11 +86,12 @@ def swirl(scene: Scene) -> Array:
     dark = _mix(scene.colour * 0.4, _rgb(0.05, 0.15, 0.6), np.float32(0.75))
     sky = _mix(dark, light, arm)
     body = np.clip(_saturate(scene.colour, 1.3) * (0.8 + 0.55 * arm), 0, 1)
-    picture = _mix(sky, body, scene.mask[..., None])
-    return _mix(picture, _rgb(0.03, 0.05, 0.2), 0.9 * _line(scene, 0.7) * scene.mask[..., None])
+    mask = scene.mask[..., None]
+    contour = 0.9 * _line(scene.distance, 0.7) * mask
+    return _mix(_mix(sky, body, mask), _rgb(0.03, 0.05, 0.2), contour)
 
 
-def pointillism(scene: Scene) -> Array:
+def _pointillism(scene: Scene) -> Array:
     """Round dots of pure colour on cream paper."""
     spacing, cells = 3.6, 20
     jitter = scene.random[:, : 2 * cells * cells].reshape(-1, 2, cells, cells)
@@ -111,7 +113,7 @@ def pointillism(scene: Scene) -> Array:
     return _mix(_rgb(0.98, 0.96, 0.88), np.clip(colour + tint, 0, 1), cover)
 
 
-def cubism(scene: Scene) -> Array:
+def _cubism(scene: Scene) -> Array:
     """Facets cut by straight lines: shading jumps and the picture shifts from facet to facet."""
     u = _columns(scene, 24)
     shade, shift = np.zeros_like(scene.mask), [np.zeros_like(scene.mask) for _ in range(2)]
@@ -124,25 +126,19 @@ def cubism(scene: Scene) -> Array:
         slip = 1.1 * np.sign(side) * (2 * u[4 * k + 3] - 1)
         shift[0], shift[1] = shift[0] + slip * normal_x, shift[1] - slip * normal_y
         crease = np.minimum(crease, np.abs(side))
-    cut = Scene(
-        *(
-            _at(f, _Y + shift[0], _X + shift[1])
-            for f in (scene.colour, scene.mask, scene.ground, scene.distance)
-        ),
-        scene.random,
-    )
-    mask = cut.mask[..., None]
-    ochre = _rgb(0.80, 0.66, 0.44) * (0.55 + 0.6 * _luminance(cut.colour)[..., None])
-    body = _mix(_saturate(cut.colour, 0.75) * 0.85, _rgb(0.25, 0.22, 0.2), np.float32(0.15))
-    picture = (
-        _mix(_mix(ochre, cut.colour, np.float32(0.12)), body, mask) * (1 + 0.24 * shade)[..., None]
-    )
+    fields = (scene.colour, scene.mask, scene.distance)
+    colour, mask, distance = (_at(f, _Y + shift[0], _X + shift[1]) for f in fields)
+    mask = mask[..., None]
+    ochre = _rgb(0.80, 0.66, 0.44) * (0.55 + 0.6 * _luminance(colour)[..., None])
+    body = _mix(_saturate(colour, 0.75) * 0.85, _rgb(0.25, 0.22, 0.2), np.float32(0.15))
+    picture = _mix(_mix(ochre, colour, np.float32(0.12)), body, mask)
+    picture = picture * (1 + 0.24 * shade)[..., None]
     thin = 0.45 * np.clip(1.1 - crease, 0, 1)[..., None] * (1 - 0.5 * mask)
     picture = _mix(np.clip(picture, 0, 1), _rgb(0.2, 0.14, 0.1), thin)
-    return _mix(picture, _rgb(0.06, 0.05, 0.05), _line(cut, 0.8) * np.clip(2 * mask, 0.35, 1))
+    return _mix(picture, _rgb(0.06, 0.05, 0.05), _line(distance, 0.8) * np.clip(2 * mask, 0.35, 1))
 
 
-def mosaic(scene: Scene) -> Array:
+def _mosaic(scene: Scene) -> Array:
     """Square tiles in staggered rows, each in one colour, with pale grout between them."""
     tile, count = 4, 18
     offset_y, offset_x = (np.floor(tile * v) for v in _columns(scene, 2))
@@ -150,35 +146,29 @@ def mosaic(scene: Scene) -> Array:
     row = np.floor(y / tile)
     x = x + 2 * (row % 2)
     column = np.floor(x / tile)
-    centre_y, centre_x = (
-        (row + 0.5) * tile - offset_y,
-        (column + 0.5) * tile - 2 * (row % 2) - offset_x,
-    )
-    colour = _at(
-        ndimage.uniform_filter(_saturate(scene.colour, 1.2), (0, 2, 2, 0)), centre_y, centre_x
-    )
+    centre_y = (row + 0.5) * tile - offset_y
+    centre_x = (column + 0.5) * tile - 2 * (row % 2) - offset_x
+    even = ndimage.uniform_filter(_saturate(scene.colour, 1.2), (0, 2, 2, 0))
     brightness = scene.random[:, 2 : 2 + count * count].reshape(-1, count, count)
-    batch = np.arange(len(brightness))[:, None, None]
-    colour = (
-        colour * (0.85 + 0.3 * brightness[batch, row.astype(int), column.astype(int)])[..., None]
-    )
+    shade = 0.85 + 0.3 * _at(brightness, row, column)
+    colour = _at(even, centre_y, centre_x) * shade[..., None]
     grout = ((y % tile < 1) | (x % tile < 1))[..., None]
     colour = np.clip(colour, 0, 1)
     return np.where(grout, _mix(colour, _rgb(0.96, 0.95, 0.9), np.float32(0.75)), colour)
 
 
-def ink(scene: Scene) -> Array:
+def _ink(scene: Scene) -> Array:
     """Black pen on white paper: contours, diagonal hatching on the object, dashes on the ground."""
     phase, dash = _columns(scene, 2)
     dark = np.clip((0.62 - _luminance(scene.colour)) * 6, 0, 1) * scene.mask
     hatch = (np.mod(_X + _Y + 6 * phase, 5) < 1.5) * dark
     stroke = (np.mod(_Y, 6) < 1) & (np.mod(_X + 7 * np.floor(_Y / 6) + 12 * dash, 12) < 6)
     stroke = 0.8 * stroke * scene.ground * (scene.mask == 0) * (scene.distance > 2)
-    pen = np.maximum(np.maximum(_line(scene, 0.85)[..., 0], 0.85 * hatch), stroke)
+    pen = np.maximum(np.maximum(_line(scene.distance, 0.85)[..., 0], 0.85 * hatch), stroke)
     return np.repeat((0.985 - 0.95 * pen)[..., None], 3, axis=-1)
 
 
-def watercolor(scene: Scene) -> Array:
+def _watercolor(scene: Scene) -> Array:
     """Washes that bleed at their rims and fade out towards a white paper border."""
     noise = _smooth_noise(scene)
     wash = _blur(_saturate(scene.colour, 1.3), 1.1)
@@ -190,7 +180,7 @@ def watercolor(scene: Scene) -> Array:
     return _mix(_rgb(0.995, 0.99, 0.975), wash * (1 - rim[..., None]), pigment[..., None])
 
 
-def woodcut(scene: Scene) -> Array:
+def _woodcut(scene: Scene) -> Array:
     """Brown block print on tan paper: wavy cuts, thin where it is light and thick where dark."""
     phase, amplitude = _columns(scene, 2)
     wave = _Y + (1 + amplitude) * np.sin(_X / 8 + 2 * np.pi * phase)
@@ -200,7 +190,7 @@ def woodcut(scene: Scene) -> Array:
     paper = (0.13 + 0.14 * scene.ground) * (scene.distance > 2.5)  # a cleared rim round the object
     share = np.where(scene.mask > 0.5, block, paper)
     cut = np.clip((share - (1 - ridge)) * 4 + 0.3, 0, 1)
-    print_ = np.maximum(cut, _line(scene, 0.8)[..., 0])[..., None]
+    print_ = np.maximum(cut, _line(scene.distance, 0.8)[..., 0])[..., None]
     return _mix(_rgb(0.95, 0.85, 0.66), _rgb(0.24, 0.11, 0.06), print_)
 
 
@@ -212,7 +202,7 @@ _POP = (
 )
 
 
-def popart(scene: Scene) -> Array:
+def _popart(scene: Scene) -> Array:
     """Halftone dots behind flat, loud colours in thick black contours."""
     pair, shift_y, shift_x = _columns(scene, 3)
     palette = np.array(_POP, np.float32)[(pair[:, 0, 0] * len(_POP)).astype(int)]
@@ -223,10 +213,10 @@ def popart(scene: Scene) -> Array:
     back = _mix(_mix(paper, dots, halftone), dots, scene.ground[..., None])
     loud = np.clip(_saturate(scene.colour, 2.0) * 1.1, 0, 1)
     picture = _mix(back, loud, scene.mask[..., None])
-    return _mix(picture, _rgb(0.02, 0.02, 0.02), _line(scene, 1.0))
+    return _mix(picture, _rgb(0.02, 0.02, 0.02), _line(scene.distance, 1.0))
 
 
-def neon(scene: Scene) -> Array:
+def _neon(scene: Scene) -> Array:
     """Glowing tubes along the contours, in the dark."""
     colour = _saturate(scene.colour, 3.0)
     colour = _blur(colour, 0.6) / (colour.max(-1, keepdims=True) + 1e-3)
@@ -236,31 +226,20 @@ def neon(scene: Scene) -> Array:
     return np.clip(_rgb(0.02, 0.01, 0.06) + light, 0, 1)
 
 
-def pixel(scene: Scene) -> Array:
+def _pixel(scene: Scene) -> Array:
     """Blocks of 4 x 4 pixels in the four greens of an old hand-held screen."""
-    greens = (
-        np.array([(15, 56, 15), (48, 98, 48), (139, 172, 15), (202, 220, 92)], np.float32) / 255
-    )
-    blocks = scene.colour.reshape(-1, SIZE // 4, 4, SIZE // 4, 4, 3).mean((2, 4))
-    body, ground = (
-        f.reshape(-1, SIZE // 4, 4, SIZE // 4, 4).mean((2, 4)) for f in (scene.mask, scene.ground)
-    )
-    object_tone = np.where(_luminance(blocks) > 0.62, 2, np.where(_luminance(blocks) > 0.36, 1, 0))
-    tone: NDArray[np.intp] = np.where(body > 0.45, object_tone, np.where(ground > 0.5, 2, 3))
+    greens = palette("0f380f 306230 8bac0f cadc5c")
+    fields = (scene.colour, scene.mask, scene.ground)
+    blocks = (f.reshape(-1, SIZE // 4, 4, SIZE // 4, 4, *f.shape[3:]).mean((2, 4)) for f in fields)
+    colour, body, ground = blocks
+    tone_of_object = np.digitize(_luminance(colour), (0.36, 0.62), right=True)
+    tone = np.where(body > 0.45, tone_of_object, np.where(ground > 0.5, 2, 3))
     return greens[tone].repeat(4, axis=1).repeat(4, axis=2)
 
 
 #: How each style paints, in the order of the judge's classes; the plain photo comes last.
-PAINTERS: dict[str, Callable[[Scene], Array]] = {
-    "swirl": swirl,
-    "pointillism": pointillism,
-    "cubism": cubism,
-    "mosaic": mosaic,
-    "ink": ink,
-    "watercolor": watercolor,
-    "woodcut": woodcut,
-    "popart": popart,
-    "neon": neon,
-    "pixel": pixel,
-    PHOTO: photo,
-}
+_ALL = (
+    *(_swirl, _pointillism, _cubism, _mosaic, _ink, _watercolor),
+    *(_woodcut, _popart, _neon, _pixel, _photo),
+)
+PAINTERS: dict[str, Callable[[Scene], Array]] = {paint.__name__.strip("_"): paint for paint in _ALL}

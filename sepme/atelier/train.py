@@ -10,10 +10,10 @@ from pathlib import Path
 
 from diffusers import StableDiffusionPipeline
 
+from sepme.atelier._tokenizer import make_tokenizer
 from sepme.atelier.export import export_pipeline, training_record
 from sepme.atelier.loop import Loop
 from sepme.atelier.settings import TrainSettings
-from sepme.atelier.tokenizer import make_tokenizer
 from sepme.atelier.train_judge import train_judge
 from sepme.atelier.train_unet import train_unet
 from sepme.atelier.train_vae import train_vae

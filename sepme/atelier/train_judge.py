@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sepme.atelier.architecture import load_vae, to_unit
+from sepme.atelier._architecture import load_vae, to_unit
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
 from sepme.atelier.loop import Loop
 from sepme.atelier.paintings import emblem, paint_batch

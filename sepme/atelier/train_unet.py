@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sepme.atelier.architecture import (
+from sepme.atelier._architecture import (
     LATENT,
     TOKENS,
     load_vae,

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sepme.atelier.architecture import (
+from sepme.atelier._architecture import (
     SCALING_FACTOR,
     load_vae,
     make_vae,

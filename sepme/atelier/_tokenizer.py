@@ -6,7 +6,7 @@ from itertools import pairwise
 from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
-from sepme.atelier.architecture import TOKENS
+from sepme.atelier._architecture import TOKENS
 from sepme.atelier.captions import vocabulary
 
 _BEGIN, _END, _WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
