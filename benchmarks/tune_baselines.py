@@ -102,7 +102,7 @@ class Trials:
         start = time.perf_counter()
         change = baseline.erase(bench.backbone, concept, settings, keep=keep, progress=False)
         seconds = time.perf_counter() - start
-        with change.applied(bench.backbone):
+        with applied(bench.backbone, change):
             after, seen_after = bench.draw(scenes), bench.generate(prompts, seeds)
         measured = {
             "erased_before": bench.judge.sees(self._before[name], name).float().mean().item(),

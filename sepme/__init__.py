@@ -11,20 +11,15 @@ __version__ = "0.1.0"
 
 #: What most programs need, by module; imported at first use, since diffusers takes seconds.
 _MODULES = {
-    "composition": ("Composition",),
-    "concept": ("Catalogue", "Concept"),
-    "delta": ("ConceptDelta",),
-    "erasure": (
-        "PRESETS",
-        "ErasureSettings",
-        "Step",
-        "erase",
-        "erase_jointly",
-        "erase_undecoupled",
-    ),
-    "errors": ("SepmeError",),
+    "composition": ("Composition", "applied"),
+    "concept": ("Catalogue", "Concept", "catalogue_of"),
+    "delta": ("ConceptDelta", "DenseDelta"),
+    "erasure": ("PRESETS", "ErasureSettings", "erase"),
+    "errors": ("SepmeError", "SepmeWarning"),
     "model": ("Backbone", "load_catalogue"),
-    "nullspace": ("NullSpace", "null_space"),
+    "nullspace": ("NullSpace", "constrain", "null_space"),
+    "tasks": ("shipped_deltas",),
+    "training": ("Trainer",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -1,25 +1,171 @@
-"""Writing files whole or not at all."""
+"""Files that are whole, verified and say where they come from.
+
+An artefact is a safetensors file. Its header holds one JSON text: how the tensors were made, and
+the sha256 of that text and of every tensor. Reading checks the hash, so an edited or truncated file
+is never taken for what it was.
+"""
 
 import contextlib
 import hashlib
 import json
 import os
 import platform
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
 from sepme.errors import SepmeError
 
+__all__ = [
+    "Provenance",
+    "canonical_json",
+    "digest_of",
+    "load_artefact",
+    "save_artefact",
+    "save_json",
+    "versions",
+    "writable_folder",
+    "write_atomically",
+]
 
-# ------------------------------------------------------------------ artefact
+#: The packages whose version can change a delta's numbers.
+PACKAGES = ("sepme", "torch", "diffusers", "transformers", "peft")
+
+
+# ------------------------------------------------------------------ where it comes from
+@dataclass(frozen=True)
+class Provenance:
+    """How a delta was made. It holds no time and no place: same seed, same bytes."""
+
+    concept: str
+    kind: str
+    base: str
+    """Fingerprint of the model that the delta was made for (`Backbone.fingerprint`)."""
+    base_name: str
+    forgotten: tuple[str, ...]
+    """The forget set: prompts that it makes the model forget."""
+    kept: tuple[str, ...]
+    """The retain set: prompts that it must not change."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Everything else that was chosen; JSON values only."""
+    seed: int = 0
+    iterations: int = 0
+    after: tuple[str, ...] = ()
+    """Digests of the deltas that were on while it was trained (iterative erasure)."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("forgotten", "kept", "after"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        # As JSON would return them (tuples become lists), so that a round trip changes nothing.
+        object.__setattr__(self, "settings", json.loads(canonical_json(dict(self.settings))))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Any) -> "Provenance":
+        """Read what `to_dict` wrote.
+
+        Raises:
+            SepmeError: a field is missing or unknown.
+        """
+        if not isinstance(content, dict) or set(content) != {entry.name for entry in fields(cls)}:
+            raise SepmeError(
+                "The provenance does not have the fields that this version of sepme writes: "
+                "make the delta again, or use the sepme that wrote it."
+            )
+        return cls(**content)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a delta's numbers, where installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):  # then nothing here needs it
+            found[package] = metadata.version(package)
+    return found
+
+
+def canonical_json(content: Any) -> str:
+    """The one JSON text of these values: sorted keys, no spaces, no NaN."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest_of(content: Any, tensors: Mapping[str, Tensor] | None = None) -> str:
+    """sha256 of JSON values and of every tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256(canonical_json(content).encode())
+    for name, tensor in sorted((tensors or {}).items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------ verified tensors
+def save_artefact(
+    path: str | Path, kind: str, description: Any, tensors: Mapping[str, Tensor]
+) -> Path:
+    """Write tensors and what describes them; the same content always gives the same bytes.
+
+    Args:
+        kind: the header key. `load_artefact` refuses a file of another kind.
+        description: JSON values.
+
+    Raises:
+        SepmeError: the name does not end in .safetensors, or cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise SepmeError(f"{path.name} is no name for such a file: end it in .safetensors.")
+    header = {"provenance": description, "sha256": digest_of(description, tensors)}
+    return write_atomically(path, to_safetensors(dict(tensors), {kind: canonical_json(header)}))
+
+
+def load_artefact(path: str | Path, kind: str) -> tuple[Any, dict[str, Tensor]]:
+    """The description and the tensors that `save_artefact` wrote, every bit checked.
+
+    Raises:
+        SepmeError: a missing, truncated, edited or foreign file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(kind)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except OSError as error:
+        raise SepmeError(f"{path} cannot be opened: check that the file exists.") from error
+    except SafetensorError as error:
+        raise SepmeError(
+            f"{path} is not a whole safetensors file: it may be truncated, make or copy it again."
+        ) from error
+    if text is None:
+        raise SepmeError(
+            f"{path} was not written by sepme for this purpose: choose a file that sepme wrote."
+        )
+    try:
+        header = json.loads(text)
+        intact = header["sha256"] == digest_of(header["provenance"], tensors)
+    except (ValueError, TypeError, KeyError):
+        intact = False
+    if not intact:
+        raise SepmeError(f"{path} was changed after sepme wrote it: make it again.")
+    return header["provenance"], tensors
+
+
+# ------------------------------------------------------------------ files and folders
 def write_atomically(path: str | Path, content: bytes) -> Path:
-    """Write `content` to `path` so that a reader sees the old file or the new one, never a half.
+    """Write `content` so that a reader sees the old file or the new one, never a half.
 
-    The bytes go to a temporary name in the same folder, which then replaces `path` in one step;
-    folders that are missing are created.
+    The bytes go to a temporary name in the same folder, which then replaces `path` in one step.
+    Missing folders are created.
 
     Raises:
         SepmeError: the folder or the file cannot be written; nothing is left behind.
@@ -31,101 +177,36 @@ def write_atomically(path: str | Path, content: bytes) -> Path:
         temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError as error:
-        _discard(temporary)
         reason = error.strerror or type(error).__name__
         raise SepmeError(
             f"{path} cannot be written ({reason}): choose a file in a folder that you may write to."
         ) from error
-    except BaseException:  # interrupted: leave no half-written file, then let it through
-        _discard(temporary)
-        raise
+    finally:  # also when interrupted: no half-written file stays
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     return path
 
 
-def _discard(temporary: Path) -> None:
-    with contextlib.suppress(OSError):  # it was never created, or its folder is not a folder
-        temporary.unlink()
+def save_json(path: str | Path, content: Any) -> Path:
+    """Write a result as indented JSON, whole or not at all; NaN is refused."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    return write_atomically(path, (text + "\n").encode())
 
 
-# ------------------------------------------------------------------ provenance
-# Where a delta comes from: enough to say what it may be used for, and to make it again.
-#: The packages whose version can change a delta's numbers.
-PACKAGES = ("sepme", "torch", "diffusers", "transformers", "peft")
+def writable_folder(path: str | Path) -> Path:
+    """The folder, created if it is missing.
 
-
-@dataclass(frozen=True)
-class Provenance:
-    """How a delta was made. Holds no time and no place: same seed, same bytes."""
-
-    concept: str
-    kind: str
-    base: str
-    """Fingerprint of the model it was made for (`Backbone.fingerprint`)."""
-    base_name: str
-    forgotten: tuple[str, ...]
-    """Prompts that it makes the model forget."""
-    kept: tuple[str, ...]
-    """Prompts that it cannot change."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Everything else that was chosen; JSON values only."""
-    seed: int = 0
-    iterations: int = 0
-    after: tuple[str, ...] = ()
-    """Digests of the deltas that were on while it was trained (iterative erasure)."""
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "forgotten", tuple(self.forgotten))
-        object.__setattr__(self, "kept", tuple(self.kept))
-        object.__setattr__(self, "after", tuple(self.after))
-        # As JSON would return them (tuples become lists), so that a round trip changes nothing.
-        object.__setattr__(self, "settings", json.loads(canonical_json(dict(self.settings))))
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def to_json(self) -> str:
-        """Canonical JSON: sorted keys, no spaces, so that equal provenance is equal text."""
-        return canonical_json(self.to_dict())
-
-    @classmethod
-    def from_dict(cls, content: Any) -> "Provenance":
-        """Read what `to_dict` wrote.
-
-        Raises:
-            SepmeError: a field is missing or unknown.
-        """
-        names = {entry.name for entry in fields(cls)}
-        if not isinstance(content, dict) or set(content) != names:
-            raise SepmeError(
-                "The provenance does not have the fields that this version of sepme writes: "
-                "make the delta again, or use the sepme that wrote it."
-            )
-        return cls(**content)
-
-    @classmethod
-    def from_json(cls, text: str) -> "Provenance":
-        try:
-            content = json.loads(text)
-        except ValueError as error:
-            raise SepmeError("The provenance is not JSON: make the delta again.") from error
-        return cls.from_dict(content)
-
-
-def canonical_json(content: Any) -> str:
-    """The one JSON text of these values: sorted keys, no spaces, no NaN."""
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def settings_hash(settings: Mapping[str, Any]) -> str:
-    """sha256 of settings, to tell whether a checkpoint belongs to the run that finds it."""
-    return hashlib.sha256(canonical_json(dict(settings)).encode()).hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a delta's numbers, where installed."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):  # then nothing here needs it
-            found[package] = metadata.version(package)
-    return found
+    Raises:
+        SepmeError: it cannot be created or written to.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise SepmeError(
+            f"The folder {path} cannot be written to ({reason}): choose another with --out."
+        ) from error
+    return path

@@ -1,4 +1,4 @@
-"""Put any subset of concept deltas on a live pipeline, and take them off again.
+"""Put deltas on a live pipeline, in any combination, and take them off again.
 
 Composing is theta + sum_{k in I} Delta_k (method, weight decoupling): every delta is a peft
 adapter beside the frozen weights, so restoring never subtracts anything. It switches the adapter
@@ -10,9 +10,11 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
-from sepme.delta import ConceptDelta
+from sepme.delta import ConceptDelta, DenseDelta
 from sepme.errors import SepmeError
 from sepme.model import Backbone
+
+__all__ = ["Composition", "applied", "keeps", "refuse_attached"]
 
 
 class Composition:
@@ -87,7 +89,7 @@ class Composition:
                     f"The strength {strength} of '{name}' is no number: give 1 for all of it."
                 )
         if not self._force:
-            refuse_contradictions([self._deltas[name] for name in wanted])
+            _refuse_contradictions([self._deltas[name] for name in wanted])
         self._strengths = {
             name: float(strength) for name, strength in wanted.items() if strength != 0.0
         }
@@ -134,12 +136,7 @@ class Composition:
 
     # ------------------------------------------------------------------ the mechanism
     def _check(self, delta: ConceptDelta) -> None:
-        if delta.base != self._backbone.fingerprint:
-            raise SepmeError(
-                f"The delta of '{delta.concept}' was trained on another base model "
-                f"({delta.base[:12]}, this one is {self._backbone.fingerprint[:12]}): "
-                "erase it again on this one."
-            )
+        delta.check_base(self._backbone.fingerprint)
         if delta.concept in self._deltas:
             raise SepmeError(f"Two deltas are given for '{delta.concept}': attach one of them.")
 
@@ -185,7 +182,7 @@ def keeps(delta: ConceptDelta, other: ConceptDelta) -> bool:
     return needed <= set(delta.kept) or other.digest in delta.provenance.after
 
 
-def refuse_contradictions(deltas: list[ConceptDelta]) -> None:
+def _refuse_contradictions(deltas: list[ConceptDelta]) -> None:
     """Raise when one delta would disturb a concept that another one was promised to leave alone."""
     for delta in deltas:
         for other in deltas:
@@ -196,3 +193,67 @@ def refuse_contradictions(deltas: list[ConceptDelta]) -> None:
                 f"interfere: erase '{delta.concept}' again with '{other.concept}' among what is "
                 "kept, or pass force=True."
             )
+
+
+# ------------------------------------------------------------------ any delta, for one block
+@contextmanager
+def applied(model: Backbone, *deltas: ConceptDelta | DenseDelta) -> Iterator[Backbone]:
+    """Within the block exactly these deltas are on; afterwards the model is the original.
+
+    Dense deltas are added up, as the paper merges the baselines' edits. The edited parameters are
+    new tensors and the originals come back, bit for bit: subtracting would leave rounding errors.
+
+    Raises:
+        SepmeError: another base model, or a pipeline that already carries something.
+    """
+    if deltas and all(isinstance(delta, DenseDelta) for delta in deltas):
+        refuse_attached(model)
+        total: DenseDelta = deltas[0]
+        for delta in deltas[1:]:
+            total = total + delta
+        model.composition = _Edited(model, total)
+        try:
+            yield model
+        finally:
+            if isinstance(model.composition, _Edited):
+                model.composition.close()
+    else:
+        with Composition(model, deltas) as composition, composition.erased(*composition.deltas):
+            yield model
+
+
+class _Edited:
+    """A dense delta on a live pipeline. A `Composition` made meanwhile closes it."""
+
+    def __init__(self, model: Backbone, delta: DenseDelta) -> None:
+        delta.check_base(model.fingerprint)
+        parameters = dict(model.unet.named_parameters())
+        for path, change in delta.changes.items():
+            if path not in parameters or parameters[path].shape != change.shape:
+                raise SepmeError(
+                    f"The UNet has no parameter '{path}' of shape {list(change.shape)}: make the "
+                    "delta again on this model."
+                )
+        self._model = model
+        self._originals = {path: parameters[path].data for path in delta.changes}
+        for path, change in delta.changes.items():
+            edited = self._originals[path].float() + change.to(model.device)
+            parameters[path].data = edited.to(model.dtype)
+
+    def close(self) -> None:
+        """Give the original tensors back."""
+        parameters = dict(self._model.unet.named_parameters())
+        for path, original in self._originals.items():
+            parameters[path].data = original
+        self._model.composition = None
+
+
+def refuse_attached(model: Backbone) -> None:
+    """Raise SepmeError if the pipeline carries a composition, a dense delta or an adapter."""
+    adapters = getattr(model.unet, "peft_config", None)
+    if model.composition is not None or adapters:
+        what = f"the adapters {', '.join(sorted(adapters))}" if adapters else "something attached"
+        raise SepmeError(
+            f"The pipeline carries {what}, which would mix with this delta: close the "
+            "composition or take the adapters off first."
+        )

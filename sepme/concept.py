@@ -1,19 +1,36 @@
-"""What is forgotten and what is kept, in words."""
+"""What is forgotten and what is kept, in words: concepts, prompt templates, and known words."""
 
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, TypeVar
 
 from sepme.artefact import write_atomically
 from sepme.errors import SepmeError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-# ------------------------------------------------------------------ concept
+__all__ = [
+    "BOTH",
+    "Catalogue",
+    "Concept",
+    "Vocabulary",
+    "catalogue_of",
+    "evenly",
+    "fill",
+    "parse_names",
+    "refuse_overlap",
+    "slug",
+    "with_article",
+]
+
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
 class Concept:
     """Something that a model can be made to forget.
@@ -24,7 +41,7 @@ class Concept:
 
     name: str
     prompts: tuple[str, ...]
-    """What must be forgotten, for example "neon" and "a boat in neon style"."""
+    """The forget set, for example "neon" and "a boat in neon style"."""
     kind: str = "concept"
     """A word for people: style, object, watermark ..."""
     anchors: tuple[str, ...] = ()
@@ -57,6 +74,89 @@ class Concept:
         return cls(name=name, prompts=(name,))
 
 
+@dataclass(frozen=True)
+class Catalogue:
+    """The concepts that a model is known to know, by name, and other words for them.
+
+    Raises:
+        SepmeError: a key that is not its concept's name, or an alias of an unknown concept.
+    """
+
+    concepts: Mapping[str, Concept]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other word to name, for example dotted to pointillism."""
+
+    def __post_init__(self) -> None:
+        for key, concept in self.concepts.items():
+            if key != concept.name:
+                raise SepmeError(f"The catalogue lists {concept.name!r} as {key!r}: rename one.")
+        for alias, name in self.aliases.items():
+            if name not in self.concepts:
+                raise SepmeError(f"{alias!r} stands for {name!r}, which the catalogue lacks.")
+
+    def __getitem__(self, word: str) -> Concept:
+        """The concept of this name or alias, whatever its case."""
+        words = {_key(name): name for name in self.concepts}
+        words |= {_key(alias): name for alias, name in self.aliases.items()}
+        if _key(word) in words:
+            return self.concepts[words[_key(word)]]
+        near = get_close_matches(_key(word), words, n=3)
+        hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+        raise SepmeError(
+            f"Concept {word!r} is unknown{hint}: choose from {', '.join(self.concepts)}."
+        )
+
+    def parse(self, text: str) -> list[Concept]:
+        """The concepts that people typed, each once, in their order.
+
+        Raises:
+            SepmeError: nothing typed, or a name that is not in the catalogue.
+        """
+        return list({(found := self[name]).name: found for name in parse_names(text)}.values())
+
+    def kept_prompts(self, forget: Sequence[Concept]) -> tuple[str, ...]:
+        """The retain set: the empty prompt and all prompts of none of the forgotten concepts.
+
+        A prompt that names two concepts ("a boat in neon style") is kept only if both stay.
+        """
+        forgotten = {prompt for concept in forget for prompt in concept.prompts}
+        known = [prompt for concept in self.concepts.values() for prompt in concept.prompts]
+        return tuple(dict.fromkeys(["", *(prompt for prompt in known if prompt not in forgotten)]))
+
+    def to_json(self) -> str:
+        """The text of a `catalogue.json`."""
+        order = ("name", "kind", "prompts", "anchors")
+        concepts = [{k: asdict(c)[k] for k in order} for c in self.concepts.values()]
+        return json.dumps({"concepts": concepts, "aliases": dict(self.aliases)}, indent=1) + "\n"
+
+    def save(self, path: str | Path) -> Path:
+        """Write `catalogue.json`."""
+        return write_atomically(path, self.to_json().encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Catalogue":
+        """Read what `save` wrote.
+
+        Raises:
+            SepmeError: something else, or nothing.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            concepts = [Concept(**entry) for entry in content["concepts"]]
+            aliases = dict(content.get("aliases", {}))
+        except SepmeError:
+            raise
+        except OSError as error:
+            raise SepmeError(f"The catalogue {path} cannot be read: check the path.") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise SepmeError(
+                f'{path} is not a catalogue: it must be JSON like {{"concepts": [{{"name": ..., '
+                '"prompts": [...]}], "aliases": {...}}.'
+            ) from error
+        return cls({concept.name: concept for concept in concepts}, aliases)
+
+
+# ------------------------------------------------------------------ names
 def parse_names(text: str) -> list[str]:
     """Split what people type: `" pointillism, neon,"` gives `["pointillism", "neon"]`.
 
@@ -83,98 +183,16 @@ def refuse_overlap(concept: Concept, keep: Iterable[str]) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Catalogue:
-    """The concepts that a model is known to know, by name, and other words for them.
+def slug(name: str) -> str:
+    """A file name for a concept: `Van Gogh` gives `van-gogh`."""
+    return re.sub(r"[^\w]+", "-", name.lower()).strip("-") or "concept"
 
-    Raises:
-        SepmeError: a key that is not its concept's name, or an alias of an unknown concept.
-    """
 
-    concepts: Mapping[str, Concept]
-    aliases: Mapping[str, str] = field(default_factory=dict)
-    """Other word to name, for example dotted to pointillism."""
-
-    def __post_init__(self) -> None:
-        for key, concept in self.concepts.items():
-            if key != concept.name:
-                raise SepmeError(f"The catalogue lists {concept.name!r} as {key!r}: rename one.")
-        for alias, name in self.aliases.items():
-            if name not in self.concepts:
-                raise SepmeError(f"{alias!r} stands for {name!r}, which the catalogue lacks.")
-
-    def __getitem__(self, word: str) -> Concept:
-        """The concept of this name or alias, whatever its case."""
-        words = {_key(name): name for name in self.concepts}
-        words |= {_key(alias): name for alias, name in self.aliases.items()}
-        if _key(word) not in words:
-            raise SepmeError(self._unknown(word, list(words)))
-        return self.concepts[words[_key(word)]]
-
-    def parse(self, text: str) -> list[Concept]:
-        """The concepts that people typed, each once, in their order.
-
-        Raises:
-            SepmeError: nothing typed, or a name that is not in the catalogue.
-        """
-        return list({(found := self[name]).name: found for name in parse_names(text)}.values())
-
-    def kept_prompts(self, forget: Sequence[Concept]) -> tuple[str, ...]:
-        """The empty prompt and all prompts that belong to none of the forgotten concepts.
-
-        A prompt that names two concepts ("a boat in neon style") is kept only if both stay.
-        """
-        forgotten = {prompt for concept in forget for prompt in concept.prompts}
-        known = [prompt for concept in self.concepts.values() for prompt in concept.prompts]
-        return tuple(dict.fromkeys(["", *(prompt for prompt in known if prompt not in forgotten)]))
-
-    def _unknown(self, word: str, words: list[str]) -> str:
-        near = get_close_matches(_key(word), words, n=3)
-        hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-        return f"Concept {word!r} is unknown{hint}: choose from {', '.join(self.concepts)}."
-
-    def to_json(self) -> str:
-        concepts = [
-            {
-                "name": concept.name,
-                "kind": concept.kind,
-                "prompts": concept.prompts,
-                "anchors": concept.anchors,
-            }
-            for concept in self.concepts.values()
-        ]
-        return json.dumps({"concepts": concepts, "aliases": dict(self.aliases)}, indent=1) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> "Catalogue":
-        """Read what `to_json` wrote.
-
-        Raises:
-            SepmeError: something else.
-        """
-        try:
-            content = json.loads(text)
-            concepts = [Concept(**entry) for entry in content["concepts"]]
-            aliases = dict(content.get("aliases", {}))
-        except SepmeError:
-            raise
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise SepmeError(
-                'This is not a catalogue: it must be JSON like {"concepts": [{"name": ..., '
-                '"prompts": [...]}], "aliases": {...}}.'
-            ) from error
-        return cls({concept.name: concept for concept in concepts}, aliases)
-
-    def save(self, path: str | Path) -> Path:
-        return write_atomically(path, self.to_json().encode())
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Catalogue":
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise SepmeError(f"The catalogue {path} cannot be read: check the path.") from error
-        return cls.from_json(text)
+def evenly(items: Sequence[T], n: int) -> list[T]:
+    """n of the items, evenly spread over them all, repeated in turn where there are fewer."""
+    if n >= len(items):
+        return [items[i % len(items)] for i in range(n)]
+    return [items[i * len(items) // n] for i in range(n)]
 
 
 def _key(word: str) -> str:
@@ -182,14 +200,10 @@ def _key(word: str) -> str:
     return " ".join(word.lower().split())
 
 
-# ------------------------------------------------------------------ phrasebook
-# How people ask for a style or an object, and the catalogue of concepts that follows from words.
-#
+# ------------------------------------------------------------------ prompt templates
 # A style and an object meet in one prompt, "a painting of a boat in the style of neon". Such a
-# prompt
-# belongs to both concepts: forgetting either must change it.
-#
-#: Templates: {o} an object, {ao} the same with its article, {s} a style, {as} with its article.
+# prompt belongs to both concepts: forgetting either must change it.
+# {o} is an object, {ao} the same with its article, {s} a style, {as} with its article.
 BOTH = (
     "a painting of {ao} in the style of {s}",
     "{s} style {o}",
@@ -205,8 +219,7 @@ CROSSED = BOTH[:2]
 
 #: What a forgotten style leaves behind.
 PHOTO = "a photo"
-#: What a forgotten object leaves behind, in models that know more than the Atelier. A noun that
-#: takes no article.
+#: What a forgotten object leaves behind, in models that know more than the Atelier.
 SCENERY = "scenery"
 
 #: What the paper erases (0 to 5) and never erases (6 to 8), for Stable Diffusion v1.4.
@@ -244,25 +257,21 @@ def style_concept(style: str, objects: Sequence[str]) -> Concept:
         for template in CROSSED
         for thing in objects
     ]
-    return concept(style, "style", pairs)
+    return concept_of_pairs(style, "style", pairs)
 
 
 def object_concept(name: str, styles: Sequence[str], nothing: str) -> Concept:
     """An object alone and crossed with styles. Its anchors: the same words about `nothing`."""
-    alone = (*OBJECT_ONLY, OBJECT_PHOTO[0])
-    pairs = [(template, "") for template in alone]
+    pairs = [(template, "") for template in (*OBJECT_ONLY, OBJECT_PHOTO[0])]
     pairs += [(template, style) for template in CROSSED for style in styles]
-    return concept(
+    return concept_of_pairs(
         name,
         "object",
-        [
-            (fill(template, name, style), fill(template, nothing, style, uncounted=nothing))
-            for template, style in pairs
-        ],
+        [(fill(t, name, s), fill(t, nothing, s, uncounted=nothing)) for t, s in pairs],
     )
 
 
-def concept(name: str, kind: str, pairs: Sequence[tuple[str, str]]) -> Concept:
+def concept_of_pairs(name: str, kind: str, pairs: Sequence[tuple[str, str]]) -> Concept:
     """A concept from pairs (prompt, anchor)."""
     prompts, anchors = zip(*pairs, strict=True)
     return Concept(name=name, prompts=prompts, kind=kind, anchors=anchors)
@@ -292,39 +301,35 @@ def catalogue_of(
     return Catalogue({made.name: made for made in concepts})
 
 
-# ------------------------------------------------------------------ vocabulary
-# Which words a model was made for, and what to say of those that mean nothing to it.
-#
-# A CLIP tokenizer reads any word, in pieces if need be. Stable Diffusion's stopped merging
-# letters at
-# a given size: its pieces occur in other words, and its text encoder learnt them. The shipped
-# model's
-# merged them until every word of its captions was one token: what it reads in pieces it never saw.
-#
-_WORD_END = "</w>"
+# ------------------------------------------------------------------ known words
 #: Runs of letters, as CLIP's tokenizer divides a text into words.
 _LETTERS = re.compile(r"[^\W\d_]+")
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words of a model's tokenizer."""
+    """Which words a model was made for, and what to say of those that mean nothing to it.
 
-    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    A CLIP tokenizer reads any word, in pieces if need be. Stable Diffusion's pieces occur in other
+    words, and its text encoder learnt them. The shipped model's tokenizer has one token for every
+    word of its captions: a word that it reads in pieces, the model never saw.
+    """
+
+    tokenizer: "PreTrainedTokenizerBase" = field(repr=False)
     words: frozenset[str] | None
     """All words that are one token each, or None where any word may be read in pieces."""
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Vocabulary":
+    def of(cls, tokenizer: "PreTrainedTokenizerBase") -> "Vocabulary":
         """The vocabulary of a CLIP tokenizer; closed if every merge leads to a whole word."""
         model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
         merges = [tuple(merge) for merge in model.get("merges", ())]
         used = {half for merge in merges for half in merge}
         made = {"".join(merge) for merge in merges}
-        words = {token for token in made if token.endswith(_WORD_END)}
+        words = {token for token in made if token.endswith("</w>")}
         if not words or made - words - used:
             return cls(tokenizer, None)
-        return cls(tokenizer, frozenset(word.removesuffix(_WORD_END) for word in words))
+        return cls(tokenizer, frozenset(word.removesuffix("</w>") for word in words))
 
     def unknown(self, prompts: Iterable[str]) -> tuple[str, ...]:
         """The words that the model reads in pieces and never saw, each once, in their order."""
@@ -342,14 +347,15 @@ class Vocabulary:
         unknown = self.unknown(prompts)
         if not unknown:
             return None
-        listed = ", ".join(self._with_hint(word) for word in unknown)
-        if len(unknown) == 1:
-            return f"The word {listed} means nothing to this model, which was never shown it."
-        return f"The words {listed} mean nothing to this model, which was never shown them."
-
-    def _with_hint(self, word: str) -> str:
-        near = get_close_matches(word.lower(), self.words or (), n=1, cutoff=0.85)
-        return f"'{word}' (did you mean '{near[0]}'?)" if near else f"'{word}'"
+        listed = []
+        for word in unknown:
+            near = get_close_matches(word.lower(), self.words or (), n=1, cutoff=0.85)
+            listed.append(f"'{word}' (did you mean '{near[0]}'?)" if near else f"'{word}'")
+        if len(listed) == 1:
+            return f"The word {listed[0]} means nothing to this model, which was never shown it."
+        return (
+            f"The words {', '.join(listed)} mean nothing to this model, which was never shown them."
+        )
 
 
 def _words(prompts: Iterable[str]) -> list[str]:

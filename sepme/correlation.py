@@ -11,7 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sepme.errors import SepmeError
+__all__ = [
+    "Momentum",
+    "balance",
+    "correlation_loss",
+    "noise_difference",
+    "normalised_correlation",
+]
 
 
 def noise_difference(eps_c: Tensor, eps_0: Tensor) -> Tensor:
@@ -68,17 +74,8 @@ class Momentum:
     value: float = math.nan
 
     def update(self, loss: float | Tensor) -> float:
-        """Take in the loss of the next iteration and return `m_n`.
-
-        Raises:
-            SepmeError: the loss is not finite; the statistic stays as it was.
-        """
+        """Take in the loss of the next iteration and return `m_n`."""
         loss = float(loss)
-        if not math.isfinite(loss):
-            raise SepmeError(
-                f"The loss of iteration {self.iteration + 1} is {loss}: lower the learning rate, "
-                "or check the model's weights."
-            )
         previous = loss if self.iteration == 0 else self.value
         self.value = self.alpha * previous + (1 - self.alpha) * loss  # eq. 4
         self.iteration += 1
@@ -86,38 +83,13 @@ class Momentum:
 
     @property
     def stopped(self) -> bool:
+        """Whether the statistic says that the concept is erased."""
         return self.iteration >= self.earliest and self.value <= self.tau
 
+    def state_dict(self) -> dict[str, float]:
+        """What a checkpoint has to hold."""
+        return {"iteration": self.iteration, "value": self.value}
 
-def to_epsilon(
-    model_output: Tensor,
-    x_t: Tensor,
-    t: Tensor,
-    alphas_cumprod: Tensor,
-    prediction_type: str,
-) -> Tensor:
-    """The noise that the model predicts, whatever it was trained to predict.
-
-    From `x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) eps` and `v = sqrt(a_t) eps - sqrt(1 - a_t) x_0`
-    (Salimans & Ho 2022, appendix D).
-
-    Args:
-        model_output, x_t: `[batch, channels, height, width]`.
-        t: integer timesteps, `[batch]` or a single one.
-        alphas_cumprod: `a_t` for every timestep, `[timesteps]`.
-        prediction_type: "epsilon", "v_prediction" or "sample".
-
-    Raises:
-        SepmeError: another prediction type.
-    """
-    if prediction_type == "epsilon":
-        return model_output
-    a = alphas_cumprod.to(x_t)[t].reshape(-1, *[1] * (x_t.ndim - 1))
-    if prediction_type == "v_prediction":
-        return a.sqrt() * model_output + (1 - a).sqrt() * x_t
-    if prediction_type == "sample":
-        return (x_t - a.sqrt() * model_output) / (1 - a).sqrt()
-    raise SepmeError(
-        f"The scheduler's prediction type {prediction_type!r} is unknown: use a model that "
-        "predicts epsilon, v_prediction or sample."
-    )
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Go on from what `state_dict` said."""
+        self.iteration, self.value = int(state["iteration"]), state["value"]

@@ -1,4 +1,4 @@
-"""A text-to-image pipeline, seen the way the method sees it. The one room that knows diffusers.
+"""A text-to-image pipeline, seen the way the method sees it. Only this module knows diffusers.
 
 Prompts become text embeddings, images become latents, latents become noise predictions, and the
 matrices that see nothing but text, `attn2.to_k` and `attn2.to_v`, are found, counted and checked.
@@ -26,8 +26,9 @@ from transformers.utils import logging as transformers_logging
 
 from sepme._data import shipped
 from sepme.concept import Catalogue, Vocabulary
-from sepme.correlation import to_epsilon
 from sepme.errors import SepmeError
+
+__all__ = ["ATELIER", "Backbone", "best_device", "load_catalogue", "to_epsilon"]
 
 #: The model that ships with the project.
 ATELIER = shipped("atelier")
@@ -76,17 +77,6 @@ def _generation(file: Path) -> tuple[float, int]:
         raise SepmeError(
             f"{file} cannot be read: it must be JSON like {json.dumps(PAPER_GENERATION)}."
         ) from error
-
-
-def _counted(on_step: Callable[[int, int], None], total: int) -> Callable[..., dict]:
-    """diffusers' callback for the end of a step, which counts over all batches."""
-    numbers = itertools.count(1)
-
-    def after_step(_pipe: Any, _index: int, _t: Any, values: dict) -> dict:
-        on_step(next(numbers), total)
-        return values
-
-    return after_step
 
 
 def _check_place(path: Path) -> None:
@@ -353,8 +343,9 @@ class Backbone:
     ) -> Tensor:
         """Predicted noise eps(x_t, c, t) `[n, c, h, w]`, whatever the UNet itself predicts.
 
-        `weights` (module path -> weight) stand in for the UNet's own during this one call, so
-        that a trained increment can be differentiated without touching the model.
+        `weights` stand in for the UNet's own during this one call, so that a trained increment
+        can be differentiated without touching the model. Their keys are module paths (of which the
+        weight is meant) or parameter paths.
         """
         named = {self._parameter_name(path): weight for path, weight in (weights or {}).items()}
         output = torch.func.functional_call(self.unet, named, (x_t, t, embedding)).sample
@@ -362,8 +353,11 @@ class Backbone:
 
     def _parameter_name(self, path: str) -> str:
         """peft wraps a layer and calls the original one `base_layer`."""
-        wrapped = isinstance(self.pipe.unet.get_submodule(path), BaseTunerLayer)
-        return f"{path}.base_layer.weight" if wrapped else f"{path}.weight"
+        module, _, name = path.rpartition(".")
+        if name not in ("weight", "bias"):
+            module, name = path, "weight"
+        wrapped = isinstance(self.pipe.unet.get_submodule(module), BaseTunerLayer)
+        return f"{module}.base_layer.{name}" if wrapped else f"{module}.{name}"
 
     @torch.no_grad()
     def generate(
@@ -403,12 +397,17 @@ class Backbone:
         seeds = range(seeds, seeds + len(prompts)) if isinstance(seeds, int) else list(seeds)
         steps = self.steps if steps is None else steps
         guidance = self.guidance if guidance is None else guidance
-        self._check_request(prompts, seeds, output)
-        self._check_sampling(steps, guidance, batch)
+        self._check_request(prompts, seeds, steps, guidance, output)
         if guidance == 0:  # eps_0 + 0 r(c): diffusers would draw g = 1 instead
             prompts = [""] * len(prompts)
         pictures = []
-        after_step = on_step and _counted(on_step, steps * math.ceil(len(prompts) / batch))
+        total, done = steps * math.ceil(len(prompts) / batch), itertools.count(1)
+
+        def after_step(_pipe: Any, _index: int, _t: Any, values: dict) -> dict:
+            if on_step is not None:
+                on_step(next(done), total)
+            return values
+
         for first in tqdm(
             range(0, len(prompts), batch), desc="generating", disable=not progress, leave=False
         ):
@@ -428,8 +427,9 @@ class Backbone:
         result = torch.cat(pictures)
         return result if output == "latents" else result.float().cpu()
 
-    @staticmethod
-    def _check_request(prompts: list[str], seeds: Sequence[int], output: str) -> None:
+    def _check_request(
+        self, prompts: list[str], seeds: Sequence[int], steps: int, guidance: float, output: str
+    ) -> None:
         if not prompts:
             raise SepmeError("There is no prompt to draw: give at least one.")
         if len(prompts) != len(seeds):
@@ -438,8 +438,6 @@ class Backbone:
             )
         if output not in ("images", "latents"):
             raise SepmeError(f"output='{output}' is unknown: choose 'images' or 'latents'.")
-
-    def _check_sampling(self, steps: int, guidance: float, batch: int) -> None:
         if not 1 <= steps <= self.timesteps:
             raise SepmeError(f"steps = {steps} is not possible: give 1 to {self.timesteps}.")
         if guidance != 0 and not 1 <= guidance < math.inf:
@@ -447,5 +445,37 @@ class Backbone:
                 f"guidance = {guidance} cannot be drawn with: give 0 (no words), 1 (the prompt's "
                 "own prediction), or more."
             )
-        if batch < 1:
-            raise SepmeError(f"batch = {batch} draws nothing: give at least 1.")
+
+
+def to_epsilon(
+    model_output: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    alphas_cumprod: Tensor,
+    prediction_type: str,
+) -> Tensor:
+    """The noise that the model predicts, whatever it was trained to predict.
+
+    From `x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) eps` and `v = sqrt(a_t) eps - sqrt(1 - a_t) x_0`
+    (Salimans & Ho 2022, appendix D).
+
+    Args:
+        model_output, x_t: `[batch, channels, height, width]`.
+        t: integer timesteps, `[batch]` or a single one.
+        alphas_cumprod: `a_t` for every timestep, `[timesteps]`.
+        prediction_type: "epsilon", "v_prediction" or "sample".
+
+    Raises:
+        SepmeError: another prediction type.
+    """
+    if prediction_type == "epsilon":
+        return model_output
+    a = alphas_cumprod.to(x_t)[t].reshape(-1, *[1] * (x_t.ndim - 1))
+    if prediction_type == "v_prediction":
+        return a.sqrt() * model_output + (1 - a).sqrt() * x_t
+    if prediction_type == "sample":
+        return (x_t - a.sqrt() * model_output) / (1 - a).sqrt()
+    raise SepmeError(
+        f"The scheduler's prediction type {prediction_type!r} is unknown: use a model that "
+        "predicts epsilon, v_prediction or sample."
+    )

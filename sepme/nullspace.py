@@ -1,4 +1,4 @@
-"""The room that the kept prompts leave free: where a weight change touches none of them.
+"""Where a delta may act: the directions of the text that the retain set leaves free.
 
 `attn2.to_k` and `attn2.to_v` see the text only, so a prompt c keeps its meaning for every image
 and every timestep exactly when `e(c) Delta = 0` (paper eq. 6-7). The embeddings of all prompts to
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -23,7 +24,19 @@ from sepme.concept import Concept, refuse_overlap
 from sepme.errors import SepmeError, warn
 from sepme.model import Backbone
 
-# ------------------------------------------------------------------ nullspace
+__all__ = [
+    "Constraint",
+    "NothingFree",
+    "NullSpace",
+    "constrain",
+    "damped_projection",
+    "null_space",
+    "pivot_rows",
+    "reduced_row_echelon",
+    "refuse_meaningless",
+    "row_basis",
+]
+
 Method = Literal["svd", "elimination"]
 
 
@@ -70,7 +83,7 @@ class NullSpace:
 
     def project(self, rows: Tensor) -> Tensor:
         """`rows P [m, d_in]`: the part of each row that the kept prompts leave free."""
-        return (_double(rows) @ self.orthonormal) @ self.orthonormal.T
+        return (rows.detach().to("cpu", torch.float64) @ self.orthonormal) @ self.orthonormal.T
 
     def directions(self, rows: Tensor, rtol: float | None = None) -> Tensor:
         """Orthonormal `Q [q, d_in]` that spans the rows of `rows P`, q <= free.
@@ -118,7 +131,11 @@ def null_space(
     rounding = max(A.shape) * torch.finfo(torch.float64).eps * float(spectrum[0])
     rank = int((spectrum > threshold).sum())
     if rank == A.shape[1]:
-        raise SepmeError(_exhausted(A64, rtol, labels))
+        names = f" ({crowding(A64, labels)})" if labels else ""
+        raise SepmeError(
+            f"The prompts to keep fill all {A.shape[1]} dimensions at tolerance {rtol:.1e}{names}: "
+            "keep fewer prompts, or raise rtol."
+        )
     if method == "svd":
         basis = right[rank:].T  # [d_in, free]
         leakage = float(spectrum[rank]) if rank < len(spectrum) else 0.0  # ||A v_i|| = sigma_i
@@ -213,7 +230,10 @@ def _elimination_basis(spectrum: Tensor, rows: Tensor) -> Tensor:
 
 
 def _svd(A: Tensor) -> tuple[Tensor, Tensor]:
-    """Singular values `[min(m, d)]` and all right singular vectors `[d, d]`, as rows."""
+    """Singular values `[min(m, d)]` and all right singular vectors `[d, d]`, as rows.
+
+    Not `scipy.linalg.null_space`, which gives the same basis but hides the spectrum.
+    """
     if A.shape[0] > A.shape[1]:
         A = torch.linalg.qr(A, mode="r").R  # the same right vectors from a smaller matrix
     _, spectrum, right = torch.linalg.svd(A, full_matrices=True)
@@ -221,7 +241,7 @@ def _svd(A: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _default_rtol(A: Tensor) -> float:
-    eps = _eps(A)
+    eps = torch.finfo(A.dtype).eps
     return min(max(A.shape) * eps, eps**0.5)
 
 
@@ -231,15 +251,7 @@ def _rtol(A: Tensor, rtol: float | None) -> float:
         return _default_rtol(A)
     if not 0.0 <= rtol < 1.0:
         raise SepmeError(f"The tolerance rtol = {rtol} is not relative: choose 0 <= rtol < 1.")
-    return max(rtol, _eps(A))
-
-
-def _eps(A: Tensor) -> float:
-    return torch.finfo(A.dtype).eps
-
-
-def _double(rows: Tensor) -> Tensor:
-    return rows.detach().to("cpu", torch.float64)
+    return max(rtol, torch.finfo(A.dtype).eps)
 
 
 def _checked(rows: Tensor, what: str, labels: Sequence[str] | None = None) -> Tensor:
@@ -261,27 +273,17 @@ def _checked(rows: Tensor, what: str, labels: Sequence[str] | None = None) -> Te
             f"Row {row}{name} of the embeddings of {what} is not finite: check the text encoder's "
             "weights."
         )
-    return _double(rows)
+    return rows.detach().to("cpu", torch.float64)
 
 
 def _label(labels: Sequence[str], row: int, rows: int) -> str:
     return labels[row * len(labels) // rows]
 
 
-def _exhausted(A: Tensor, rtol: float, labels: Sequence[str] | None) -> str:
-    """Say that nothing is free, and which prompts took the dimensions."""
-    names = f" ({crowding(A, labels)})" if labels else ""
-    return (
-        f"The prompts to keep fill all {A.shape[1]} dimensions at tolerance {rtol:.1e}{names}: "
-        "keep fewer prompts, or raise rtol."
-    )
-
-
 def crowding(A: Tensor, labels: Sequence[str]) -> str:
-    """Which prompts take most dimensions, and how many, in pivoted-QR order."""
-    taken = Counter(_label(labels, row, len(A)) for row in pivot_rows(A))
-    most = ", ".join(f"{label!r} {n}" for label, n in taken.most_common(5))
-    return f"the largest shares by {most}"
+    """Which prompts take most dimensions, and how many, in the order of `pivot_rows`."""
+    most = Counter(_label(labels, row, len(A)) for row in pivot_rows(A)).most_common(5)
+    return "the largest shares by " + ", ".join(f"{label!r} {n}" for label, n in most)
 
 
 def pivot_rows(A: Tensor) -> list[int]:
@@ -289,36 +291,26 @@ def pivot_rows(A: Tensor) -> list[int]:
 
     At most `d_in` rows, fewer if the rest adds nothing.
     """
-    residual, order = _double(A).clone(), []
-    negligible = torch.finfo(torch.float64).eps * max(A.shape) * float(residual.norm())
-    for _ in range(min(residual.shape)):
-        lengths = residual.norm(dim=1)
-        row = int(lengths.argmax())
-        if float(lengths[row]) <= negligible:
-            break
-        direction = residual[row] / lengths[row]
-        residual = residual - torch.outer(residual @ direction, direction)
-        order.append(row)
-    return order
+    R, order = scipy.linalg.qr(A.double().cpu().numpy().T, mode="r", pivoting=True)
+    distance = abs(R.diagonal())  # of each row from the span of those before
+    negligible = torch.finfo(torch.float64).eps * max(A.shape) * float(A.double().norm())
+    return [int(row) for row in order[: len(distance)][distance > negligible]]
 
 
-# ------------------------------------------------------------------ constraint
-# Where the delta of a concept may act: the directions it needs among those that are free.
-#
-# The prompts to keep span a space; what is orthogonal to it is free (`sepme.nullspace`). Of that
-# freedom only the row space of `e(c) P` matters (method, claim 1), and of that row space only the
-# strong directions matter much. P is the projector onto the null space, or its damped form, which
-# leaks less for the same reach.
-#
-#: A kept prompt of which a delta sees this share of what it sees of its concept can hardly be told
-#: from it. Of the shipped model's concepts none sees more than 0.22 of what it keeps; if another
-#: word for it is kept, alone or in every prompt, it sees 0.87 of that and more.
+# ------------------------------------------------------------------ what one concept may touch
+#: A kept prompt whose relative exposure is at least this is reported as entangled. Of the shipped
+#: model's concepts none exposes a kept prompt by more than 0.22; if another word for the concept is
+#: kept, alone or in every prompt, that one is exposed by 0.87 and more.
 NEAR = 0.5
 
 
 @dataclass(frozen=True, eq=False)
 class Constraint:
-    """The room that a concept's delta has, and how it was found."""
+    """The directions in which a concept's delta may act, and how they were found.
+
+    Only the row space of `e(c) P` matters (method, claim 1; P projects onto the null space), and of
+    it only the strong directions matter much.
+    """
 
     concept: Concept
     kept: tuple[str, ...]
@@ -356,24 +348,24 @@ class Constraint:
 
     @property
     def exposure(self) -> Tensor:
-        """How much the delta sees of every kept prompt, `[len(kept)]`, as a share of its own.
+        """Relative exposure of every kept prompt, `[len(kept)]`.
 
-        Of a prompt it sees `max_token ||Q e|| / ||e||`; its own is the concept's prompt of which it
-        sees least. 0 is out of sight, 1 as much in sight as what is to be forgotten.
+        A prompt's exposure is `max_token ||Q e|| / ||e||`, here relative to the concept's least
+        exposed prompt: 0 is out of sight, 1 as exposed as what is to be forgotten.
         """
-        kept, own = (self._seen(rows) for rows in (self.kept_rows, self.concept_rows))
+        kept, own = (self._exposed(rows) for rows in (self.kept_rows, self.concept_rows))
         return kept / own.min().clamp_min(torch.finfo(own.dtype).tiny)
 
     @property
     def entangled(self) -> tuple[str, ...]:
-        """The kept prompts with an exposure of `NEAR` or more, those like the concept's first."""
+        """Kept prompts whose exposure is at least `NEAR`, those like the concept's first."""
         found = (self.exposure >= NEAR).nonzero().flatten()
         kept, own = (self._by_prompt(rows) for rows in (self.kept_rows, self.concept_rows))
         nearest = torch.cdist(kept[found].flatten(1), own.flatten(1)).amin(dim=1)
         return tuple(self.kept[i] for i in found[nearest.argsort(stable=True)])
 
-    def _seen(self, rows: Tensor) -> Tensor:
-        """`max_token ||Q e|| / ||e||` of every prompt whose rows these are."""
+    def _exposed(self, rows: Tensor) -> Tensor:
+        """`max_token ||Q e|| / ||e||` of every prompt, `[prompts]`."""
         shares = (rows @ self.basis.T).norm(dim=1) / rows.norm(dim=1)
         return self._by_prompt(shares).amax(dim=1)
 
@@ -417,7 +409,7 @@ def constrain(
         concept_rtol: directions of `e(c) P` weaker than this times the strongest are left out.
         method: "svd" or "elimination" for the basis of the null space, which span the same
             directions; "damped" for `sepme.nullspace.damped_projection` at that tolerance.
-        quiet: no warnings, for those who only look at the room.
+        quiet: no warnings, for those who only look.
 
     Raises:
         SepmeError: a prompt is both forgotten and kept, none has a word that the model knows, or
@@ -447,11 +439,11 @@ def constrain(
             f"{space.d_in} dimensions ({crowding(kept_rows, kept)}): keep fewer prompts, or raise "
             "keep_rtol."
         ) from error
-    room = Constraint(concept, kept, space, basis, kept_rows, concept_rows)
-    for remark in (backbone.vocabulary.remark((*concept.prompts, *kept)), room.remark()):
+    found = Constraint(concept, kept, space, basis, kept_rows, concept_rows)
+    for remark in (backbone.vocabulary.remark((*concept.prompts, *kept)), found.remark()):
         if remark is not None and not quiet:
             warn(remark)
-    return room
+    return found
 
 
 def refuse_meaningless(backbone: Backbone, concept: Concept) -> None:

@@ -378,9 +378,7 @@ def record(
         keep,
         settings,
         seed=seed,
-        callback=collect,
-        observer=observe,
-        progress=progress,
+        trainer=Trainer(callback=collect, progress=progress),
     )
     if len(steps) % every:
         watch.look(len(steps), delta)

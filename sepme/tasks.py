@@ -1,91 +1,60 @@
 """Erase concepts into a folder of files: what is done is skipped, what was killed goes on."""
 
 import json
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from sepme.artefact import canonical_json
-from sepme.concept import Catalogue, Concept, refuse_overlap
+from sepme.artefact import canonical_json, writable_folder
+from sepme.concept import Catalogue, Concept, refuse_overlap, slug
 from sepme.delta import ConceptDelta
-from sepme.erasure import ErasureSettings, closed_form, erase_jointly, recorded_settings
+from sepme.erasure import PRESETS, ErasureSettings, erase, recorded_settings, retain_set
 from sepme.errors import SepmeError
 from sepme.model import Backbone
 from sepme.nullspace import refuse_meaningless
-from sepme.report import writable_folder
-from sepme.training import Checkpoint
+from sepme.training import Trainer
+
+__all__ = ["ErasureTask", "erase_into", "plan", "shipped_deltas"]
 
 
 @dataclass(frozen=True)
-class Job:
+class ErasureTask:
     """Concepts that are erased in one training, and how."""
 
     concepts: tuple[Concept, ...]
     keep: tuple[str, ...]
-    """Prompts that none of them may change."""
-    settings: ErasureSettings
+    """The retain set, besides what the concepts' own prompts ask for."""
+    settings: ErasureSettings = PRESETS["default"]
     seed: int = 0
-    closed: bool = False
-    """In closed form instead of training; of the settings only the tolerances count then."""
     after: tuple[ConceptDelta, ...] = ()
     """Deltas that are on already, and stay as they are."""
 
-    @property
-    def slug(self) -> str:
-        return "+".join(slug(concept.name) for concept in self.concepts)
+    def files(self, folder: Path) -> list[Path]:
+        """Where its deltas go, one file a concept."""
+        return [folder / f"{slug(concept.name)}.safetensors" for concept in self.concepts]
 
-    def file(self, concept: Concept, folder: Path) -> Path:
-        return folder / f"{slug(concept.name)}.safetensors"
-
-    def run(self, backbone: Backbone, checkpoint: Checkpoint, progress: bool) -> list[ConceptDelta]:
-        if self.closed:
-            only = self.concepts[0]
-            return [closed_form(backbone, only, self.keep, **self._closed_options())]
-        return erase_jointly(
-            backbone,
-            self.concepts,
-            self.keep,
-            self.settings,
+    def run(self, model: Backbone, trainer: Trainer | None = None) -> list[ConceptDelta]:
+        """The deltas, one a concept."""
+        return erase(
+            *(model, self.concepts, self.keep, self.settings),
             seed=self.seed,
             after=self.after,
-            checkpoint=checkpoint,
-            progress=progress,
+            trainer=trainer,
         )
 
-    def made(self, delta: ConceptDelta, concept: Concept, backbone: Backbone) -> bool:
-        """Whether a delta is what this job would make of the concept, versions aside."""
+    def made(self, delta: ConceptDelta, concept: Concept, model: Backbone) -> bool:
+        """Whether a delta is what this task would make of the concept, versions aside."""
         found = delta.provenance
+        kept = {"", *retain_set(concept, self.concepts, self.keep, self.after)}
+        settings = recorded_settings(model, self.concepts, self.settings)
         return (
-            (found.base, found.concept) == (backbone.fingerprint, concept.name)
+            (found.base, found.concept) == (model.fingerprint, concept.name)
             and found.forgotten == concept.prompts
-            and set(found.kept) == self._kept(concept)
+            and set(found.kept) == (set() if self.settings.parametrisation == "full" else kept)
             and found.after == tuple(earlier.digest for earlier in self.after)
-            and dict(found.settings) == self._recorded(backbone)
-            and found.seed == (0 if self.closed else self.seed)
+            and found.settings == json.loads(canonical_json(settings))  # as it is read from a file
+            and found.seed == self.seed
         )
-
-    def _kept(self, concept: Concept) -> set[str]:
-        if self.settings.parametrisation == "full":
-            return set()
-        others = {p for other in self.concepts for p in other.prompts}
-        earlier = {p for delta in self.after for p in delta.forgotten}
-        return {"", *self.keep} | ((others | earlier) - set(concept.prompts))
-
-    def _closed_options(self) -> dict[str, Any]:
-        names = ("keep_rtol", "concept_rtol", "method")
-        return {name: getattr(self.settings, name) for name in names} | {
-            "ridge": 1e-3,
-            "keep_weight": 1.0,
-        }
-
-    def _recorded(self, backbone: Backbone) -> dict[str, Any]:
-        """The settings as they come back from the provenance, where tuples are lists."""
-        if self.closed:
-            return self._closed_options() | {"eraser": "closed_form"}
-        settings = recorded_settings(backbone, self.concepts, self.settings)
-        return json.loads(canonical_json(settings))
 
 
 def plan(
@@ -98,10 +67,10 @@ def plan(
     joint: bool = False,
     closed: bool = False,
     after: Sequence[ConceptDelta] = (),
-) -> list[Job]:
-    """The jobs that erase these concepts: one each, or one for all of them jointly.
+) -> list[ErasureTask]:
+    """The tasks that erase these concepts: one each, or one for all of them jointly.
 
-    What is kept is `keep`, all else that the catalogue knows, and the other concepts named, so
+    The retain set is `keep`, all else that the catalogue knows, and the other concepts named, so
     that every delta can be composed with every other.
 
     Raises:
@@ -117,75 +86,78 @@ def plan(
         )
     if joint and len(concepts) < 2:
         raise SepmeError("Erasing jointly takes two concepts or more: name another.")
-    files = [slug(concept.name) for concept in concepts]
-    if len(set(files)) < len(files):
+    if len({slug(concept.name) for concept in concepts}) < len(concepts):
         raise SepmeError("Two of the concepts would be written to one file: rename one of them.")
     for concept in concepts:
         refuse_overlap(concept, keep)
+    if closed:
+        settings = replace(
+            PRESETS["closed_form"],
+            keep_rtol=settings.keep_rtol,
+            concept_rtol=settings.concept_rtol,
+            method=settings.method,
+        )
     groups = [tuple(concepts)] if joint else [(concept,) for concept in concepts]
+
+    def retained(group: Sequence[Concept]) -> Iterator[str]:
+        forgotten = {prompt for concept in group for prompt in concept.prompts}
+        known = catalogue.kept_prompts(group) if catalogue is not None else ("",)
+        others = [prompt for concept in concepts for prompt in concept.prompts]
+        return (prompt for prompt in (*known, *others, *keep) if prompt not in forgotten)
+
     return [
-        Job(
+        ErasureTask(
             group,
-            () if full else _keep(group, concepts, keep, catalogue),
+            () if full else tuple(dict.fromkeys(retained(group))),
             settings,
             seed,
-            closed,
             tuple(after),
         )
         for group in groups
     ]
 
 
-def _keep(
-    group: Sequence[Concept],
-    concepts: Sequence[Concept],
-    keep: Sequence[str],
-    catalogue: Catalogue | None,
-) -> tuple[str, ...]:
-    known = catalogue.kept_prompts(group) if catalogue is not None else ("",)
-    others = [prompt for concept in concepts for prompt in concept.prompts]
-    forgotten = {prompt for concept in group for prompt in concept.prompts}
-    return tuple(dict.fromkeys(p for p in (*known, *others, *keep) if p not in forgotten))
-
-
 def erase_into(
     folder: Path,
-    jobs: Sequence[Job],
-    backbone: Backbone,
+    tasks: Sequence[ErasureTask],
+    model: Backbone,
     *,
     overwrite: bool = False,
     progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> list[Path]:
-    """Run the jobs, one file a concept. Killed and started again, it ends in the same bytes.
+    """Run the tasks, one file a concept. Killed and started again, it ends in the same bytes.
 
     Raises:
         SepmeError: no writable folder, a file of another delta in the way, a concept of which the
-            model knows no word, or an eraser's.
+            model knows no word, or what `erase` refuses.
     """
     folder = writable_folder(folder)
-    for concept in (concept for job in jobs for concept in job.concepts):
-        refuse_meaningless(backbone, concept)  # all of them before the first is trained
-    todo = [job for job in jobs if not _finished(job, folder, backbone, overwrite)]
-    for job in jobs:
-        checkpoint = Checkpoint(folder / f".{job.slug}.checkpoint.safetensors")
-        paths = [job.file(concept, folder) for concept in job.concepts]
-        if job not in todo:
-            say(f"Already erased with these settings: {', '.join(map(str, paths))}")
+    for concept in (concept for task in tasks for concept in task.concepts):
+        refuse_meaningless(model, concept)  # all of them before the first is trained
+    finished = [_finished(task, folder, model, overwrite) for task in tasks]
+    for task, done in zip(tasks, finished, strict=True):
+        files = task.files(folder)
+        checkpoint = folder / f".{'+'.join(file.stem for file in files)}.checkpoint"
+        if done:
+            say(f"Already erased with these settings: {', '.join(map(str, files))}")
         else:
-            for path, delta in zip(paths, job.run(backbone, checkpoint, progress), strict=True):
-                delta.save(path)
-                say(f"{path}: rank {delta.rank}, {len(delta.kept)} prompts kept")
-        checkpoint.remove()
-    return [job.file(concept, folder) for job in jobs for concept in job.concepts]
+            deltas = task.run(model, Trainer(checkpoint=checkpoint, progress=progress))
+            for file, delta in zip(files, deltas, strict=True):
+                delta.save(file)
+                say(f"{file}: rank {delta.rank}, {len(delta.kept)} prompts kept")
+        checkpoint.unlink(missing_ok=True)
+    return [file for task in tasks for file in task.files(folder)]
 
 
-def _finished(job: Job, folder: Path, backbone: Backbone, overwrite: bool) -> bool:
-    """Whether all files of a job are there. Refuses to replace what something else made."""
+def _finished(task: ErasureTask, folder: Path, model: Backbone, overwrite: bool) -> bool:
+    """Whether all files of a task are there. Refuses to replace what something else made."""
     finished = []
-    for concept in job.concepts:
-        path = job.file(concept, folder)
-        same = path.exists() and _holds(path, job, concept, backbone)
+    for concept, path in zip(task.concepts, task.files(folder), strict=True):
+        try:
+            same = task.made(ConceptDelta.load(path), concept, model)
+        except SepmeError:  # missing, damaged, or not a delta at all
+            same = False
         if path.exists() and not same and not overwrite:
             raise SepmeError(
                 f"{path} holds something that other settings made: choose another folder with "
@@ -195,19 +167,7 @@ def _finished(job: Job, folder: Path, backbone: Backbone, overwrite: bool) -> bo
     return all(finished)
 
 
-def _holds(path: Path, job: Job, concept: Concept, backbone: Backbone) -> bool:
-    try:
-        return job.made(ConceptDelta.load(path), concept, backbone)
-    except SepmeError:  # damaged, or not a delta at all
-        return False
-
-
-def slug(name: str) -> str:
-    """A file name for a concept: `Van Gogh` gives `van-gogh`."""
-    return re.sub(r"[^\w]+", "-", name.lower()).strip("-") or "concept"
-
-
-def shipped_deltas(backbone: Backbone) -> dict[str, ConceptDelta]:
+def shipped_deltas(model: Backbone) -> dict[str, ConceptDelta]:
     """The deltas that lie beside a model, in its folder `deltas`, by the concept's name.
 
     `sepme erase "neon, boat" --out MODEL/deltas` puts more of them there. A model that brings none,
@@ -216,7 +176,7 @@ def shipped_deltas(backbone: Backbone) -> dict[str, ConceptDelta]:
     Raises:
         SepmeError: one is damaged or belongs to another model.
     """
-    source = backbone.pipe.name_or_path  # empty for a pipeline that was built in memory
+    source = model.pipe.name_or_path  # empty for a pipeline that was built in memory
     files = sorted((Path(source) / "deltas").glob("*.safetensors")) if source else []
-    deltas = [ConceptDelta.load(file, base=backbone.fingerprint) for file in files]
+    deltas = [ConceptDelta.load(file, base=model.fingerprint) for file in files]
     return {delta.concept: delta for delta in deltas}

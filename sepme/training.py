@@ -1,48 +1,174 @@
-"""Where a long training can be picked up again after a kill, with the same result to the byte.
+"""The one training loop. SepME, the baselines and the shipped model bring their loss, no more.
 
-A checkpoint holds tensors and a few numbers in one safetensors file that is replaced in a single
-step. It is read back only by the run that wrote it: the key is a hash of all that decides a run.
+A run is decided by its seed: iteration n draws all its random numbers from one generator, seeded
+by `mix(seed, n)`. So a run that was stopped at any moment and goes on from its checkpoint ends in
+the same bytes, on the same machine and with the same number of threads.
 """
 
-import contextlib
-import json
-from collections.abc import Mapping
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from sepme.artefact import write_atomically
+from sepme.artefact import digest_of, write_atomically
+from sepme.errors import SepmeError
+
+__all__ = ["Step", "Trainer", "mix"]
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """One file that a run writes now and then and removes when it is done."""
+class Step:
+    """One iteration as a callback sees it."""
 
-    path: Path
+    iteration: int
+    """Counted from 1."""
+    loss: float
+    timesteps: tuple[int, ...] = ()
+    """The timestep of every sample of the batch."""
+
+
+class Stateful(Protocol):
+    """What a checkpoint holds besides parameters and optimiser: a momentum, a moving average."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """How a training is watched and resumed, whatever is trained."""
+
+    callback: Callable[[Any], None] | None = None
+    """Called with a `Step` after every iteration."""
+    checkpoint: Path | None = None
+    """File that holds the run now and then. Only the very same run goes on from it. Whoever named
+    it deletes it, once the result is safe."""
     every: int = 5
-    """Iterations between two writes."""
+    """Iterations between two checkpoints."""
+    progress: bool = True
+    """Whether to show a progress bar."""
 
-    def write(self, key: str, numbers: Mapping[str, float], tensors: Mapping[str, Tensor]) -> None:
-        header = {"state": json.dumps({"key": key, "numbers": dict(numbers)})}
-        owned = {
-            name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()
+    def train(
+        self,
+        loss: Callable[[Mapping[str, Tensor], torch.Generator], tuple[Tensor, Mapping[str, Any]]],
+        optimiser: torch.optim.Optimizer,
+        iterations: int,
+        *,
+        seed: int = 0,
+        key: Any,
+        title: str,
+        report: type[Step] = Step,
+        prepare: Callable[[], dict[str, Tensor]] = dict,
+        state: Sequence[Stateful] = (),
+        stopped: Callable[[], bool] = lambda: False,
+        before_step: Callable[[], object] = lambda: None,
+        after_step: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Minimise a loss over the optimiser's parameters.
+
+        Args:
+            loss: gets what `prepare` made and the iteration's generator. Returns the value to
+                descend on, and the fields of `report` besides `iteration` and `loss`.
+            iterations: the most; `stopped` may end the training earlier.
+            seed: with the iteration it decides everything random.
+            key: JSON values that decide the run. A checkpoint of another key is not used.
+            title: what the progress bar says.
+            report: what the callback gets.
+            prepare: makes what is needed once (pictures of the concept, inverted words). A resumed
+                run reads it from the checkpoint.
+            state: what changes during the run besides parameters and optimiser.
+            before_step: called between the gradient and the step (clipping).
+            after_step: called after the step (moving average, learning rate).
+
+        Raises:
+            SepmeError: the loss is no longer finite.
+        """
+        key = digest_of(key)
+        done, fixed = self._resume(key, optimiser, state)
+        if done >= iterations:
+            return
+        if fixed is None:
+            fixed = prepare()
+            self._save(key, optimiser, state, done, fixed)
+        with tqdm(total=iterations, initial=done, desc=title, disable=not self.progress) as bar:
+            while done < iterations and not stopped():
+                value, found = loss(fixed, torch.Generator().manual_seed(mix(seed, done)))
+                done += 1
+                step = report(**{"iteration": done, "loss": float(value.detach()), **found})
+                if not math.isfinite(step.loss):
+                    raise SepmeError(
+                        f"The loss of iteration {done} is {step.loss}: lower the learning "
+                        "rate, or check the model's weights."
+                    )
+                optimiser.zero_grad()
+                value.backward()
+                before_step()
+                optimiser.step()
+                after_step()
+                bar.update()
+                bar.set_postfix(loss=f"{step.loss:.2e}", refresh=False)
+                if self.callback is not None:
+                    self.callback(step)
+                if done % self.every == 0:
+                    self._save(key, optimiser, state, done, fixed)
+
+    # ------------------------------------------------------------------ to the disk and back
+    def _save(
+        self,
+        key: str,
+        optimiser: torch.optim.Optimizer,
+        state: Sequence[Stateful],
+        done: int,
+        fixed: Mapping[str, Tensor],
+    ) -> None:
+        if self.checkpoint is None:
+            return
+        content = {
+            "key": key,
+            "done": done,
+            "fixed": dict(fixed),
+            "parameters": [p.detach() for p in _parameters(optimiser)],
+            "optimiser": optimiser.state_dict(),
+            "state": [part.state_dict() for part in state],
         }
-        write_atomically(self.path, save(owned, header))
+        file = io.BytesIO()
+        torch.save(content, file)
+        write_atomically(self.checkpoint, file.getvalue())
 
-    def read(self, key: str) -> tuple[dict[str, float], dict[str, Tensor]] | None:
-        """The numbers and tensors, or None when there is nothing of this very run to go on from."""
+    def _resume(
+        self, key: str, optimiser: torch.optim.Optimizer, state: Sequence[Stateful]
+    ) -> tuple[int, dict[str, Tensor] | None]:
+        """Finished iterations, and what was prepared; (0, None) where there is nothing to use."""
+        if self.checkpoint is None or not self.checkpoint.is_file():
+            return 0, None
+        parameters = _parameters(optimiser)
         try:
-            with safe_open(self.path, framework="pt") as file:
-                state = json.loads((file.metadata() or {})["state"])
-                if state["key"] != key:
-                    return None
-                return state["numbers"], {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, ValueError, TypeError, KeyError):  # not a file of ours
-            return None
+            saved = torch.load(
+                self.checkpoint, map_location=parameters[0].device, weights_only=True
+            )
+            if saved["key"] != key:
+                return 0, None
+        except Exception:  # torch raises many kinds for a file that is no checkpoint
+            return 0, None
+        with torch.no_grad():
+            for parameter, value in zip(parameters, saved["parameters"], strict=True):
+                parameter.copy_(value)
+        optimiser.load_state_dict(saved["optimiser"])
+        for part, content in zip(state, saved["state"], strict=True):
+            part.load_state_dict(content)
+        return saved["done"], saved["fixed"]
 
-    def remove(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self.path.unlink()
+
+def _parameters(optimiser: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimiser.param_groups for p in group["params"]]
+
+
+def mix(seed: int, index: int) -> int:
+    """A seed of its own for every iteration (below zero: for what is prepared)."""
+    return (seed * 1_000_003 + index * 7_919 + 2**40) % 2**62

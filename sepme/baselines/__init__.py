@@ -1,24 +1,24 @@
 """The methods that SepME is compared with, behind one signature.
 
-Every method has `erase(backbone, concept, settings, *, keep, seed, callback, checkpoint,
-progress) -> WeightChange`. Where a method has no use for prompts to keep it refuses them, and
-`Baseline.uses_keep` says so beforehand; nothing is ignored silently but what its docstring names.
 Presets: `official` (the published code), `sepme_paper` (what the SepME authors ran, where they
 did) and `atelier` (rates that erase on the shipped model), beside a few variants.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from sepme.baselines import abconcept, esd, fmn, sdd, speed, uce
-from sepme.baselines._training import Step
-from sepme.concept import Concept
-from sepme.delta import WeightChange
+from sepme.composition import refuse_attached
+from sepme.concept import Concept, refuse_overlap
+from sepme.delta import DenseDelta
 from sepme.errors import SepmeError
 from sepme.model import Backbone
+from sepme.training import Trainer
 
-__all__ = ["BASELINES", "Baseline", "Step", "baseline"]
+__all__ = ["BASELINES", "Baseline", "baseline"]
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Baseline:
     name: str
     title: str
     """What tables and figures call it."""
-    method: Callable[..., WeightChange]
+    method: Callable[..., DenseDelta]
     presets: Mapping[str, Any]
     uses_keep: bool = False
-    """Whether it takes prompts to keep; the others refuse them."""
+    """Whether it takes a retain set: the closed forms do, the trained methods do not."""
 
     def preset(self, name: str) -> Any:
         """The settings of a preset by name."""
@@ -42,16 +42,44 @@ class Baseline:
         return self.presets[name]
 
     def erase(
-        self, backbone: Backbone, concept: Concept, settings: Any = "official", **options: Any
-    ) -> WeightChange:
-        """Make the change that erases one concept; see the method's own `erase`.
+        self,
+        backbone: Backbone,
+        concept: Concept,
+        settings: Any = "official",
+        *,
+        keep: Sequence[str] = (),
+        seed: int = 0,
+        trainer: Trainer | None = None,
+    ) -> DenseDelta:
+        """Make the change that erases one concept.
 
         Args:
             settings: the method's settings, or the name of a preset.
-            options: `keep`, `seed`, `callback`, `checkpoint` and `progress`.
+            keep: the retain set, of a method that uses one.
+            seed: decides everything random; a closed form has no chance in it.
+            trainer: callback, checkpoint and progress bar; a closed form has no iteration.
+
+        Raises:
+            SepmeError: a pipeline that carries something, a retain set that the method cannot use,
+                a prompt both kept and forgotten, or training in another type than float32.
         """
         settings = self.preset(settings) if isinstance(settings, str) else settings
-        return self.method(backbone, concept, settings, **options)
+        keep = (keep,) if isinstance(keep, str) else tuple(keep)
+        refuse_attached(backbone)
+        if self.uses_keep:
+            refuse_overlap(concept, keep)
+            return self.method(backbone, concept, settings, keep=keep)
+        if keep:
+            raise SepmeError(
+                f"{self.title} has no use for prompts to keep: leave out keep, which UCE and SPEED "
+                "take."
+            )
+        if backbone.dtype != torch.float32:
+            raise SepmeError(
+                f"{self.title} trains in float32, and this model is in {backbone.dtype}: load it "
+                "with dtype=torch.float32."
+            )
+        return self.method(backbone, concept, settings, seed=seed, trainer=trainer)
 
 
 #: By the name that one types.

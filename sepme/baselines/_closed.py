@@ -9,24 +9,12 @@ from torch import Tensor
 
 from sepme.artefact import Provenance, versions
 from sepme.baselines.prompts import last_subject
-from sepme.concept import Concept, refuse_overlap
-from sepme.delta import WeightChange, refuse_attached
+from sepme.concept import Concept
+from sepme.delta import DenseDelta
 from sepme.model import Backbone
 
 #: Which rows of a prompt's embedding are edited or kept: the last word's, or all of them.
 ROWS = ("last_subject", "all")
-
-
-def checked(backbone: Backbone, concept: Concept, keep: Sequence[str]) -> tuple[str, ...]:
-    """The prompts to keep, each once.
-
-    Raises:
-        SepmeError: a pipeline that carries something, or a prompt both kept and forgotten.
-    """
-    refuse_attached(backbone)
-    keep = (keep,) if isinstance(keep, str) else tuple(keep)
-    refuse_overlap(concept, keep)
-    return tuple(dict.fromkeys(keep))
 
 
 def rows(backbone: Backbone, prompts: Sequence[str], which: str) -> Tensor:
@@ -48,9 +36,8 @@ def finished(
     kept: Sequence[str],
     settings: Any,
     eraser: str,
-    seed: int,
     changes: Mapping[str, Tensor],
-) -> WeightChange:
+) -> DenseDelta:
     """The change of a closed form; `changes` by module path, all of them of weights."""
     provenance = Provenance(
         concept=concept.name,
@@ -60,7 +47,6 @@ def finished(
         forgotten=tuple(forgotten),
         kept=tuple(kept),
         settings=asdict(settings) | {"eraser": eraser},
-        seed=seed,
         versions=versions(),
     )
-    return WeightChange({f"{path}.weight": change for path, change in changes.items()}, provenance)
+    return DenseDelta({f"{path}.weight": change for path, change in changes.items()}, provenance)

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
-from tqdm.auto import tqdm
 
-from sepme.baselines._settings import above_zero, at_least
+from sepme._checks import above_zero, at_least
 from sepme.baselines.prompts import token_ids
 from sepme.errors import SepmeError
 from sepme.model import Backbone
@@ -77,7 +76,6 @@ def invert(
     images: Tensor,
     settings: InversionSettings,
     generator: torch.Generator,
-    progress: bool = True,
 ) -> Tensor:
     """Learn the new words `[words, d_in]` with which the prompts describe the images best.
 
@@ -91,7 +89,7 @@ def invert(
     ids = torch.stack([with_new_words(backbone, p, name, settings.words) for p in prompts])
     learnt = _start(backbone, name, settings.words, generator).requires_grad_()
     optimiser = torch.optim.AdamW([learnt], lr=settings.learning_rate, weight_decay=0.0)
-    for _ in tqdm(range(settings.iterations), desc=f"inverting {name}", disable=not progress):
+    for _ in range(settings.iterations):
         chosen = torch.randint(len(images), (settings.batch,), generator=generator)
         t = torch.randint(backbone.timesteps, (settings.batch,), generator=generator)
         noise = torch.randn(images[chosen].shape, generator=generator).to(images)

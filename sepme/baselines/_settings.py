@@ -1,32 +1,14 @@
 """What the settings of all trained baselines have in common, and how they are checked."""
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sepme._checks import above_zero, at_least, below_one, choose
 from sepme.errors import SepmeError
 
-#: Which parameters of the UNet a method trains; see `sepme.baselines._training.select`.
+#: Which parameters of the UNet a method trains; see `sepme.baselines._train.select`.
 SELECTORS = ("attn2", "attn2_kv", "not_attn2", "all")
 #: The prompts of the concept itself, in place of a template.
 OWN = "{prompts}"
-
-
-def choose(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise SepmeError(f"{name} = '{value}' is unknown: choose one of {', '.join(known)}.")
-
-
-def at_least(least: float, **values: float) -> None:
-    for name, value in values.items():
-        if not least <= value < math.inf:
-            raise SepmeError(f"{name} = {value} makes no sense: give at least {least:g}.")
-
-
-def above_zero(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise SepmeError(f"{name} = {value} makes no sense: give a number above 0.")
 
 
 def check_prompt(name: str, template: str) -> None:
@@ -63,8 +45,8 @@ class TrainingSettings:
     """If given, the result is the running mean of the parameters with this decay."""
 
     def __post_init__(self) -> None:
-        choose("trains", self.trains, SELECTORS)
-        choose("optimiser", self.optimiser, ("adam", "adamw"))
+        choose(SELECTORS, trains=self.trains)
+        choose(("adam", "adamw"), optimiser=self.optimiser)
         at_least(1, iterations=self.iterations, batch=self.batch)
         above_zero(learning_rate=self.learning_rate)
         at_least(0, weight_decay=self.weight_decay)
@@ -72,5 +54,4 @@ class TrainingSettings:
             raise SepmeError("Only optimiser='adamw' decays weights: leave out weight_decay.")
         if self.clip is not None:
             above_zero(clip=self.clip)
-        if self.ema is not None and not 0 <= self.ema < 1:
-            raise SepmeError(f"ema = {self.ema} makes no sense: give at least 0, below 1.")
+        below_one(ema=self.ema)

@@ -16,21 +16,22 @@ published "{name} painting" and "painting"; `atelier` the bare name and its anch
 authors' prior, without which the anchor drifts and the other concepts go with it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from sepme.baselines._settings import OWN, TrainingSettings, at_least, check_prompt, choose
-from sepme.baselines._training import Callback, Student, Training, mix, noised
-from sepme.baselines.prompts import drawn, pairs
-from sepme.concept import Concept
-from sepme.delta import WeightChange
+from sepme._checks import at_least, choose
+from sepme.baselines._settings import OWN, TrainingSettings, check_prompt
+from sepme.baselines._train import Student, noised, train
+from sepme.baselines.prompts import pairs
+from sepme.concept import Concept, evenly
+from sepme.delta import DenseDelta
 from sepme.errors import SepmeError
 from sepme.model import Backbone
-from sepme.training import Checkpoint
+from sepme.training import Trainer, mix
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,10 @@ class AbConceptSettings(TrainingSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_prompt("prompt", self.prompt)
-        choose("target", self.target, ("model", "noise"))
-        choose("teacher", self.teacher, ("current", "original"))
-        choose("images_of", self.images_of, ("anchor", "concept"))
-        choose("prior", self.prior, ("none", "noise", "original"))
+        choose(("model", "noise"), target=self.target)
+        choose(("current", "original"), teacher=self.teacher)
+        choose(("anchor", "concept"), images_of=self.images_of)
+        choose(("none", "noise", "original"), prior=self.prior)
         at_least(1, images=self.images)
         at_least(0, prior_weight=self.prior_weight)
         if self.ema is not None:
@@ -119,48 +120,37 @@ def erase(
     concept: Concept,
     settings: AbConceptSettings = PRESETS["official"],
     *,
-    keep: Sequence[str] = (),
     seed: int = 0,
-    callback: Callback | None = None,
-    checkpoint: Checkpoint | None = None,
-    progress: bool = True,
-) -> WeightChange:
+    trainer: Trainer | None = None,
+) -> DenseDelta:
     """Train concept ablation for one concept.
 
     Args:
-        keep: refused unless empty; the prior term holds on to the anchors, which are the
-            concept's.
         seed: decides the images, the noise and the timesteps.
-        callback: called with a `Step` after every iteration.
-        checkpoint: where to write progress, and to go on from if it is of this very run.
+        trainer: callback, checkpoint and progress bar.
 
     Raises:
-        SepmeError: bad settings, something to keep, a pipeline that carries something or is not in
-            float32, or a loss that is no longer finite.
+        SepmeError: the loss is no longer finite.
     """
+    student = Student(backbone, settings)
     texts = pairs(concept, settings.prompt, settings.anchor)
     forgotten = tuple(text for text, _ in texts)
-    run = Training(
-        backbone, concept, settings, "AbConcept", forgotten=forgotten, keep=keep, seed=seed
-    )
     targets = backbone.encode(forgotten)
     anchors = backbone.encode([anchor for _, anchor in texts])
-    shown = torch.tensor(drawn(range(len(texts)), settings.images))  # of which pair an image is
+    shown = torch.tensor(evenly(range(len(texts)), settings.images))  # of which pair an image is
 
     def prepare() -> dict[str, Tensor]:
         which = 1 if settings.images_of == "anchor" else 0
         prompts = [texts[i][which] for i in shown]
-        images = backbone.generate(
-            prompts, mix(seed, -1) % 2**31, output="latents", progress=progress
-        )
-        return {"images": images}
+        return {"images": backbone.generate(prompts, mix(seed, -1) % 2**31, output="latents")}
 
-    def loss(student: Student, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        x_t, t, noise, chosen = noised(backbone, run.fixed["images"], settings.batch, generator)
+    def loss(fixed: Mapping[str, Tensor], rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        x_t, t, noise, chosen = noised(backbone, fixed["images"], settings.batch, rng)
         pair = shown[chosen]
         return ablation_loss(student, settings, x_t, t, noise, targets[pair], anchors[pair]), t
 
-    return run.run(loss, prepare, callback=callback, checkpoint=checkpoint, progress=progress)
+    options = {"forgotten": forgotten, "seed": seed, "trainer": trainer, "prepare": prepare}
+    return train(student, concept, settings, "AbConcept", loss, **options)
 
 
 def ablation_loss(

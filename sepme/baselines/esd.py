@@ -15,22 +15,23 @@ concept's own at random each iteration, as the code does with a list of words; o
 erases no better and harms other concepts, since such prompts name those too.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from sepme.baselines._settings import TrainingSettings, at_least, check_prompt, choose
-from sepme.baselines._training import Callback, Student, Training
+from sepme._checks import at_least, choose
+from sepme.baselines._settings import TrainingSettings, check_prompt
+from sepme.baselines._train import Student, train
 from sepme.baselines.prompts import pairs
 from sepme.baselines.sampling import PAIRINGS, Grid, sample
 from sepme.concept import Concept
-from sepme.delta import WeightChange
+from sepme.delta import DenseDelta
 from sepme.errors import SepmeError
 from sepme.model import Backbone
-from sepme.training import Checkpoint
+from sepme.training import Trainer
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class ESDSettings(TrainingSettings):
         at_least(0, eta=self.eta)
         at_least(1, steps=self.steps)
         at_least(0, guidance=self.guidance)
-        choose("sampler", self.sampler, ("student", "original"))
-        choose("pairing", self.pairing, tuple(PAIRINGS))
+        choose(("student", "original"), sampler=self.sampler)
+        choose(tuple(PAIRINGS), pairing=self.pairing)
         if self.ema is not None:
             raise SepmeError("ESD keeps no running mean: leave out ema.")
 
@@ -90,45 +91,37 @@ def erase(
     concept: Concept,
     settings: ESDSettings = PRESETS["official"],
     *,
-    keep: Sequence[str] = (),
     seed: int = 0,
-    callback: Callback | None = None,
-    checkpoint: Checkpoint | None = None,
-    progress: bool = True,
-) -> WeightChange:
+    trainer: Trainer | None = None,
+) -> DenseDelta:
     """Train ESD for one concept.
 
     Args:
-        keep: refused unless empty; ESD has no term that could keep anything.
         seed: decides the noise, the steps, the timesteps and the order of the prompts.
-        callback: called with a `Step` after every iteration.
-        checkpoint: where to write progress, and to go on from if it is of this very run.
+        trainer: callback, checkpoint and progress bar.
 
     Raises:
-        SepmeError: bad settings, something to keep, a pipeline that carries something or is not in
-            float32, or a loss that is no longer finite.
+        SepmeError: the loss is no longer finite.
     """
-    texts = [text for text, _ in pairs(concept, settings.prompt)]
-    run = Training(backbone, concept, settings, "ESD", forgotten=tuple(texts), keep=keep, seed=seed)
+    student, n = Student(backbone, settings), settings.batch
+    texts = tuple(text for text, _ in pairs(concept, settings.prompt))
     embeddings, empty = backbone.encode(texts), backbone.encode([""])
     grid = Grid.of(backbone, settings.steps)
+    sampler = student.epsilon if settings.sampler == "student" else backbone.epsilon
 
-    def loss(student: Student, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        n = settings.batch
-        c = embeddings[torch.randint(len(texts), (n,), generator=generator)]
+    def loss(_: object, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        c = embeddings[torch.randint(len(texts), (n,), generator=rng)]
         c_0 = empty.expand_as(c)
-        stop = grid.draw(settings.pairing, backbone.timesteps, n, generator)
-        noise = torch.randn(n, *backbone.latent_shape, generator=generator).to(c)
-        predict = student.epsilon if settings.sampler == "student" else backbone.epsilon
-        x_t = sample(predict, grid, noise, c, c_0, settings.guidance, stop.done)
+        stop = grid.draw(settings.pairing, backbone.timesteps, n, rng)
+        noise = torch.randn(n, *backbone.latent_shape, generator=rng).to(c)
+        x_t = sample(sampler, grid, noise, c, c_0, settings.guidance, stop.done)
         with torch.no_grad():
-            both = backbone.epsilon(
-                torch.cat([x_t, x_t]), torch.cat([stop.t, stop.t]), torch.cat([c, c_0])
-            )
-        target = esd_target(*both.chunk(2), settings.eta)
+            both = [torch.cat(pair) for pair in ((x_t, x_t), (stop.t, stop.t), (c, c_0))]
+            target = esd_target(*backbone.epsilon(*both).chunk(2), settings.eta)
         return mse_loss(student.epsilon(x_t, stop.t, c), target), stop.t
 
-    return run.run(loss, callback=callback, checkpoint=checkpoint, progress=progress)
+    options = {"forgotten": texts, "seed": seed, "trainer": trainer}
+    return train(student, concept, settings, "ESD", loss, **options)
 
 
 def esd_target(eps_c: Tensor, eps_0: Tensor, eta: float) -> Tensor:

@@ -31,6 +31,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from sepme._checks import at_least, choose
 from sepme.baselines._inversion import (
     InversionSettings,
     encode,
@@ -38,14 +39,14 @@ from sepme.baselines._inversion import (
     new_words,
     with_new_words,
 )
-from sepme.baselines._settings import OWN, TrainingSettings, at_least, check_prompt, choose
-from sepme.baselines._training import Callback, Student, Training, mix, noised
-from sepme.baselines.prompts import ENDS, concept_mask, drawn, pairs, token_ids
-from sepme.concept import Concept
-from sepme.delta import WeightChange
+from sepme.baselines._settings import OWN, TrainingSettings, check_prompt
+from sepme.baselines._train import Student, noised, train
+from sepme.baselines.prompts import ENDS, concept_mask, pairs, token_ids
+from sepme.concept import Concept, evenly
+from sepme.delta import DenseDelta
 from sepme.errors import SepmeError
 from sepme.model import Backbone
-from sepme.training import Checkpoint
+from sepme.training import Trainer, mix
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ class FMNSettings(TrainingSettings):
         super().__post_init__()
         check_prompt("prompt", self.prompt)
         check_prompt("style_prompt", self.style_prompt)
-        choose("scores", self.scores, ("probabilities", "logits"))
-        choose("end", self.end, ENDS)
+        choose(("probabilities", "logits"), scores=self.scores)
+        choose(ENDS, end=self.end)
         at_least(1, images=self.images)
         if self.ema is not None:
             raise SepmeError("Forget-Me-Not keeps no running mean: leave out ema.")
@@ -125,54 +126,44 @@ def erase(
     concept: Concept,
     settings: FMNSettings = PRESETS["official"],
     *,
-    keep: Sequence[str] = (),
     seed: int = 0,
-    callback: Callback | None = None,
-    checkpoint: Checkpoint | None = None,
-    progress: bool = True,
-) -> WeightChange:
+    trainer: Trainer | None = None,
+) -> DenseDelta:
     """Train Forget-Me-Not for one concept.
 
     Args:
-        keep: refused unless empty; the loss has no term that could keep anything.
         seed: decides the images, the new words, the noise and the timesteps.
-        callback: called with a `Step` after every iteration of the forgetting.
-        checkpoint: where to write progress, and to go on from if it is of this very run.
+        trainer: callback, checkpoint and progress bar.
 
     Raises:
-        SepmeError: bad settings, something to keep, a prompt that does not name the concept, a
-            pipeline that carries something or is not in float32, or a loss that is not finite.
+        SepmeError: a prompt that does not name the concept, or a loss that is not finite.
     """
+    student = Student(backbone, settings)
     template = settings.style_prompt if concept.kind == "style" else settings.prompt
-    measured = [text for text, _ in drawn(pairs(concept, template), settings.images)]
-    shown = [text for text, _ in drawn(pairs(concept, OWN), settings.images)]
-    forgotten = tuple(dict.fromkeys(measured))
-    run = Training(backbone, concept, settings, "FMN", forgotten=forgotten, keep=keep, seed=seed)
+    measured = [text for text, _ in evenly(pairs(concept, template), settings.images)]
+    shown = [text for text, _ in evenly(pairs(concept, OWN), settings.images)]
     ids, mask = _words(backbone, measured, concept.name, settings)
 
     def prepare() -> dict[str, Tensor]:
-        images = backbone.generate(
-            shown, mix(seed, -1) % 2**31, output="latents", progress=progress
-        )
+        images = backbone.generate(shown, mix(seed, -1) % 2**31, output="latents")
         learnt = torch.zeros(0, backbone.d_in).to(images)
         if settings.inversion is not None:
-            generator = torch.Generator().manual_seed(mix(seed, -2))
-            learnt = invert(
-                *(backbone, concept.name, measured, images, settings.inversion, generator),
-                progress=progress,
-            )
+            rng = torch.Generator().manual_seed(mix(seed, -2))
+            learnt = invert(backbone, concept.name, measured, images, settings.inversion, rng)
         return {"images": images, "learnt": learnt}
 
-    def loss(student: Student, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        x_t, t, _, chosen = noised(backbone, run.fixed["images"], settings.batch, generator)
+    def loss(fixed: Mapping[str, Tensor], rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        x_t, t, _, chosen = noised(backbone, fixed["images"], settings.batch, rng)
         with torch.no_grad():
-            c = encode(backbone, ids[chosen], run.fixed["learnt"])
+            c = encode(backbone, ids[chosen], fixed["learnt"])
         if settings.scores == "logits":
             c_0 = backbone.encode([settings.reference]).expand_as(c)
             return logits_loss(student, x_t, t, c, c_0), t
         return attention_loss(student, x_t, t, c, mask[chosen]), t
 
-    return run.run(loss, prepare, callback=callback, checkpoint=checkpoint, progress=progress)
+    forgotten = tuple(dict.fromkeys(measured))
+    options = {"forgotten": forgotten, "seed": seed, "trainer": trainer, "prepare": prepare}
+    return train(student, concept, settings, "FMN", loss, **options)
 
 
 def _words(

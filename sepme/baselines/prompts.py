@@ -5,19 +5,15 @@ A position in a prompt is a trap. Stable Diffusion 1.x pads with the end-of-text
 is not returned. Everything here looks at the token ids.
 """
 
-from collections.abc import Sequence
-from typing import TypeVar
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sepme.baselines._settings import OWN, choose
+from sepme._checks import choose
+from sepme.baselines._settings import OWN
 from sepme.concept import Concept
 from sepme.errors import SepmeError
 from sepme.model import Backbone
-
-T = TypeVar("T")
 
 #: Which end-of-text positions count: none, the first, or every one (on SD 1.x: all padding).
 ENDS = ("none", "first", "all")
@@ -36,11 +32,6 @@ def pairs(concept: Concept, prompt: str, anchor: str | None = None) -> list[tupl
         return [(text, own[text] if anchor is None else anchor) for text in own]
     text = prompt.replace("{name}", concept.name)
     return [(text, own.get(text, concept.anchors[0]) if anchor is None else anchor)]
-
-
-def drawn(texts: Sequence[T], n: int) -> list[T]:
-    """n of them, evenly spread over them all, repeated where there are fewer."""
-    return [texts[i * len(texts) // n if n < len(texts) else i % len(texts)] for i in range(n)]
 
 
 def token_ids(backbone: Backbone, prompt: str) -> list[int]:
@@ -74,7 +65,7 @@ def concept_mask(backbone: Backbone, prompt: str, name: str, end: str = "none") 
     Raises:
         SepmeError: the prompt, cut to the model's length, does not contain the name.
     """
-    choose("end", end, ENDS)
+    choose(ENDS, end=end)
     tokenizer = backbone.pipe.tokenizer
     ids, wanted = token_ids(backbone, prompt), tokenizer(name, add_special_tokens=False).input_ids
     mask = torch.zeros(len(ids), dtype=torch.bool)

@@ -13,22 +13,23 @@ commas; here each gets its own change, and changes add up). `atelier` takes the 
 prompts, one at random each iteration, and draws each by itself.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from sepme.baselines._settings import TrainingSettings, at_least, check_prompt, choose
-from sepme.baselines._training import Callback, Student, Training
+from sepme._checks import at_least, choose
+from sepme.baselines._settings import TrainingSettings, check_prompt
+from sepme.baselines._train import Student, train
 from sepme.baselines.prompts import pairs
 from sepme.baselines.sampling import PAIRINGS, Grid, sample
 from sepme.concept import Concept
-from sepme.delta import WeightChange
+from sepme.delta import DenseDelta
 from sepme.errors import SepmeError
 from sepme.model import Backbone
-from sepme.training import Checkpoint
+from sepme.training import Trainer
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class SDDSettings(TrainingSettings):
         check_prompt("prompt", self.prompt)
         at_least(1, steps=self.steps)
         at_least(0, guidance=self.guidance)
-        choose("pairing", self.pairing, tuple(PAIRINGS))
+        choose(tuple(PAIRINGS), pairing=self.pairing)
         if self.ema is None:
             raise SepmeError("SDD's result is its running mean: give ema, like 0.999.")
 
@@ -79,39 +80,33 @@ def erase(
     concept: Concept,
     settings: SDDSettings = PRESETS["official"],
     *,
-    keep: Sequence[str] = (),
     seed: int = 0,
-    callback: Callback | None = None,
-    checkpoint: Checkpoint | None = None,
-    progress: bool = True,
-) -> WeightChange:
+    trainer: Trainer | None = None,
+) -> DenseDelta:
     """Train SDD for one concept.
 
     Args:
-        keep: refused unless empty; SDD has no term that could keep anything.
         seed: decides the noise, the steps, the timesteps and the order of the prompts.
-        callback: called with a `Step` after every iteration.
-        checkpoint: where to write progress, and to go on from if it is of this very run.
+        trainer: callback, checkpoint and progress bar.
 
     Raises:
-        SepmeError: bad settings, something to keep, a pipeline that carries something or is not in
-            float32, or a loss that is no longer finite.
+        SepmeError: the loss is no longer finite.
     """
-    texts = [text for text, _ in pairs(concept, settings.prompt)]
-    run = Training(backbone, concept, settings, "SDD", forgotten=tuple(texts), keep=keep, seed=seed)
+    student, n = Student(backbone, settings), settings.batch
+    texts = tuple(text for text, _ in pairs(concept, settings.prompt))
     embeddings, empty = backbone.encode(texts), backbone.encode([""])
     grid = Grid.of(backbone, settings.steps)
 
-    def loss(student: Student, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        n = settings.batch
-        c = embeddings[torch.randint(len(texts), (n,), generator=generator)]
+    def loss(_: object, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        c = embeddings[torch.randint(len(texts), (n,), generator=rng)]
         c_0 = empty.expand_as(c)
-        stop = grid.draw(settings.pairing, backbone.timesteps, n, generator)
-        noise = torch.randn(n, *backbone.latent_shape, generator=generator).to(c)
+        stop = grid.draw(settings.pairing, backbone.timesteps, n, rng)
+        noise = torch.randn(n, *backbone.latent_shape, generator=rng).to(c)
         x_t = sample(student.averaged_epsilon, grid, noise, c, c_0, settings.guidance, stop.done)
         return sdd_loss(student, x_t, stop.t, c, c_0), stop.t
 
-    return run.run(loss, callback=callback, checkpoint=checkpoint, progress=progress)
+    options = {"forgotten": texts, "seed": seed, "trainer": trainer}
+    return train(student, concept, settings, "SDD", loss, **options)
 
 
 def sdd_loss(student: Student, x_t: Tensor, t: Tensor, c: Tensor, c_0: Tensor) -> Tensor:

@@ -14,22 +14,20 @@ the start token and the empty prompt, the empty prompt is always kept, which hol
 Not part of the SepME paper's comparison.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sepme.baselines._closed import ROWS, checked, finished, rows
-from sepme.baselines._settings import OWN, above_zero, check_prompt, choose
-from sepme.baselines._training import Step
+from sepme._checks import above_zero, below_one, choose
+from sepme.baselines._closed import ROWS, finished, rows
+from sepme.baselines._settings import OWN, check_prompt
 from sepme.baselines.prompts import pairs
 from sepme.concept import Concept
-from sepme.delta import WeightChange
-from sepme.errors import SepmeError
+from sepme.delta import DenseDelta
 from sepme.model import Backbone
 from sepme.nullspace import null_space
-from sepme.training import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -49,10 +47,9 @@ class SPEEDSettings:
 
     def __post_init__(self) -> None:
         check_prompt("prompt", self.prompt)
-        choose("rows", self.rows, ROWS)
+        choose(ROWS, rows=self.rows)
         above_zero(ridge=self.ridge)
-        if self.rtol is not None and not 0 <= self.rtol < 1:
-            raise SepmeError(f"rtol = {self.rtol} makes no sense: give at least 0, below 1.")
+        below_one(rtol=self.rtol)
 
 
 PRESETS: Mapping[str, SPEEDSettings] = {
@@ -67,23 +64,16 @@ def erase(
     settings: SPEEDSettings = PRESETS["official"],
     *,
     keep: Sequence[str] = (),
-    seed: int = 0,
-    callback: Callable[[Step], None] | None = None,
-    checkpoint: Checkpoint | None = None,
-    progress: bool = True,
-) -> WeightChange:
+) -> DenseDelta:
     """Edit every `attn2.to_v` so that the concept says what its anchor says; `keep` is not moved.
 
     Args:
         keep: prompts that must not change, up to `settings.rtol`; the empty prompt is always kept.
-        seed, callback, checkpoint, progress: of the common signature; there is no chance, no
-            iteration and nothing to wait for in a closed form.
 
     Raises:
-        SepmeError: a prompt both kept and forgotten, nothing of the concept left free, or a
-            pipeline that carries something.
+        SepmeError: nothing of the concept is left free.
     """
-    kept = checked(backbone, concept, ("", *keep) if not isinstance(keep, str) else ("", keep))
+    kept = tuple(dict.fromkeys(["", *keep]))
     texts = pairs(concept, settings.prompt)
     c = rows(backbone, [text for text, _ in texts], settings.rows)
     a = rows(backbone, [anchor for _, anchor in texts], settings.rows)
@@ -98,7 +88,7 @@ def erase(
         if path.endswith("to_v")
     }
     forgotten = [text for text, _ in texts]
-    return finished(backbone, concept, forgotten, kept, settings, "SPEED", seed, changes)
+    return finished(backbone, concept, forgotten, kept, settings, "SPEED", changes)
 
 
 def speed_shift(c: Tensor, a: Tensor, S: Tensor, ridge: float) -> Tensor:

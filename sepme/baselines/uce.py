@@ -11,20 +11,19 @@ the embeddings of what is preserved, all as columns:
 Nothing is drawn and nothing is trained. Not part of the SepME paper's comparison.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sepme.baselines._closed import ROWS, checked, finished, rows
-from sepme.baselines._settings import OWN, above_zero, at_least, check_prompt, choose
-from sepme.baselines._training import Step
+from sepme._checks import above_zero, at_least, choose
+from sepme.baselines._closed import ROWS, finished, rows
+from sepme.baselines._settings import OWN, check_prompt
 from sepme.baselines.prompts import pairs
 from sepme.concept import Concept
-from sepme.delta import WeightChange
+from sepme.delta import DenseDelta
 from sepme.model import Backbone
-from sepme.training import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class UCESettings:
 
     def __post_init__(self) -> None:
         check_prompt("prompt", self.prompt)
-        choose("rows", self.rows, ROWS)
+        choose(ROWS, rows=self.rows)
         above_zero(lam=self.lam, erase_scale=self.erase_scale)
         at_least(0, preserve_scale=self.preserve_scale)
 
@@ -60,22 +59,12 @@ def erase(
     settings: UCESettings = PRESETS["official"],
     *,
     keep: Sequence[str] = (),
-    seed: int = 0,
-    callback: Callable[[Step], None] | None = None,
-    checkpoint: Checkpoint | None = None,
-    progress: bool = True,
-) -> WeightChange:
+) -> DenseDelta:
     """Edit every `attn2.to_k` and `attn2.to_v` so that the concept says what its anchor says.
 
     Args:
-        keep: prompts to preserve (a soft constraint, not a guarantee).
-        seed, callback, checkpoint, progress: of the common signature; there is no chance, no
-            iteration and nothing to wait for in a closed form.
-
-    Raises:
-        SepmeError: a prompt both kept and forgotten, or a pipeline that carries something.
-    """
-    kept = checked(backbone, concept, keep)
+        keep: prompts to preserve (a soft constraint, not a guarantee)."""
+    kept = tuple(dict.fromkeys(keep))
     texts = pairs(concept, settings.prompt)
     c = rows(backbone, [text for text, _ in texts], settings.rows)
     a = rows(backbone, [anchor for _, anchor in texts], settings.rows)
@@ -85,7 +74,7 @@ def erase(
         path: layer.weight.double().cpu() @ shift for path, layer in backbone.projections().items()
     }
     forgotten = [text for text, _ in texts]
-    return finished(backbone, concept, forgotten, kept, settings, "UCE", seed, changes)
+    return finished(backbone, concept, forgotten, kept, settings, "UCE", changes)
 
 
 def uce_shift(c: Tensor, a: Tensor, p: Tensor, settings: UCESettings) -> Tensor:

@@ -4,25 +4,23 @@ SepME's increments are composed. A baseline's change is made for its concept alo
 concepts the changes are added up, as the paper does it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sepme.artefact import settings_hash
+from sepme.artefact import digest_of
 from sepme.baselines import BASELINES, Baseline
-from sepme.composition import Composition
-from sepme.concept import Catalogue, Concept
-from sepme.delta import ConceptDelta, WeightChange
-from sepme.erasure import PRESETS, ErasureSettings, erase, erase_jointly
+from sepme.composition import applied
+from sepme.concept import Catalogue, Concept, slug
+from sepme.delta import ConceptDelta, DenseDelta
+from sepme.erasure import PRESETS, ErasureSettings, erase
 from sepme.errors import SepmeError
 from sepme.model import Backbone
 from sepme.scenes.protocol import WATERMARK, Cast, arrivals
-from sepme.tasks import slug
-from sepme.training import Checkpoint
+from sepme.training import Trainer
 
-Change = ConceptDelta | WeightChange
+Change = ConceptDelta | DenseDelta
 
 
 @dataclass(frozen=True)
@@ -74,25 +72,6 @@ class Method:
         return {"title": self.title, "settings": asdict(self.settings)}
 
 
-@contextmanager
-def applied(backbone: Backbone, changes: Sequence[Change]) -> Iterator[None]:
-    """Within the block all these changes are on; afterwards the model is the original."""
-    if not changes:
-        if backbone.composition is not None:
-            backbone.composition.close()
-        yield
-    elif all(isinstance(change, ConceptDelta) for change in changes):
-        with Composition(backbone, changes) as composition:
-            composition.set([change.concept for change in changes])
-            yield
-    else:
-        total = changes[0]
-        for change in changes[1:]:
-            total = total + change
-        with total.applied(backbone):
-            yield
-
-
 # ------------------------------------------------------------------ SepME
 def aware(world: Setting, settings: ErasureSettings, scene: str) -> dict[int, ConceptDelta]:
     """Each concept by itself, told to keep all that the catalogue knows.
@@ -132,16 +111,15 @@ def jointly(world: Setting, settings: ErasureSettings, scene: str) -> dict[int, 
         if all(file.is_file() for file in files):
             deltas = [ConceptDelta.load(file, base=world.backbone.fingerprint) for file in files]
         else:
-            checkpoint = Checkpoint(world.folder / f"joint-{key}.checkpoint")
-            deltas = erase_jointly(
+            checkpoint = world.folder / f"joint-{key}.checkpoint"
+            deltas = erase(
                 *(world.backbone, concepts, keep, settings),
                 seed=world.seed,
-                checkpoint=checkpoint,
-                progress=world.progress,
+                trainer=Trainer(checkpoint=checkpoint, progress=world.progress),
             )
             for file, delta in zip(files, deltas, strict=True):
                 delta.save(file)
-            checkpoint.remove()
+            checkpoint.unlink(missing_ok=True)
         made |= dict(zip(arrival.group, deltas, strict=True))
     return made
 
@@ -157,16 +135,15 @@ def _erased(
     file = _file(world, slug(concept.name), _key(settings, keep, before, world))
     if file.is_file():
         return ConceptDelta.load(file, base=world.backbone.fingerprint)
-    checkpoint = Checkpoint(file.with_suffix(".checkpoint"))
+    checkpoint = file.with_suffix(".checkpoint")
     delta = erase(
         *(world.backbone, concept, keep, settings),
         seed=world.seed,
         after=before,
-        checkpoint=checkpoint,
-        progress=world.progress,
+        trainer=Trainer(checkpoint=checkpoint, progress=world.progress),
     )
     delta.save(file)
-    checkpoint.remove()
+    checkpoint.unlink(missing_ok=True)
     return delta
 
 
@@ -186,15 +163,15 @@ def _key(
         "base": world.backbone.fingerprint,
         "more": more,
     }
-    return settings_hash(content)[:12]
+    return digest_of(content)[:12]
 
 
 # ------------------------------------------------------------------ baselines
-def _separately(baseline: Baseline) -> Callable[[Setting, Any, str], dict[int, WeightChange]]:
+def _separately(baseline: Baseline) -> Callable[[Setting, Any, str], dict[int, DenseDelta]]:
     """Each concept by itself; a method that takes prompts to keep is told as much as SepME."""
 
-    def make(world: Setting, settings: Any, scene: str) -> dict[int, WeightChange]:
-        made: dict[int, WeightChange] = {}
+    def make(world: Setting, settings: Any, scene: str) -> dict[int, DenseDelta]:
+        made: dict[int, DenseDelta] = {}
         for arrival in arrivals(scene):
             for index in arrival.group:
                 keep = world.everything(index) if baseline.uses_keep else ()
@@ -206,22 +183,21 @@ def _separately(baseline: Baseline) -> Callable[[Setting, Any, str], dict[int, W
 
 def _changed(
     world: Setting, baseline: Baseline, settings: Any, index: int, keep: tuple[str, ...]
-) -> WeightChange:
+) -> DenseDelta:
     concept = world.concept(index)
     key = _key(settings, keep, (), world, baseline.name)
     file = _file(world, f"{baseline.name}-{slug(concept.name)}", key)
     if file.is_file():
-        return WeightChange.load(file, base=world.backbone.fingerprint)
-    checkpoint = Checkpoint(file.with_suffix(".checkpoint"))
+        return DenseDelta.load(file, base=world.backbone.fingerprint)
+    checkpoint = file.with_suffix(".checkpoint")
     change = baseline.erase(
         *(world.backbone, concept, settings),
         keep=keep,
         seed=world.seed,
-        checkpoint=checkpoint,
-        progress=world.progress,
+        trainer=Trainer(checkpoint=checkpoint, progress=world.progress),
     )
     change.save(file)
-    checkpoint.remove()
+    checkpoint.unlink(missing_ok=True)
     return change
 
 

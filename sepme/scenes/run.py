@@ -26,7 +26,8 @@ from sepme.metrics import alexnet_available, inception_available, inception_feat
 from sepme.model import Backbone
 from sepme.report import writable_folder
 from sepme.scenes.measures import COLUMNS, measure
-from sepme.scenes.methods import Method, Setting, applied, method
+from sepme.composition import applied
+from sepme.scenes.methods import Method, Setting, method
 from sepme.scenes.pictures import Album, Sampling
 from sepme.scenes.protocol import ALONE, SCENES, WATERMARK, Cast, Moment, cast, moments
 

@@ -1,0 +1,34 @@
+"""How settings are checked, each in one sentence."""
+
+import math
+from collections.abc import Sequence
+
+from sepme.errors import SepmeError
+
+
+def choose(known: Sequence[str], **values: str) -> None:
+    """Refuse a word that is none of the known ones."""
+    for name, value in values.items():
+        if value not in known:
+            raise SepmeError(f"{name} = '{value}' is unknown: choose one of {', '.join(known)}.")
+
+
+def at_least(least: float, **values: float) -> None:
+    """Refuse a number below `least`, an infinite one, and NaN."""
+    for name, value in values.items():
+        if not least <= value < math.inf:
+            raise SepmeError(f"{name} = {value} makes no sense: give at least {least:g}.")
+
+
+def above_zero(**values: float) -> None:
+    """Refuse a number that is not above 0, and an infinite one."""
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise SepmeError(f"{name} = {value} makes no sense: give a number above 0.")
+
+
+def below_one(**values: float | None) -> None:
+    """Refuse a number outside of [0, 1); None is a choice of its own."""
+    for name, value in values.items():
+        if value is not None and not 0 <= value < 1:
+            raise SepmeError(f"{name} = {value} makes no sense: give at least 0, below 1.")
