@@ -23,7 +23,7 @@ from sepme.atelier.paintings import OBJECTS, PHOTO, STYLES
 from sepme.composition import Composition
 from sepme.concept import Catalogue, Concept, fill
 from sepme.delta import ConceptDelta
-from sepme.erasure import closed_form, erase, preset
+from sepme.erasure import erase, preset
 from sepme.metrics.lpips import lpips_distance
 from sepme.model import ATELIER, Backbone
 
@@ -89,10 +89,7 @@ class Bench:
         """The concept's delta, and the seconds that it took."""
         keep = self.catalogue.kept_prompts([concept])
         start = time.perf_counter()
-        if how == "closed_form":
-            delta = closed_form(self.backbone, concept, keep)
-        else:
-            delta = erase(self.backbone, concept, keep, preset(how), seed=0)
+        delta = erase(self.backbone, concept, keep, preset(how), seed=0)
         return delta, time.perf_counter() - start
 
     def measure(self, name: str, how: str) -> dict:
@@ -204,7 +201,7 @@ def write_tables() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=("run", "time", "table"))
-    parser.add_argument("--preset", default="default", help="a preset of sepme, or closed_form")
+    parser.add_argument("--preset", default="default", help="a preset of sepme")
     parser.add_argument("--model", type=Path, default=ATELIER)
     parser.add_argument("--forgotten", type=int, default=50, help="pictures of the concept")
     parser.add_argument("--retained", type=int, default=200, help="pictures of everything else")

@@ -19,13 +19,15 @@ import typer
 
 from sepme.artefact import write_atomically
 from sepme.atelier.judge import Judge
+from sepme.composition import applied
 from sepme.course.chapter import open_model
 from sepme.delta import ConceptDelta
 from sepme.erasure import PRESETS, erase
 from sepme.metrics import lpips_distance
-from sepme.scenes.methods import Setting, applied
+from sepme.scenes.methods import Setting
 from sepme.scenes.pictures import Sampling
 from sepme.scenes.protocol import cast, moments
+from sepme.training import Trainer
 
 RESULTS = Path(__file__).resolve().parent / "results" / "restored.csv"
 DEFAULT = PRESETS["default"]
@@ -46,7 +48,7 @@ def draw(world: Setting, index: int, images: int, exact: bool, changes: list[Any
     prompts, seeds = world.cast.prompts(index, images), world.cast.seeds(index, images)
     sampling = Sampling()
     mixed = torch.autocast(world.backbone.device.type, torch.bfloat16, enabled=not exact)
-    with applied(world.backbone, changes), mixed:
+    with applied(world.backbone, *changes), mixed:
         drawn = world.backbone.generate(
             prompts, seeds, steps=sampling.steps, guidance=sampling.guidance
         )
@@ -57,11 +59,11 @@ def made(world: Setting, way: str) -> list[ConceptDelta]:
     """The increments of the four, each trained by itself."""
     settings, told = WAYS[way]
     six = sorted({*MOMENT.erased, *MOMENT.recovered})
-    deltas = []
+    deltas, quiet = [], Trainer(progress=False)
     for index in MOMENT.erased:
         others = [i for i in six if i != index]
         keep = world.everything(index) if told == "everything" else world.kept(index, others)
-        deltas.append(erase(world.backbone, world.concept(index), keep, settings, progress=False))
+        deltas.append(erase(world.backbone, world.concept(index), keep, settings, trainer=quiet))
     return deltas
 
 

@@ -24,8 +24,10 @@ from erase_each import Bench, forgotten_pictures, retained_scenes
 from sepme.artefact import canonical_json
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES
 from sepme.baselines import BASELINES, Baseline
+from sepme.composition import applied
 from sepme.metrics.lpips import lpips_distance
 from sepme.model import ATELIER
+from sepme.training import Trainer
 
 RESULTS = Path(__file__).resolve().parent / "results" / "tune_baselines.csv"
 CONCEPTS = ("neon", "swirl", "cubism", "boat")
@@ -100,7 +102,9 @@ class Trials:
             self._before[name] = bench.generate(prompts, seeds)
         keep = bench.catalogue.kept_prompts([concept]) if baseline.uses_keep else ()
         start = time.perf_counter()
-        change = baseline.erase(bench.backbone, concept, settings, keep=keep, progress=False)
+        change = baseline.erase(
+            bench.backbone, concept, settings, keep=keep, trainer=Trainer(progress=False)
+        )
         seconds = time.perf_counter() - start
         with applied(bench.backbone, change):
             after, seen_after = bench.draw(scenes), bench.generate(prompts, seeds)

@@ -8,7 +8,7 @@ not see (`sepme.nullspace`). The loop that does it is `sepme.training.Trainer`.
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, overload
 
 import torch
@@ -195,6 +195,10 @@ class ErasureStep(Step):
     """||Delta||_1 / M."""
     deltas: Callable[[], list[ConceptDelta]] = field(default=list, repr=False, compare=False)
     """Copies of the deltas as they are when it is called."""
+
+    def numbers(self) -> dict[str, Any]:
+        """All fields but `deltas`, for a file."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "deltas"}
 
 
 @overload

@@ -6,8 +6,8 @@ same ones every time; a `Recording` is one training run seen through one probe.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,9 +20,11 @@ from sepme.artefact import Provenance, canonical_json, write_atomically
 from sepme.concept import Concept
 from sepme.correlation import noise_difference, normalised_correlation
 from sepme.delta import ConceptDelta
-from sepme.erasure import PRESETS, Callback, ErasureSettings, Step, erase
+from sepme.erasure import PRESETS, ErasureSettings, erase
+from sepme.erasure import ErasureStep as Step
 from sepme.errors import SepmeError
 from sepme.model import Backbone
+from sepme.training import Trainer
 
 __all__ = [
     "Probe",
@@ -100,7 +102,7 @@ class Recording:
         if path.suffix != ".safetensors":
             raise SepmeError(f"{path.name} is no name for a recording: end it in .safetensors.")
         header = {name: getattr(self, name) for name in _PLAIN}
-        header |= {"steps": [asdict(step) for step in self.steps]}
+        header |= {"steps": [step.numbers() for step in self.steps]}
         header |= {"provenance": self.provenance.to_dict()}
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
         return write_atomically(path, to_safetensors(tensors, {HEADER: canonical_json(header)}))
@@ -340,7 +342,7 @@ def record(
     timesteps: Sequence[int] | int = 8,
     every: int = 5,
     seed: int = 0,
-    callback: Callback | None = None,
+    callback: Callable[[Step], None] | None = None,
     progress: bool = True,
 ) -> tuple[ConceptDelta, Recording]:
     """Erase a concept as `sepme.erasure.erase` does, and look on through one fixed probe.
@@ -367,19 +369,13 @@ def record(
         steps.append(step)
         if callback is not None:
             callback(step)
+        if step.iteration % every == 0:
+            watch.look(step.iteration, step.deltas()[0])
 
-    def observe(iteration: int, deltas: list[ConceptDelta]) -> None:
-        if iteration % every == 0:
-            watch.look(iteration, deltas[0])
-
-    delta = erase(
-        backbone,
-        concept,
-        keep,
-        settings,
-        seed=seed,
-        trainer=Trainer(callback=collect, progress=progress),
-    )
+    options = {"seed": seed, "trainer": Trainer(callback=collect, progress=progress)}
+    start = erase(backbone, concept, keep, replace(settings, iterations=0), **options)
+    watch.look(0, start)
+    delta = erase(backbone, concept, keep, settings, **options)
     if len(steps) % every:
         watch.look(len(steps), delta)
     return delta, watch.recording(steps, delta)

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention
+from sepme.baselines._training import Student, mix
 from torch import Tensor
 
 from sepme.baselines import esd
 from sepme.baselines._settings import OWN, TrainingSettings
-from sepme.baselines._training import Student, mix
 from sepme.baselines.abconcept import PRESETS as ABLATION
 from sepme.baselines.abconcept import AbConceptSettings, ablation_loss
 from sepme.baselines.esd import ESDSettings, esd_target

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from sepme.baselines._training import Student, Training, noised, select
 from torch import Tensor
 
 from sepme.baselines import BASELINES, Step, baseline
 from sepme.baselines._settings import SELECTORS, TrainingSettings
-from sepme.baselines._training import Student, Training, noised, select
 from sepme.baselines.abconcept import AbConceptSettings
 from sepme.baselines.esd import ESDSettings
 from sepme.baselines.fmn import FMNSettings

@@ -12,7 +12,7 @@ from sepme.concept import (
     STYLE_ONLY,
     Catalogue,
     Concept,
-    concept,
+    concept_of_pairs,
     fill,
     object_concept,
     style_concept,
@@ -65,7 +65,7 @@ def catalogue() -> Catalogue:
     concepts: list[Concept] = [
         *(style_concept(style, OBJECTS) for style in STYLES),
         *(object_concept(name, STYLES, NOTHING) for name in OBJECTS),
-        concept(EMBLEM, "watermark", [(EMBLEM, "a painting")]),
+        concept_of_pairs(EMBLEM, "watermark", [(EMBLEM, "a painting")]),
     ]
     return Catalogue(
         {concept.name: concept for concept in concepts},

@@ -47,7 +47,7 @@ def describe(delta: ConceptDelta, *, prompts: bool = False) -> str:
 
 def _eraser(delta: ConceptDelta) -> str:
     found, settings = delta.provenance, delta.provenance.settings
-    if settings.get("eraser") == "closed_form":
+    if settings.get("eraser") == "sepme" and found.iterations == 0:
         return f"the closed form, keep_rtol {settings['keep_rtol']:g}"
     if settings.get("eraser") != "sepme":
         return "arithmetic on other deltas" if "sum" in settings else "not recorded"

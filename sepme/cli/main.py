@@ -191,13 +191,13 @@ def erase(
     the command goes on where it was and ends in the same bytes. Concepts that the folder holds
     already, made with the same settings, are skipped.
     """
-    from sepme import erasure as known
+    from sepme.erasure import preset as by_name
     from sepme.model import Backbone, load_catalogue
     from sepme.tasks import erase_into, plan
 
     _check_folder(out)
     catalogue = load_catalogue(model)
-    settings = known.preset(preset)
+    settings = by_name(preset)
     if keep_rtol is not None:
         settings = replace(settings, keep_rtol=keep_rtol)
     jobs = plan(

@@ -14,11 +14,11 @@ from sepme._data import cache
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
 from sepme.concept import PAPER_OBJECTS, PAPER_STYLES, Catalogue, catalogue_of, parse_names
 from sepme.delta import ConceptDelta
-from sepme.erasure import PRESETS, Step
+from sepme.erasure import PRESETS, ErasureStep
 from sepme.errors import SepmeError
 from sepme.model import ATELIER, Backbone, load_catalogue
 from sepme.plots import correlation_decay
-from sepme.tasks import Job, erase_into, shipped_deltas
+from sepme.tasks import ErasureTask, erase_into, shipped_deltas
 
 __all__ = [
     "Claims",
@@ -107,7 +107,7 @@ def deltas_of(
     """
     found = shipped_deltas(backbone)
     jobs = [
-        Job((concept,), catalogue.kept_prompts([concept]), PRESETS["default"])
+        ErasureTask((concept,), catalogue.kept_prompts([concept]), PRESETS["default"])
         for concept in (catalogue[name] for name in names if name not in found)
     ]
     folder = CACHE / backbone.fingerprint[:12]
@@ -200,10 +200,10 @@ class LiveDecay:
 
     def __init__(self, concept: str, *, tau: float | None = None, every: int = 5) -> None:
         self.concept, self.tau, self.every = concept, tau, every
-        self.steps: list[Step] = []
+        self.steps: list[ErasureStep] = []
         self._place: DisplayHandle | None = None
 
-    def __call__(self, step: Step) -> None:
+    def __call__(self, step: ErasureStep) -> None:
         self.steps.append(step)
         if step.iteration % self.every == 0:
             self.draw()

@@ -17,13 +17,14 @@ from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
 from sepme.composition import Composition
 from sepme.concept import Catalogue, Concept
 from sepme.delta import ConceptDelta
-from sepme.erasure import PRESETS, ErasureSettings, ErasureStep as Step
+from sepme.erasure import PRESETS, ErasureSettings
+from sepme.erasure import ErasureStep as Step
 from sepme.errors import SepmeError
 from sepme.metrics.lpips import alexnet_available, lpips_distance
 from sepme.model import Backbone
 from sepme.plots import ERASED, correlation_decay, image_grid, png
-from sepme.training import Trainer
 from sepme.report import save_json, writable_folder
+from sepme.training import Trainer
 
 #: Three styles, neon's darkness the hardest of them, and an object.
 CONCEPTS = ("neon", "swirl", "ink", "boat")

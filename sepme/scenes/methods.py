@@ -11,7 +11,6 @@ from typing import Any
 
 from sepme.artefact import digest_of
 from sepme.baselines import BASELINES, Baseline
-from sepme.composition import applied
 from sepme.concept import Catalogue, Concept, slug
 from sepme.delta import ConceptDelta, DenseDelta
 from sepme.erasure import PRESETS, ErasureSettings, erase

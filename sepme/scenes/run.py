@@ -20,13 +20,13 @@ from tqdm.auto import tqdm
 
 from sepme.artefact import versions, write_atomically
 from sepme.atelier.judge import Judge
+from sepme.composition import applied
 from sepme.concept import Catalogue
 from sepme.errors import SepmeError
 from sepme.metrics import alexnet_available, inception_available, inception_features
 from sepme.model import Backbone
 from sepme.report import writable_folder
 from sepme.scenes.measures import COLUMNS, measure
-from sepme.composition import applied
 from sepme.scenes.methods import Method, Setting, method
 from sepme.scenes.pictures import Album, Sampling
 from sepme.scenes.protocol import ALONE, SCENES, WATERMARK, Cast, Moment, cast, moments

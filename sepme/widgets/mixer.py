@@ -27,6 +27,7 @@ from sepme.erasure import PRESETS, Step, erase
 from sepme.errors import SepmeError
 from sepme.model import Backbone
 from sepme.plots import ERASED, SKY
+from sepme.training import Trainer
 from sepme.widgets._parts import (
     WIDE,
     Job,
@@ -379,7 +380,11 @@ class ConceptMixer(widgets.VBox):
         keep = self.catalogue.kept_prompts([concept]) if self.catalogue else ("",)
         with remarks() as said:
             delta = erase(
-                self.mixer.backbone, concept, keep, settings, callback=callback, progress=False
+                self.mixer.backbone,
+                concept,
+                keep,
+                settings,
+                trainer=Trainer(callback=callback, progress=False),
             )
         self.mixer.deltas[concept.name] = delta
         self._add_concept(concept.name)
