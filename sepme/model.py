@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
+from sepme._checks import at_least, choose
 from sepme._data import shipped
 from sepme.concept import Catalogue, Vocabulary
 from sepme.errors import SepmeError
@@ -397,7 +398,7 @@ class Backbone:
         seeds = range(seeds, seeds + len(prompts)) if isinstance(seeds, int) else list(seeds)
         steps = self.steps if steps is None else steps
         guidance = self.guidance if guidance is None else guidance
-        self._check_request(prompts, seeds, steps, guidance, output)
+        self._check_request(prompts, seeds, steps, guidance, batch, output)
         if guidance == 0:  # eps_0 + 0 r(c): diffusers would draw g = 1 instead
             prompts = [""] * len(prompts)
         pictures = []
@@ -428,7 +429,13 @@ class Backbone:
         return result if output == "latents" else result.float().cpu()
 
     def _check_request(
-        self, prompts: list[str], seeds: Sequence[int], steps: int, guidance: float, output: str
+        self,
+        prompts: list[str],
+        seeds: Sequence[int],
+        steps: int,
+        guidance: float,
+        batch: int,
+        output: str,
     ) -> None:
         if not prompts:
             raise SepmeError("There is no prompt to draw: give at least one.")
@@ -436,8 +443,8 @@ class Backbone:
             raise SepmeError(
                 f"{len(prompts)} prompts need as many seeds, not {len(seeds)}: give one a picture."
             )
-        if output not in ("images", "latents"):
-            raise SepmeError(f"output='{output}' is unknown: choose 'images' or 'latents'.")
+        choose(("images", "latents"), output=output)
+        at_least(1, batch=batch)
         if not 1 <= steps <= self.timesteps:
             raise SepmeError(f"steps = {steps} is not possible: give 1 to {self.timesteps}.")
         if guidance != 0 and not 1 <= guidance < math.inf:

@@ -32,7 +32,7 @@ DELTAS = {delta.concept: delta for delta in three_deltas()}
 #: Words that the paper erases from another model than ours, and deltas by such names.
 FREE = catalogue_of(("Van Gogh", "Picasso"), ("church", "english springer"))
 FREE_DELTAS = {
-    name: replace(delta, concept=name, provenance=replace(delta.provenance, kind=FREE[name].kind))
+    name: replace(delta, provenance=replace(delta.provenance, concept=name, kind=FREE[name].kind))
     for name, delta in zip(
         ("Van Gogh", "Picasso", "english springer"), DELTAS.values(), strict=True
     )

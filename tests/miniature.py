@@ -11,9 +11,10 @@ from torch import Tensor
 
 from sepme.concept import Concept
 from sepme.delta import ConceptDelta
-from sepme.erasure import PRESETS, ErasureSettings, closed_form
+from sepme.erasure import PRESETS, ErasureSettings, ErasureStep, erase
 from sepme.model import Backbone
 from sepme.nullspace import Constraint, constrain
+from sepme.training import Trainer
 from tests.tiny import make_tiny_pipeline
 
 PREDICTIONS = ("epsilon", "v_prediction")
@@ -30,6 +31,15 @@ QUICK = replace(
 )
 #: From zero, so that the loss has somewhere to go.
 FROM_ZERO = replace(QUICK, start="zero", learning_rate=0.3)
+
+#: The closed form alone; nothing leaks.
+EXACT = replace(PRESETS["closed_form"], keep_rtol=None)
+QUIET = Trainer(progress=False)
+
+
+def watched(steps: list[ErasureStep]) -> Trainer:
+    """A trainer that collects the steps."""
+    return Trainer(callback=steps.append, progress=False)
 
 
 def fresh(prediction_type: str = "epsilon", seed: int = 0) -> Backbone:
@@ -48,7 +58,7 @@ def others(concept: Concept) -> tuple[str, ...]:
     return KEPT + tuple(name for name in NAMES if name != concept.name)
 
 
-def room_of(concept: Concept, settings: ErasureSettings, backbone: Backbone) -> Constraint:
+def constraint_of(concept: Concept, settings: ErasureSettings, backbone: Backbone) -> Constraint:
     """Where training with these settings lets the concept's delta act."""
     return constrain(
         backbone,
@@ -64,8 +74,7 @@ def room_of(concept: Concept, settings: ErasureSettings, backbone: Backbone) -> 
 def three_deltas(prediction_type: str = "epsilon") -> tuple[ConceptDelta, ...]:
     """Deltas of neon, ink and oil that know of one another, without training."""
     return tuple(
-        closed_form(shared(prediction_type), concept, others(concept), keep_rtol=None)
-        for concept in CONCEPTS
+        erase(shared(prediction_type), concept, others(concept), EXACT) for concept in CONCEPTS
     )
 
 

@@ -19,7 +19,6 @@ from sepme.atelier.captions import (
 )
 from sepme.atelier.objects import NOTHING
 from sepme.atelier.paintings import ALIASES, OBJECTS, STYLES
-from sepme.concept import Catalogue
 
 
 @pytest.fixture(scope="module")
@@ -95,4 +94,3 @@ def test_the_catalogue_has_what_is_promised():
     assert ink["a painting of a boat in the style of ink"] == "a photo of a boat"
     boat = dict(zip(found["boat"].prompts, found["boat"].anchors, strict=True))
     assert boat["ink style boat"] == "ink style nothing"
-    assert Catalogue.from_json(found.to_json()) == found

@@ -29,7 +29,7 @@ def test_it_does_not_say_on_which_machine_it_was_made():
 
 
 def test_catalogue_tokenizer_and_defaults_are_those_of_the_code():
-    assert Catalogue.from_json((ATELIER / "catalogue.json").read_text()) == catalogue()
+    assert Catalogue.load(ATELIER / "catalogue.json") == catalogue()
     assert json.loads((ATELIER / "generation.json").read_text()) == GENERATION
     shipped = CLIPTokenizer.from_pretrained(ATELIER / "tokenizer")
     assert shipped.get_vocab() == make_tokenizer().get_vocab()

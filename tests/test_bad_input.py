@@ -20,10 +20,20 @@ from diffusers import UNet2DConditionModel
 from sepme.composition import Composition
 from sepme.concept import Concept
 from sepme.delta import ConceptDelta
-from sepme.erasure import ErasureSettings, closed_form, erase, erase_jointly, preset
+from sepme.erasure import PRESETS, ErasureSettings, erase, preset
 from sepme.model import Backbone
-from sepme.training import Checkpoint
-from tests.miniature import FROM_ZERO, KEPT, NEON, QUICK, fresh, shared, three_deltas
+from sepme.training import Trainer
+from tests.miniature import (
+    EXACT,
+    FROM_ZERO,
+    KEPT,
+    NEON,
+    QUICK,
+    fresh,
+    shared,
+    three_deltas,
+    watched,
+)
 from tests.refusals import refused
 from tests.tiny import WIDTH, make_tiny_pipeline
 
@@ -203,7 +213,7 @@ def test_weights_that_break_later_stop_the_first_step(tmp_path: Path) -> None:
     backbone, steps = fresh(), []
     backbone.unet.conv_out.bias.data[0] = math.nan
     with refused("loss of iteration 1 is nan", "model's weights"):
-        erase(backbone, NEON, KEPT, FROM_ZERO, callback=steps.append, progress=False)
+        erase(backbone, NEON, KEPT, FROM_ZERO, trainer=watched(steps))
     assert steps == []
 
 
@@ -212,7 +222,7 @@ REQUESTS: dict[str, tuple[Callable[[Backbone, Path], object], tuple[str, ...]]] 
     "no prompt to encode": (lambda b, _: b.encode([]), ("no prompt to encode",)),
     "no prompt to draw": (lambda b, _: b.generate([]), ("no prompt to draw",)),
     "seeds": (lambda b, _: b.generate(["ink"] * 3, [1, 2]), ("3 prompts", "not 2")),
-    "output": (lambda b, _: b.generate(["ink"], output="svg"), ("output='svg'", "'latents'")),
+    "output": (lambda b, _: b.generate(["ink"], output="svg"), ("output = 'svg'", "latents")),
     "batch": (lambda b, _: b.generate(["ink"], batch=0), ("batch = 0", "at least 1")),
     "no steps": (lambda b, _: b.generate(["ink"], steps=0), ("steps = 0", "1 to 1000")),
     "many steps": (lambda b, _: b.generate(["ink"], steps=5000), ("steps = 5000", "1 to 1000")),
@@ -228,15 +238,24 @@ REQUESTS: dict[str, tuple[Callable[[Backbone, Path], object], tuple[str, ...]]] 
     "no prompts": (lambda b, _: erase(b, Concept("neon", ())), ("'neon'", "no prompts")),
     "empty prompt": (lambda b, _: erase(b, Concept("neon", ("",))), ("'neon'", "empty prompt")),
     "kept": (lambda b, _: erase(b, NEON, ["Neon"]), ("'neon'", "also to be kept")),
-    "kept, closed form": (lambda b, _: closed_form(b, NEON, ["neon"]), ("also to be kept",)),
+    "kept, closed form": (
+        lambda b, _: erase(b, NEON, ["neon"], PRESETS["closed_form"]),
+        ("also to be kept",),
+    ),
     "exhausted": (lambda b, _: erase(b, NEON, everything(), QUICK), ("the largest shares by", "'")),
     "exhausted, closed form": (
-        lambda b, _: closed_form(b, NEON, everything(), keep_rtol=None),
+        lambda b, _: erase(b, NEON, everything(), EXACT),
         ("the largest shares by", "raise keep_rtol"),
     ),
-    "rtol": (lambda b, _: closed_form(b, NEON, KEPT, keep_rtol=7.0), ("rtol = 7.0",)),
-    "nothing to erase": (lambda b, _: erase_jointly(b, []), ("no concept to erase",)),
-    "preset": (lambda b, _: erase(b, NEON, KEPT, preset("best")), ("'best'", "default, from_zero")),
+    "rtol": (
+        lambda b, _: erase(b, NEON, KEPT, replace(EXACT, keep_rtol=7.0)),
+        ("keep_rtol = 7.0",),
+    ),
+    "nothing to erase": (lambda b, _: erase(b, []), ("no concept to erase",)),
+    "preset": (
+        lambda b, _: erase(b, NEON, KEPT, preset("best")),
+        ("'best'", "default, closed_form, from_zero"),
+    ),
     "parametrisation": (
         lambda b, _: erase(b, NEON, KEPT, ErasureSettings(parametrisation="sparse")),
         ("'sparse'", "lora, dense, full"),
@@ -269,7 +288,7 @@ REQUESTS: dict[str, tuple[Callable[[Backbone, Path], object], tuple[str, ...]]] 
     ),
     "unwritable checkpoint": (
         lambda b, path: erase(
-            b, NEON, KEPT, QUICK, checkpoint=Checkpoint(path / "file" / "run"), progress=False
+            b, NEON, KEPT, QUICK, trainer=Trainer(checkpoint=path / "file" / "run", progress=False)
         ),
         ("run", "cannot be written"),
     ),

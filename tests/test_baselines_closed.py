@@ -13,6 +13,7 @@ from sepme.baselines._closed import rows
 from sepme.baselines._settings import OWN
 from sepme.baselines.speed import SPEEDSettings, speed_shift
 from sepme.baselines.uce import UCESettings, uce_shift
+from sepme.composition import applied
 from sepme.concept import Concept
 from sepme.nullspace import null_space
 from tests.miniature import KEPT, NEON, changed, noise_prediction, shared
@@ -101,7 +102,7 @@ def test_uce_edits_keys_and_values_and_forgets() -> None:
     assert (change.provenance.forgotten, change.provenance.kept) == (NEON_BOAT.prompts, KEPT)
     goal, before = noise_prediction(backbone, "a photo"), noise_prediction(backbone, "neon")
     kept = noise_prediction(backbone, "boat")
-    with change.applied(backbone):
+    with applied(backbone, change):
         assert changed(goal, noise_prediction(backbone, "neon")) < 0.1 * changed(goal, before)
         assert changed(kept, noise_prediction(backbone, "boat")) < 0.1 * changed(goal, before)
 
@@ -163,7 +164,7 @@ def test_speed_edits_values_only_and_keeps_what_the_network_says() -> None:
     assert {p.removesuffix(".weight") for p in change.paths} == values
     assert change.provenance.kept == ("", *KEPT)
     before = {prompt: noise_prediction(backbone, prompt) for prompt in ("", *KEPT, "neon")}
-    with change.applied(backbone):
+    with applied(backbone, change):
         for prompt in ("", *KEPT):
             assert changed(before[prompt], noise_prediction(backbone, prompt)) < 1e-4
         assert changed(before["neon"], noise_prediction(backbone, "neon")) > 1e-2

@@ -16,7 +16,7 @@ from sepme.baselines.esd import ESDSettings, esd_target
 from sepme.baselines.fmn import attention_logits, attention_loss, logits_loss, recorded
 from sepme.baselines.sdd import sdd_loss
 from sepme.concept import Concept
-from tests.miniature import NEON, PREDICTIONS, shared
+from tests.miniature import NEON, PREDICTIONS, QUIET, shared, watched
 from tests.tolerance import assert_close
 
 ALL = TrainingSettings(trains="all")
@@ -81,7 +81,7 @@ def test_esd_s_first_loss_by_hand(prediction_type: str, pairing: str) -> None:
     backbone = shared(prediction_type)
     steps: list = []
     settings = ESDSettings(iterations=1, batch=2, steps=1, eta=2.0, pairing=pairing)
-    esd.erase(backbone, NEON, settings, seed=5, callback=steps.append, progress=False)
+    esd.erase(backbone, NEON, settings, seed=5, trainer=watched(steps))
     # With one step, no step is done: x_t is the noise. The draws, in the loop's order:
     generator = torch.Generator().manual_seed(mix(5, 0))
     torch.randint(1, (2,), generator=generator)  # which prompt
@@ -105,7 +105,7 @@ def test_who_draws_x_t(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(esd, "sample", watched)
     settings = ESDSettings(iterations=2, steps=3, sampler=sampler, pairing="aligned")
-    esd.erase(shared(), NEON, settings, progress=False)
+    esd.erase(shared(), NEON, settings, trainer=QUIET)
     assert asked == [{"student": "Student", "original": "Backbone"}[sampler]] * 2
 
 
@@ -114,7 +114,7 @@ def test_esd_learns() -> None:
     settings = ESDSettings(
         prompt=OWN, iterations=30, learning_rate=3e-3, batch=4, steps=4, pairing="aligned"
     )
-    esd.erase(shared(), PAIR, settings, callback=steps.append, progress=False)
+    esd.erase(shared(), PAIR, settings, trainer=watched(steps))
     losses = [step.loss for step in steps]
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
 

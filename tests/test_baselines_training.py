@@ -15,11 +15,10 @@ from sepme.baselines.abconcept import AbConceptSettings
 from sepme.baselines.esd import ESDSettings
 from sepme.baselines.fmn import FMNSettings
 from sepme.baselines.sdd import SDDSettings
-from sepme.composition import Composition
-from sepme.delta import WeightChange
-from sepme.erasure import closed_form
+from sepme.composition import Composition, applied
+from sepme.delta import DenseDelta
 from sepme.training import Checkpoint
-from tests.miniature import KEPT, NEON, fresh, noise_prediction, others, shared
+from tests.miniature import EXACT, KEPT, NEON, QUIET, fresh, noise_prediction, others, shared
 from tests.refusals import refused
 from tests.tolerance import assert_close
 
@@ -37,7 +36,7 @@ def quick(name: str, iterations: int = 3, preset: str = "official", **changes: o
     return replace(settings, **changes)
 
 
-def erase(name: str, settings: object = None, **options: object) -> WeightChange:
+def erase(name: str, settings: object = None, **options: object) -> DenseDelta:
     options = {"progress": False} | options
     return BASELINES[name].erase(shared(), NEON, settings or quick(name), **options)
 
@@ -127,7 +126,7 @@ def first_gradient(settings: TrainingSettings, loss: float = 1.0) -> dict[str, T
     def total(student: Student, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return loss * sum(p.sum() for p in student.parameters.values()), torch.tensor([1])
 
-    return dict(run.run(total, progress=False).changes)
+    return dict(run.run(total, trainer=QUIET).changes)
 
 
 def test_adam_s_first_step_is_the_learning_rate() -> None:
@@ -246,12 +245,12 @@ def test_prompts_to_keep_are_refused_where_they_have_no_use(name: str) -> None:
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_pipeline_that_carries_something_is_refused(name: str) -> None:
     backbone = fresh()
-    delta = closed_form(backbone, NEON, others(NEON), keep_rtol=None)
+    delta = erase(backbone, NEON, others(NEON), EXACT)
     with Composition(backbone, [delta]), refused("carries"):
-        BASELINES[name].erase(backbone, NEON, progress=False)
+        BASELINES[name].erase(backbone, NEON, trainer=QUIET)
     change = BASELINES["uce"].erase(backbone, NEON)
-    with change.applied(backbone), refused("carries"):
-        BASELINES[name].erase(backbone, NEON, progress=False)
+    with applied(backbone, change), refused("carries"):
+        BASELINES[name].erase(backbone, NEON, trainer=QUIET)
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -259,7 +258,7 @@ def test_half_precision_is_refused(name: str) -> None:
     backbone = fresh()
     backbone.pipe.to(torch.bfloat16)
     with refused("float32", "bfloat16"):
-        BASELINES[name].erase(backbone, NEON, quick(name), progress=False)
+        BASELINES[name].erase(backbone, NEON, quick(name), trainer=QUIET)
 
 
 def test_a_loss_that_is_not_finite_is_refused() -> None:

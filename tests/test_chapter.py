@@ -18,9 +18,10 @@ from sepme.course.chapter import (
     seen,
     shipped_deltas,
 )
-from sepme.erasure import PRESETS, closed_form, erase
+from sepme.erasure import PRESETS, erase
 from sepme.model import Backbone
-from tests.miniature import NEON, QUICK, fresh
+from sepme.training import Trainer
+from tests.miniature import EXACT, NEON, QUICK, fresh
 from tests.refusals import refused
 
 
@@ -87,7 +88,7 @@ def test_the_deltas_beside_a_model_are_found_and_must_be_its_own(folder: Path) -
     backbone = open_model(folder)[0]
     assert shipped_deltas(backbone) == shipped_deltas(fresh()) == {}
     (folder / "deltas").mkdir()
-    neon = closed_form(backbone, NEON, ["a cat"], keep_rtol=None)
+    neon = erase(backbone, NEON, ["a cat"], EXACT)
     neon.save(folder / "deltas" / "neon.safetensors")
     assert shipped_deltas(backbone)["neon"].digest == neon.digest
     fresh(seed=5).pipe.unet.save_pretrained(folder / "unet")  # now it is another model
@@ -142,5 +143,5 @@ def test_without_a_judge_nothing_is_seen() -> None:
 
 def test_the_live_decay_collects_every_step() -> None:
     live = LiveDecay("neon", every=2)
-    erase(fresh(), NEON, ["a cat"], QUICK, callback=live, progress=False)
+    erase(fresh(), NEON, ["a cat"], QUICK, trainer=Trainer(callback=live, progress=False))
     assert [step.iteration for step in live.steps] == [1, 2, 3, 4, 5]

@@ -10,15 +10,17 @@ from torch import Tensor
 
 from sepme.composition import Composition, keeps
 from sepme.concept import Concept
-from sepme.erasure import PRESETS, closed_form, erase
+from sepme.erasure import PRESETS, erase
 from sepme.model import Backbone
 from tests.miniature import (
     CONCEPTS,
+    EXACT,
     INK,
     KEPT,
     NAMES,
     NEON,
     PREDICTIONS,
+    QUIET,
     UNRELATED,
     changed,
     fresh,
@@ -150,7 +152,7 @@ def test_the_shipped_model_is_restored_bit_for_bit(backbone: Backbone) -> None:
     """The same with the real model and a trained delta."""
     settings = replace(PRESETS["default"], iterations=1, images=2)
     concept = Concept("neon", ("neon",))
-    delta = erase(backbone, concept, ["pointillism", "a boat"], settings, progress=False)
+    delta = erase(backbone, concept, ["pointillism", "a boat"], settings, trainer=QUIET)
     prompts = ["neon", "a boat"]
 
     def draw() -> Tensor:
@@ -240,7 +242,7 @@ def test_a_composition_of_nothing_does_nothing() -> None:
 # ---------------------------------------------------------------- contradictions
 def test_two_deltas_that_do_not_keep_one_another_are_refused_unless_forced() -> None:
     backbone = shared()
-    careless = closed_form(backbone, NEON, KEPT, keep_rtol=None)  # knows nothing of ink
+    careless = erase(backbone, NEON, KEPT, EXACT)  # knows nothing of ink
     ink = three_deltas()[1]
     assert keeps(ink, careless)
     assert not keeps(careless, ink)
@@ -258,7 +260,7 @@ def test_two_deltas_that_do_not_keep_one_another_are_refused_unless_forced() -> 
 def test_the_contradiction_is_real() -> None:
     """The control: the delta that is refused does disturb the other concept."""
     backbone = shared()
-    careless = closed_form(backbone, NEON, KEPT, keep_rtol=None)
+    careless = erase(backbone, NEON, KEPT, EXACT)
     original = noise_prediction(backbone, "ink")
     with Composition(backbone, [careless]) as composition, composition.erased("neon"):
         assert changed(original, noise_prediction(backbone, "ink")) > 1e-3
@@ -269,8 +271,8 @@ def test_a_prompt_of_both_concepts_needs_no_keeping() -> None:
     both = "neon ink"
     neon, ink = (Concept(concept.name, (*concept.prompts, both)) for concept in (NEON, INK))
     deltas = [
-        closed_form(backbone, neon, (*KEPT, "ink"), keep_rtol=None),
-        closed_form(backbone, ink, (*KEPT, "neon"), keep_rtol=None),
+        erase(backbone, neon, (*KEPT, "ink"), EXACT),
+        erase(backbone, ink, (*KEPT, "neon"), EXACT),
     ]
     with Composition(backbone, deltas) as composition:
         composition.erase("neon", "ink")

@@ -1,7 +1,5 @@
 """The G-CiRs loss, its balance and its momentum, by hand."""
 
-import math
-
 import pytest
 import torch
 
@@ -11,8 +9,8 @@ from sepme.correlation import (
     correlation_loss,
     noise_difference,
     normalised_correlation,
-    to_epsilon,
 )
+from sepme.model import to_epsilon
 from tests.refusals import refused
 from tests.tolerance import assert_close
 
@@ -65,15 +63,6 @@ def test_momentum_stops_at_tau() -> None:
     above.update(1.1e-4)
     at.update(1e-4)
     assert (above.stopped, at.stopped) == (False, True)
-
-
-@pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_is_refused_and_changes_nothing(loss: float) -> None:
-    momentum = Momentum()
-    momentum.update(1.0)
-    with refused("iteration 2", "learning rate"):
-        momentum.update(loss)
-    assert momentum == Momentum(iteration=1, value=1.0)
 
 
 def test_to_epsilon_by_hand() -> None:

@@ -33,9 +33,9 @@ from sepme.course.checks import (
 from sepme.course.checks.feedback import check
 from sepme.course.metadata import is_answer, is_question, is_test
 from sepme.course.notebook import FOLDER, execute, tidy
-from sepme.erasure import closed_form
+from sepme.erasure import erase
 from sepme.nullspace import constrain, row_basis
-from tests.miniature import CONCEPTS, KEPT, NAMES, NEON, others, shared, three_deltas
+from tests.miniature import CONCEPTS, EXACT, KEPT, NAMES, NEON, others, shared, three_deltas
 from tests.refusals import refused
 from tests.test_notebooks import code_cells, complaints
 
@@ -596,7 +596,7 @@ def test_feedback_on_one_concept_after_another() -> None:
     def next_keeping(keep: Callable) -> Callable:
         def erase_next(concept, earlier):
             kept = [prompt for prompt in keep(concept, earlier) if prompt not in concept.prompts]
-            return closed_form(backbone, concept, kept, keep_rtol=None)
+            return erase(backbone, concept, kept, EXACT)
 
         return erase_next
 

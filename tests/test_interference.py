@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sepme.composition import Composition
 from sepme.delta import ConceptDelta
-from sepme.erasure import closed_form
+from sepme.erasure import erase
 from sepme.interference import (
     Interference,
     additivity_residual,
@@ -30,7 +30,7 @@ from sepme.interference import (
     text_change,
 )
 from sepme.probe import Probe, predicted_noise
-from tests.miniature import CONCEPTS, NAMES, fresh, three_deltas
+from tests.miniature import CONCEPTS, EXACT, NAMES, fresh, three_deltas
 from tests.refusals import refused
 from tests.test_delta import K, V, make
 from tests.tolerance import assert_close
@@ -291,7 +291,7 @@ def test_a_kept_concept_is_not_disturbed(noise: Interference) -> None:
 
 def test_a_concept_that_is_not_kept_is_disturbed() -> None:
     backbone = fresh()
-    deltas = [closed_form(backbone, concept, (), keep_rtol=None) for concept in CONCEPTS]
+    deltas = [erase(backbone, concept, (), EXACT) for concept in CONCEPTS]
     asked = {name: Probe.draw(backbone, name, 2) for name in NAMES}
     with Composition(backbone, deltas, force=True) as composition:
         found = measure_noise(composition, asked)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sepme.delta import ConceptDelta
-from sepme.erasure import PRESETS, ErasureSettings, Step, erase, erase_undecoupled
-from tests.miniature import NEON, others, room_of, shared
+from sepme.erasure import PRESETS, ErasureSettings, ErasureStep, erase
+from tests.miniature import NEON, QUIET, constraint_of, others, shared, watched
 from tests.tolerance import assert_close
 
 #: The published values, each with its place in the paper.
@@ -47,11 +47,11 @@ def test_the_undecoupled_preset_differs_where_the_paper_says_so() -> None:
 
 
 @pytest.fixture(scope="module")
-def run() -> tuple[ConceptDelta, list[Step]]:
+def run() -> tuple[ConceptDelta, list[ErasureStep]]:
     """The preset as it is, but for the number of iterations and of images."""
-    steps: list[Step] = []
+    steps: list[ErasureStep] = []
     settings = replace(PRESETS["paper"], iterations=12, images=2)
-    delta = erase(shared(), NEON, others(NEON), settings, callback=steps.append, progress=False)
+    delta = erase(shared(), NEON, others(NEON), settings, trainer=watched(steps))
     return delta, steps
 
 
@@ -77,10 +77,10 @@ def test_every_solution_of_its_basis_has_unit_length_and_moves_by_beta() -> None
     By less than that here: times beta, the gradients are as small as Adam's epsilon.
     """
     backbone, settings = shared(), replace(PRESETS["paper"], iterations=1, images=2)
-    room = room_of(NEON, settings, backbone)
+    room = constraint_of(NEON, settings, backbone)
     S = room.space.basis
     assert_close(S.norm(dim=0), torch.ones(S.shape[1], dtype=S.dtype))
-    delta = erase(backbone, NEON, others(NEON), settings, progress=False)
+    delta = erase(backbone, NEON, others(NEON), settings, trainer=QUIET)
     path = delta.paths[0]
     w = torch.linalg.lstsq(S, delta.dense(path).double().T).solution.T / 1e-4
     assert_close(delta.dense(path), (1e-4 * w @ S.T).float(), scale=1e-4)
@@ -102,6 +102,6 @@ def test_it_keeps_what_it_keeps(run) -> None:
 
 def test_the_published_undecoupled_erasure_runs() -> None:
     settings = replace(PRESETS["undecoupled"], iterations=2, images=1)
-    delta = erase_undecoupled(shared(), NEON, settings, progress=False)
+    delta = erase(shared(), NEON, (), settings, trainer=QUIET)
     assert delta.provenance.settings["learning_rate"] == 1e-5
     assert delta.provenance.settings["parametrisation"] == "full"

@@ -253,9 +253,7 @@ def test_looking_on_changes_nothing(settings, tmp_path) -> None:
     )
     assert torch.equal(torch.get_rng_state(), state)
     steps = []
-    plain = erase(
-        shared(), NEON, others(NEON), settings, seed=3, callback=steps.append, progress=False
-    )
+    plain = erase(shared(), NEON, others(NEON), settings, seed=3, trainer=watched(steps))
     files = [
         delta.save(tmp_path / f"{index}.safetensors").read_bytes()
         for index, delta in enumerate((watched, plain))

@@ -7,6 +7,7 @@ from sepme.atelier.paintings import OBJECTS, STYLES
 from sepme.course.chapter import shipped_deltas
 from sepme.erasure import PRESETS, erase, recorded_settings
 from sepme.model import Backbone, load_catalogue
+from tests.miniature import QUIET
 from tests.tolerance import assert_close
 
 
@@ -36,7 +37,7 @@ def test_one_of_them_made_again_is_the_same(backbone: Backbone) -> None:
     catalogue, shipped = load_catalogue(), shipped_deltas(backbone)["cubism"]
     assert catalogue is not None
     concept = catalogue["cubism"]
-    again = erase(backbone, concept, catalogue.kept_prompts([concept]), progress=False)
+    again = erase(backbone, concept, catalogue.kept_prompts([concept]), trainer=QUIET)
     assert_close(again.basis, shipped.basis, scale=30.0)
     for path in shipped.paths:
         one, other = again.dense(path), shipped.dense(path)

@@ -21,9 +21,9 @@ from sepme.correlation import (
     correlation_loss,
     noise_difference,
     normalised_correlation,
-    to_epsilon,
 )
 from sepme.delta import ConceptDelta
+from sepme.model import to_epsilon
 from sepme.nullspace import NullSpace, damped_projection, null_space, row_basis
 from tests.tolerance import ROUNDINGS, assert_close
 
@@ -318,7 +318,7 @@ def delta(world: World, k: int, seed: int, without: int | None = None) -> Concep
     Q = world.basis(k, without)
     made = Provenance(f"c{k}", "toy", base="toy", base_name="toy", forgotten=(f"c{k}",), kept=())
     up = factors(len(Q), seed, Q.dtype)
-    return ConceptDelta(f"c{k}", dict.fromkeys(PATHS, Q), up, made)
+    return ConceptDelta(dict.fromkeys(PATHS, Q), up, made)
 
 
 def dense(delta: ConceptDelta) -> dict[str, Tensor]:

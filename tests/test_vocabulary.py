@@ -10,8 +10,8 @@ from sepme.atelier.captions import catalogue, vocabulary
 from sepme.concept import Concept, Vocabulary
 from sepme.errors import SepmeError, SepmeWarning
 from sepme.nullspace import constrain
-from sepme.tasks import Job, erase_into
-from tests.miniature import KEPT, NEON, QUICK, shared
+from sepme.tasks import ErasureTask, erase_into
+from tests.miniature import EXACT, KEPT, NEON, shared
 from tests.refusals import refused
 from tests.tiny import END, START, WORDS, tiny_tokenizer
 
@@ -108,7 +108,7 @@ def test_a_concept_of_which_no_word_is_known_cannot_be_forgotten(tmp_path) -> No
         room(monet)
     with pytest.warns(SepmeWarning, match="'Monet', 'Claude'"):
         room(Concept("Monet", (*monet.prompts, "a painting in the style of Monet")))
-    jobs = [Job((concept,), KEPT, QUICK, closed=True) for concept in (NEON, monet)]
+    jobs = [ErasureTask((concept,), KEPT, EXACT) for concept in (NEON, monet)]
     with pytest.raises(SepmeError, match="knows no word of 'Monet'"):
         erase_into(tmp_path, jobs, shared(), say=lambda _: None)
     assert list(tmp_path.iterdir()) == []  # refused before the first was erased

@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sepme.artefact import Provenance, canonical_json, versions
-from sepme.composition import Composition
-from sepme.delta import HEADER, WeightChange
-from sepme.erasure import closed_form
+from sepme.composition import Composition, applied
+from sepme.delta import DenseDelta
+from sepme.erasure import erase
 from sepme.model import Backbone
-from tests.miniature import KEPT, NEON, fresh, latents, noise_prediction, others, shared
+from tests.miniature import EXACT, KEPT, NEON, fresh, latents, noise_prediction, others, shared
 from tests.refusals import refused
 from tests.tolerance import assert_close
 
@@ -38,11 +38,11 @@ def provenance(backbone: Backbone, concept: str = "neon") -> Provenance:
     )
 
 
-def make(backbone: Backbone, *paths: str, seed: int = 0, concept: str = "neon") -> WeightChange:
+def make(backbone: Backbone, *paths: str, seed: int = 0, concept: str = "neon") -> DenseDelta:
     generator = torch.Generator().manual_seed(seed)
     shapes = {name: value.shape for name, value in backbone.unet.named_parameters()}
     changes = {path: torch.randn(shapes[path], generator=generator) for path in paths or (K, BIAS)}
-    return WeightChange(changes, provenance(backbone, concept))
+    return DenseDelta(changes, provenance(backbone, concept))
 
 
 def weights(backbone: Backbone) -> dict[str, Tensor]:
@@ -59,7 +59,7 @@ def test_norm_counts_layers_not_parameters() -> None:
         BIAS: torch.tensor([3.0]),
         K: torch.tensor([[4.0]]),
     }
-    change = WeightChange(changes, provenance(shared()))
+    change = DenseDelta(changes, provenance(shared()))
     assert change.layers == (K.removesuffix(".weight"), OUT.removesuffix(".weight"))
     assert change.norm() == pytest.approx((1 + 2 + 3 + 4) / 2)  # ||Delta||_1 / M, M = 2
     assert change.norm(2) == pytest.approx(30**0.5 / 2)
@@ -69,7 +69,7 @@ def test_norm_counts_layers_not_parameters() -> None:
 def test_it_owns_float32_copies() -> None:
     given = torch.ones(2, 2, dtype=torch.float64, requires_grad=True)
     same = torch.ones(2)
-    change = WeightChange({K: given, BIAS: same}, provenance(shared()))
+    change = DenseDelta({K: given, BIAS: same}, provenance(shared()))
     same.zero_()
     assert change.changes[K].dtype == torch.float32
     assert not change.changes[K].requires_grad
@@ -100,7 +100,7 @@ def test_applied_is_the_edited_model_and_what_comes_back_is_the_original(
     backbone = fresh()
     change = make(backbone, *(which or everything(backbone)))
     before, seen, drawn = weights(backbone), noise_prediction(backbone, "neon"), latents(backbone)
-    with change.applied(backbone) as live:
+    with applied(backbone, change) as live:
         assert live is backbone
         for path, value in backbone.unet.named_parameters():
             expected = before[path] + change.changes.get(path, 0.0)
@@ -124,7 +124,7 @@ def test_subtracting_would_not_give_the_bits_back() -> None:
 def test_the_originals_come_back_after_an_error() -> None:
     backbone = fresh()
     before = weights(backbone)
-    with pytest.raises(KeyboardInterrupt), make(backbone).applied(backbone):
+    with pytest.raises(KeyboardInterrupt), applied(backbone, make(backbone)):
         raise KeyboardInterrupt
     assert all(torch.equal(before[path], value) for path, value in weights(backbone).items())
 
@@ -134,7 +134,7 @@ def test_half_precision_is_changed_in_float32_and_restored() -> None:
     backbone.pipe.unet.to(torch.bfloat16)
     change = make(backbone)
     before = weights(backbone)
-    with change.applied(backbone):
+    with applied(backbone, change):
         live = weights(backbone)[K]
         assert live.dtype == torch.bfloat16
         assert torch.equal(live, (before[K].float() + change.changes[K]).bfloat16())
@@ -144,20 +144,20 @@ def test_half_precision_is_changed_in_float32_and_restored() -> None:
 def test_nothing_else_may_be_attached() -> None:
     backbone = fresh()
     change, again = make(backbone), make(backbone, seed=1)
-    with change.applied(backbone), refused("attached"), again.applied(backbone):
+    with applied(backbone, change), refused("attached"), applied(backbone, again):
         pass
-    delta = closed_form(backbone, NEON, others(NEON), keep_rtol=None)
-    with Composition(backbone, [delta]), refused("adapters"), change.applied(backbone):
+    delta = erase(backbone, NEON, others(NEON), EXACT)
+    with Composition(backbone, [delta]), refused("adapters"), applied(backbone, change):
         pass
-    with change.applied(backbone):  # both are gone again
+    with applied(backbone, change):  # both are gone again
         pass
 
 
 def test_a_composition_made_inside_takes_the_change_off() -> None:
     backbone = fresh()
     before = weights(backbone)
-    delta = closed_form(backbone, NEON, KEPT, keep_rtol=None)
-    with make(backbone).applied(backbone), Composition(backbone, [delta]):
+    delta = erase(backbone, NEON, KEPT, EXACT)
+    with applied(backbone, make(backbone)), Composition(backbone, [delta]):
         layer = backbone.unet.get_submodule(K.removesuffix(".weight"))
         assert torch.equal(layer.base_layer.weight, before[K])
     assert all(torch.equal(before[path], value) for path, value in weights(backbone).items())
@@ -165,17 +165,17 @@ def test_a_composition_made_inside_takes_the_change_off() -> None:
 
 def test_another_model_is_refused() -> None:
     change = make(shared())
-    with refused("another base model"), change.applied(fresh(seed=1)):
+    with refused("another base model"), applied(fresh(seed=1), change):
         pass
-    wrong = WeightChange({K: torch.zeros(1, 1)}, provenance(shared()))
-    with refused(K, "[1, 1]"), wrong.applied(shared()):
+    wrong = DenseDelta({K: torch.zeros(1, 1)}, provenance(shared()))
+    with refused(K, "[1, 1]"), applied(shared(), wrong):
         pass
 
 
 def test_a_file_brings_everything_back(tmp_path: Path) -> None:
     change = make(shared())
     path = change.save(tmp_path / "new" / "neon.safetensors")
-    back = WeightChange.load(path, base=change.base)
+    back = DenseDelta.load(path, base=change.base)
     assert back.provenance == change.provenance
     assert back.digest == change.digest
     assert all(torch.equal(back.changes[p], change.changes[p]) for p in change.paths)
@@ -188,32 +188,32 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
     with refused("neon.pt", ".safetensors"):
         change.save(tmp_path / "neon.pt")
     with refused("missing.safetensors"):
-        WeightChange.load(tmp_path / "missing.safetensors")
+        DenseDelta.load(tmp_path / "missing.safetensors")
     with refused("not for this model"):
-        WeightChange.load(path, base="f00d" * 16)
+        DenseDelta.load(path, base="f00d" * 16)
     truncated = tmp_path / "truncated.safetensors"
     truncated.write_bytes(path.read_bytes()[:-5])
     with refused("truncated"):
-        WeightChange.load(truncated)
+        DenseDelta.load(truncated)
     edited = load_file(path)
     edited[K][0, 0] += 1
     header = canonical_json({"provenance": change.provenance.to_dict(), "sha256": change.digest})
-    save_file(edited, tmp_path / "edited.safetensors", {HEADER: header})
+    save_file(edited, tmp_path / "edited.safetensors", {"sepme_weight_change": header})
     with refused("was changed after"):
-        WeightChange.load(tmp_path / "edited.safetensors")
+        DenseDelta.load(tmp_path / "edited.safetensors")
     save_file(edited, tmp_path / "foreign.safetensors", {"other": json.dumps({})})
-    with refused("holds no weight change"):
-        WeightChange.load(tmp_path / "foreign.safetensors")
-    delta = closed_form(shared(), NEON, KEPT, keep_rtol=None)
-    with refused("holds no weight change"):
-        WeightChange.load(delta.save(tmp_path / "delta.safetensors"))
+    with refused("was not written by sepme"):
+        DenseDelta.load(tmp_path / "foreign.safetensors")
+    delta = erase(shared(), NEON, KEPT, EXACT)
+    with refused("was not written by sepme"):
+        DenseDelta.load(delta.save(tmp_path / "delta.safetensors"))
 
 
 def test_empty_or_infinite_changes_are_refused() -> None:
     with refused("at least one parameter"):
-        WeightChange({}, provenance(shared()))
+        DenseDelta({}, provenance(shared()))
     with refused(K, "not finite"):
-        WeightChange({K: torch.tensor([float("nan")])}, provenance(shared()))
+        DenseDelta({K: torch.tensor([float("nan")])}, provenance(shared()))
 
 
 def test_a_change_is_close_to_what_was_trained() -> None:

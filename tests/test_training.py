@@ -1,6 +1,5 @@
 """Interrupted and gone on with, a training ends in the same delta, byte for byte."""
 
-import json
 import subprocess
 import sys
 import time
@@ -11,12 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
-from sepme.erasure import ErasureSettings, Step, erase_jointly
+from sepme.erasure import ErasureSettings, ErasureStep, erase
 from sepme.model import Backbone
-from sepme.training import Checkpoint
+from sepme.training import Trainer
 from tests.miniature import FROM_ZERO, INK, KEPT, NEON, QUICK, shared
 from tests.refusals import refused
 
@@ -25,24 +22,18 @@ DENSE = replace(FROM_ZERO, parametrisation="dense", method="svd", learning_rate=
 
 
 def train(
-    checkpoint: Checkpoint | None,
+    checkpoint: Path | None,
     settings: ErasureSettings = QUICK,
-    callback: Callable[[Step], None] | None = None,
+    callback: Callable[[ErasureStep], None] | None = None,
+    *,
+    every: int = 1,
     seed: int = 0,
     joint: bool = False,
 ) -> bytes:
     """What comes out, as bytes: a digest covers every bit of a delta."""
+    trainer = Trainer(callback, checkpoint, every, progress=False)
     concepts = [NEON, INK] if joint else [NEON]
-    deltas = erase_jointly(
-        shared(),
-        concepts,
-        KEPT,
-        settings,
-        seed=seed,
-        callback=callback,
-        checkpoint=checkpoint,
-        progress=False,
-    )
+    deltas = erase(shared(), concepts, KEPT, settings, seed=seed, trainer=trainer)
     return b"".join(delta.digest.encode() for delta in deltas)
 
 
@@ -51,28 +42,27 @@ def uninterrupted() -> bytes:
     return train(None)
 
 
-def interrupt_at(iteration: int) -> Callable[[Step], None]:
-    def callback(step: Step) -> None:
+def interrupt_at(iteration: int) -> Callable[[ErasureStep], None]:
+    def callback(step: ErasureStep) -> None:
         if step.iteration == iteration:
             raise KeyboardInterrupt
 
     return callback
 
 
-def iteration_in(checkpoint: Checkpoint) -> int:
-    with safe_open(checkpoint.path, framework="pt") as file:
-        return json.loads(file.metadata()["state"])["numbers"]["iteration"]
+def iteration_in(checkpoint: Path) -> int:
+    return torch.load(checkpoint, weights_only=True)["done"]
 
 
 # ---------------------------------------------------------------- going on
 @pytest.mark.parametrize("every", [1, 2])
 def test_an_interruption_at_any_iteration_changes_nothing(tmp_path: Path, every: int) -> None:
     for iteration in range(1, QUICK.iterations + 1):
-        checkpoint = Checkpoint(tmp_path / f"{iteration}.ckpt", every)
+        checkpoint = tmp_path / f"{iteration}.ckpt"
         with pytest.raises(KeyboardInterrupt):
-            train(checkpoint, callback=interrupt_at(iteration))
+            train(checkpoint, callback=interrupt_at(iteration), every=every)
         assert iteration_in(checkpoint) == (iteration - 1) // every * every
-        assert train(checkpoint) == uninterrupted()
+        assert train(checkpoint, every=every) == uninterrupted()
 
 
 @pytest.mark.parametrize(
@@ -83,14 +73,14 @@ def test_an_interruption_at_any_iteration_changes_nothing(tmp_path: Path, every:
 def test_so_it_is_for_every_kind_of_training(
     tmp_path: Path, settings: ErasureSettings, joint: bool
 ) -> None:
-    checkpoint = Checkpoint(tmp_path / "run.ckpt", every=1)
+    checkpoint = tmp_path / "run.ckpt"
     with pytest.raises(KeyboardInterrupt):
         train(checkpoint, settings, interrupt_at(4), joint=joint)
     assert train(checkpoint, settings, joint=joint) == train(None, settings, joint=joint)
 
 
 def test_interrupted_again_and_again(tmp_path: Path) -> None:
-    checkpoint = Checkpoint(tmp_path / "run.ckpt", every=1)
+    checkpoint = tmp_path / "run.ckpt"
     for iteration in range(2, QUICK.iterations + 1):
         with pytest.raises(KeyboardInterrupt):
             train(checkpoint, callback=interrupt_at(iteration))
@@ -99,7 +89,7 @@ def test_interrupted_again_and_again(tmp_path: Path) -> None:
 
 def test_every_later_step_is_that_of_the_run_without_interruption(tmp_path: Path) -> None:
     """The delta does not depend on the momentum until it stops; the steps show it earlier."""
-    checkpoint, whole, rest = Checkpoint(tmp_path / "run.ckpt", every=1), [], []
+    checkpoint, whole, rest = tmp_path / "run.ckpt", [], []
     train(None, callback=whole.append)
     with pytest.raises(KeyboardInterrupt):
         train(checkpoint, callback=interrupt_at(3))
@@ -108,7 +98,7 @@ def test_every_later_step_is_that_of_the_run_without_interruption(tmp_path: Path
 
 
 def test_what_was_done_is_not_done_again(tmp_path: Path, monkeypatch) -> None:
-    checkpoint, seen = Checkpoint(tmp_path / "run.ckpt", every=1), []
+    checkpoint, seen = tmp_path / "run.ckpt", []
     with pytest.raises(KeyboardInterrupt):
         train(checkpoint, callback=interrupt_at(4))
     monkeypatch.setattr(Backbone, "generate", None)  # the images are in the checkpoint
@@ -117,21 +107,18 @@ def test_what_was_done_is_not_done_again(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_a_finished_run_is_taken_from_its_checkpoint(tmp_path: Path) -> None:
-    checkpoint = Checkpoint(tmp_path / "run.ckpt", every=1)
+    checkpoint = tmp_path / "run.ckpt"
     whole = train(checkpoint)
     assert train(checkpoint, callback=interrupt_at(1)) == whole  # no iteration is left to do
-    checkpoint.remove()
-    checkpoint.remove()  # what is gone is gone
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interruption_while_writing_leaves_the_checkpoint_before(
     tmp_path: Path, monkeypatch
 ) -> None:
-    checkpoint = Checkpoint(tmp_path / "run.ckpt", every=1)
+    checkpoint = tmp_path / "run.ckpt"
     with pytest.raises(KeyboardInterrupt):
         train(checkpoint, callback=interrupt_at(3))
-    before = checkpoint.path.read_bytes()
+    before = checkpoint.read_bytes()
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
@@ -140,8 +127,8 @@ def test_an_interruption_while_writing_leaves_the_checkpoint_before(
         patch.setattr("sepme.artefact.os.replace", killed)
         with pytest.raises(KeyboardInterrupt):
             train(checkpoint)
-    assert checkpoint.path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [checkpoint.path]
+    assert checkpoint.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [checkpoint]
     assert train(checkpoint) == uninterrupted()
 
 
@@ -151,17 +138,16 @@ import sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from sepme.training import Checkpoint
-from tests.test_checkpoint import train
-train(Checkpoint(Path(sys.argv[1]), every=1), callback=lambda step: time.sleep(0.2))
+from tests.test_training import train
+train(Path(sys.argv[1]), callback=lambda step: time.sleep(0.2))
 """
 
 
 def test_a_killed_process_is_gone_on_with(tmp_path: Path) -> None:
-    checkpoint = Checkpoint(tmp_path / "run.ckpt")
-    victim = subprocess.Popen([sys.executable, "-c", VICTIM, str(checkpoint.path)], cwd=ROOT)
+    checkpoint = tmp_path / "run.ckpt"
+    victim = subprocess.Popen([sys.executable, "-c", VICTIM, str(checkpoint)], cwd=ROOT)
     try:
-        while not (checkpoint.path.exists() and iteration_in(checkpoint) >= 2):
+        while not (checkpoint.exists() and iteration_in(checkpoint) >= 2):
             assert victim.poll() is None, "it ended before it could be killed"
             time.sleep(0.01)
     finally:
@@ -174,12 +160,12 @@ def test_a_killed_process_is_gone_on_with(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- what is not to be gone on with
 def of_another_seed(path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(Checkpoint(path, every=1), seed=1, callback=interrupt_at(3))
+        train(path, seed=1, callback=interrupt_at(3))
 
 
 def of_other_settings(path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(Checkpoint(path, every=1), replace(QUICK, lam=0.1), callback=interrupt_at(3))
+        train(path, replace(QUICK, lam=0.1), callback=interrupt_at(3))
 
 
 def with_other_guidance(path: Path) -> None:
@@ -187,22 +173,26 @@ def with_other_guidance(path: Path) -> None:
     backbone.guidance = 2.0
     try:
         with pytest.raises(KeyboardInterrupt):
-            train(Checkpoint(path, every=1), callback=interrupt_at(3))
+            train(path, callback=interrupt_at(3))
     finally:
         backbone.guidance = 4.0
 
 
 def truncated(path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(Checkpoint(path, every=1), callback=interrupt_at(3))
+        train(path, callback=interrupt_at(3))
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def foreign(state: str | None) -> Callable[[Path], None]:
-    def write(path: Path) -> None:
-        save_file({"x": torch.ones(1)}, path, {"state": state} if state is not None else None)
+def foreign(content: object) -> Callable[[Path], None]:
+    return lambda path: torch.save(content, path)
 
-    return write
+
+class Malicious:
+    """A pickle that would run code when it is read."""
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (Path("it-ran"),)
 
 
 @pytest.mark.parametrize(
@@ -212,38 +202,27 @@ def foreign(state: str | None) -> Callable[[Path], None]:
         of_other_settings,
         with_other_guidance,
         truncated,
-        foreign(None),
-        foreign("no json"),
-        foreign("[]"),
-        foreign("{}"),
+        foreign(torch.ones(1)),
+        foreign([]),
+        foreign({}),
+        foreign({"key": Malicious()}),
         lambda path: path.write_bytes(b""),
         lambda path: path.write_text("my shopping list"),
     ],
-    ids="seed settings guidance truncated bare text list empty zero shopping".split(),
+    ids="seed settings guidance truncated tensor list empty malicious zero shopping".split(),
 )
 def test_a_checkpoint_of_something_else_is_not_gone_on_with(
-    tmp_path: Path, spoil: Callable[[Path], None]
+    tmp_path: Path, spoil: Callable[[Path], None], monkeypatch
 ) -> None:
-    checkpoint = Checkpoint(tmp_path / "run.ckpt", every=1)
-    spoil(checkpoint.path)
-    assert checkpoint.read("another key") is None
+    monkeypatch.chdir(tmp_path)
+    checkpoint = tmp_path / "run.ckpt"
+    spoil(checkpoint)
     assert train(checkpoint) == uninterrupted()
+    assert not (tmp_path / "it-ran").exists()
 
 
 def test_a_checkpoint_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with refused("run.ckpt", "cannot be written"):
-        train(Checkpoint(tmp_path / "file" / "run.ckpt"))
+        train(tmp_path / "file" / "run.ckpt")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def test_a_round_trip_keeps_numbers_and_tensors(tmp_path: Path) -> None:
-    checkpoint = Checkpoint(tmp_path / "new" / "run.ckpt")
-    tensor = torch.randn(3, 4)
-    checkpoint.write("key", {"iteration": 7, "momentum": 0.1}, {"a": tensor, "b": tensor.T})
-    numbers, tensors = checkpoint.read("key")
-    assert numbers == {"iteration": 7, "momentum": 0.1}
-    assert torch.equal(tensors["a"], tensor)
-    assert torch.equal(tensors["b"], tensor.T)
-    assert checkpoint.read("other") is None
-    assert Checkpoint(tmp_path / "nowhere.ckpt").read("key") is None

@@ -12,19 +12,15 @@ from sepme.concept import Concept
 from sepme.delta import ConceptDelta
 from sepme.erasure import (
     PRESETS,
-    Dense,
     ErasureSettings,
-    Full,
-    LowRank,
-    Parametrisation,
-    Step,
+    ErasureStep,
+    closed_form_factor,
     erase,
-    erase_jointly,
-    erase_undecoupled,
     preset,
 )
 from sepme.model import Backbone
 from sepme.nullspace import constrain
+from sepme.training import Trainer
 from tests.miniature import (
     FROM_ZERO,
     INK,
@@ -34,13 +30,15 @@ from tests.miniature import (
     OIL,
     PREDICTIONS,
     QUICK,
+    QUIET,
     changed,
+    constraint_of,
     fresh,
     noise_prediction,
     others,
-    room_of,
     shared,
     three_deltas,
+    watched,
 )
 from tests.refusals import refused
 from tests.tolerance import assert_close
@@ -51,11 +49,11 @@ FULL = replace(PRESETS["undecoupled"], iterations=4, batch=2, images=2, learning
 
 def train(
     settings: ErasureSettings = QUICK, backbone: Backbone | None = None, **options
-) -> tuple[ConceptDelta, list[Step]]:
-    steps: list[Step] = []
+) -> tuple[ConceptDelta, list[ErasureStep]]:
+    steps: list[ErasureStep] = []
     backbone = backbone or shared()
     keep = options.pop("keep", others(NEON))
-    delta = erase(backbone, NEON, keep, settings, callback=steps.append, progress=False, **options)
+    delta = erase(backbone, NEON, keep, settings, trainer=watched(steps), **options)
     return delta, steps
 
 
@@ -71,42 +69,35 @@ def with_deltas(backbone: Backbone, prompt: str, *deltas: ConceptDelta) -> Tenso
 
 
 # ---------------------------------------------------------------- what is trained
-def parametrisations() -> list[Parametrisation]:
-    torch.manual_seed(3)
-    Q, S = torch.linalg.qr(torch.randn(6, 2)).Q.T, torch.randn(6, 4)
-    made = [
-        LowRank(Q, {"k": torch.zeros(3, 2), "v": torch.zeros(5, 2)}),
-        Dense(S / S.norm(dim=0), 0.5, {"k": 3, "v": 5}),
-        Full({"k": torch.Size([3, 6]), "v": torch.Size([5, 6])}, like=Q),
-    ]
-    for one in made:
-        for value in one.values:
-            value.data.normal_()
-    return made
+@pytest.mark.parametrize("settings", [FROM_ZERO, DENSE, FULL], ids=["lora", "dense", "full"])
+def test_the_factors_stand_for_the_change_that_was_trained(settings: ErasureSettings) -> None:
+    """||Delta||_1 / M of the trained weights is that of the delta's `up @ down`."""
+    keep = () if settings is FULL else others(NEON)
+    deltas: list[ConceptDelta] = []
+    steps: list[ErasureStep] = []
 
+    def look(step: ErasureStep) -> None:
+        steps.append(step)
+        deltas.append(step.deltas()[0])
 
-@pytest.mark.parametrize("index", range(3), ids=["lora", "dense", "full"])
-def test_the_factors_stand_for_the_change_that_was_trained(index: int) -> None:
-    trained = parametrisations()[index]
-    down, up = trained.factors()
-    change = trained.change()
-    assert tuple(change) == trained.paths == ("k", "v")
-    for path, d_out in (("k", 3), ("v", 5)):
-        assert change[path].shape == (d_out, 6)
-        assert_close(up[path] @ down[path], change[path], scale=4.0)
-        assert not up[path].requires_grad
+    trainer = Trainer(callback=look, progress=False)
+    erase(shared(), NEON, keep, replace(settings, iterations=3), trainer=trainer)
+    for step, before in zip(steps[1:], deltas[:-1], strict=True):
+        assert before.norm() == pytest.approx(step.norm, rel=1e-4)
 
 
 def test_the_dense_form_is_equation_9() -> None:
-    """Delta = (w x beta S)^T: entry by entry, and inside the span of S's columns."""
-    dense = parametrisations()[1]
-    S, w = dense.basis, dict(dense.items())["k"]
-    by_hand = torch.zeros(3, 6)
-    for out in range(3):
-        for solution in range(S.shape[1]):
-            by_hand[out] += w[out, solution] * 0.5 * S[:, solution]
-    assert_close(dense.change()["k"], by_hand)
-    assert dict(Dense(S, 1e-4, {"k": 3}).items())["k"].eq(0).all()  # w starts at zero
+    """Delta = (w x beta S)^T lies in the span of S's columns, and w starts at zero.
+
+    Adam's first step moves every entry of w by the learning rate, up to its sign.
+    """
+    settings = replace(DENSE, beta=0.5, iterations=1)
+    delta, _ = train(settings)
+    S = constraint_of(NEON, settings, shared()).space.basis
+    for path in delta.paths:
+        w = torch.linalg.lstsq(0.5 * S, delta.dense(path).double().T).solution.T
+        assert_close(delta.dense(path), (0.5 * w @ S.T).float(), scale=float(w.norm()))
+        assert float(w.abs().median()) == pytest.approx(settings.learning_rate, rel=1e-3)
 
 
 @pytest.mark.parametrize("settings", [FROM_ZERO, DENSE], ids=["lora", "dense"])
@@ -117,17 +108,17 @@ def test_the_delta_lies_where_the_constraint_lets_it(
     """e(c_j) Delta = 0 for all that is kept; the LoRA form lies in Q's span (claim 1) besides."""
     backbone = shared()
     delta, _ = train(replace(settings, method=method, iterations=2))
-    room = constrain(
+    constraint = constrain(
         backbone, NEON, others(NEON), keep_rtol=None, concept_rtol=settings.concept_rtol
     )
-    kept = room.kept_rows.float()
+    kept = constraint.kept_rows.float()
     for path in delta.paths:
         change = delta.dense(path)
         size = float(change.norm() * kept.norm(dim=1).max())
         assert size > 0
         assert_close(kept @ change.T, torch.zeros(len(kept), len(change)), scale=size)
         if settings.parametrisation == "lora":
-            Q = room.basis.float()
+            Q = constraint.basis.float()
             assert_close(change @ Q.T @ Q, change, scale=float(change.norm()))
     assert set(delta.paths) == set(backbone.projections())
     assert delta.kept == ("", *others(NEON))
@@ -175,12 +166,12 @@ def test_the_tolerance_of_what_is_kept_bounds_what_leaks(prediction: str) -> Non
     backbone = shared(prediction)
     settings = replace(QUICK, keep_rtol=PRESETS["default"].keep_rtol, iterations=2)
     delta, _ = train(settings, backbone)
-    room = room_of(NEON, settings, backbone)
+    constraint = constraint_of(NEON, settings, backbone)
     for path in delta.paths:
         change = delta.dense(path).double()
-        moved = (room.kept_rows @ change.T).norm(dim=1).max()
+        moved = (constraint.kept_rows @ change.T).norm(dim=1).max()
         largest = torch.linalg.matrix_norm(change, 2)
-        assert moved <= largest * room.leakage_bound * (1 + 1e-4)
+        assert moved <= largest * constraint.leakage_bound * (1 + 1e-4)
 
 
 # ---------------------------------------------------------------- the same every time
@@ -233,20 +224,30 @@ def test_the_callback_sees_every_step_with_finite_numbers() -> None:
         assert step.norm > 0
 
 
-def test_the_observer_sees_the_start_and_every_step_but_only_copies() -> None:
-    seen: list[tuple[int, ConceptDelta]] = []
+def test_a_step_gives_copies_of_the_unfinished_delta() -> None:
+    seen: list[ConceptDelta] = []
 
-    def observe(iteration: int, deltas: list[ConceptDelta]) -> None:
-        seen.append((iteration, deltas[0]))
-        for up in deltas[0].up.values():
-            up.zero_() if iteration == 1 else None  # what is done to a copy decides nothing
+    def look(step: ErasureStep) -> None:
+        seen.append(step.deltas()[0])
+        for up in step.deltas()[0].up.values():
+            up.zero_()  # what is done to a copy decides nothing
 
-    delta, steps = train(FROM_ZERO, observer=observe)
-    assert [iteration for iteration, _ in seen] == [0, *(step.iteration for step in steps)]
-    assert seen[0][1].norm() == steps[0].norm == 0
-    assert seen[2][1].norm() == pytest.approx(steps[2].norm, rel=1e-5)
-    assert same(seen[-1][1], delta)
+    delta = erase(
+        shared(), NEON, others(NEON), FROM_ZERO, trainer=Trainer(callback=look, progress=False)
+    )
+    assert [one.provenance.iterations for one in seen] == [1, 2, 3, 4, 5]
+    assert same(seen[-1], delta)
     assert same(train(FROM_ZERO)[0], delta)
+
+
+def test_without_iterations_the_delta_is_the_start(monkeypatch) -> None:
+    monkeypatch.setattr(Backbone, "generate", None)  # no picture is drawn
+    assert train(replace(FROM_ZERO, iterations=0))[0].norm() == 0
+    start, steps = train(replace(QUICK, iterations=0))
+    constraint = constraint_of(NEON, QUICK, shared())
+    for path, up in closed_form_factor(shared(), constraint).items():
+        assert torch.equal(start.up[path], up)
+    assert steps == []
 
 
 @pytest.mark.parametrize("objective", ["squared", "product"])
@@ -284,12 +285,10 @@ def test_stratified_timesteps_cover_the_whole_range_and_uniform_ones_do_not() ->
 
 
 # ---------------------------------------------------------------- several at once
-def jointly(settings: ErasureSettings, **options) -> tuple[list[ConceptDelta], list[Step]]:
-    steps: list[Step] = []
-    deltas = erase_jointly(
-        shared(), [NEON, INK], (*KEPT, "oil"), settings, callback=steps.append, progress=False,
-        **options,
-    )  # fmt: skip
+def jointly(settings: ErasureSettings, **options) -> tuple[list[ConceptDelta], list[ErasureStep]]:
+    steps: list[ErasureStep] = []
+    trainer = watched(steps)
+    deltas = erase(shared(), [NEON, INK], (*KEPT, "oil"), settings, trainer=trainer, **options)
     return deltas, steps
 
 
@@ -301,7 +300,7 @@ def test_joint_training_gives_what_separate_training_gives() -> None:
     """
     settings = replace(FROM_ZERO, iterations=1)
     (joint, _), _ = jointly(settings)
-    alone = erase(shared(), NEON, (*KEPT, "oil", "ink"), settings, progress=False)
+    alone = erase(shared(), NEON, (*KEPT, "oil", "ink"), settings, trainer=QUIET)
     assert joint.kept == alone.kept
     for path in alone.paths:
         assert_close(joint.dense(path), alone.dense(path), scale=float(alone.dense(path).norm()))
@@ -328,13 +327,13 @@ def test_a_later_concept_leaves_the_earlier_ones_erased_and_their_files_alone(
 ) -> None:
     backbone = shared(prediction)
     keep = ("", *KEPT)
-    earlier = erase_jointly(backbone, [NEON, INK], keep, QUICK, progress=False)
+    earlier = erase(backbone, [NEON, INK], keep, QUICK, trainer=QUIET)
     files = [delta.save(tmp_path / f"{delta.concept}.safetensors") for delta in earlier]
     bytes_before = [file.read_bytes() for file in files]
     erased = {name: with_deltas(backbone, name, *earlier) for name in ("neon", "ink")}
     loaded = [ConceptDelta.load(file, backbone.fingerprint) for file in files]
 
-    later = erase(backbone, OIL, keep, QUICK, after=loaded, progress=False)
+    later = erase(backbone, OIL, keep, QUICK, after=loaded, trainer=QUIET)
 
     assert later.kept == (*keep, "neon", "ink")
     assert later.provenance.after == tuple(delta.digest for delta in earlier)
@@ -350,11 +349,11 @@ def test_a_later_concept_leaves_the_earlier_ones_erased_and_their_files_alone(
 
 def test_a_later_concept_that_knows_nothing_of_the_earlier_ones_is_a_contradiction() -> None:
     backbone = shared()
-    neon = erase(backbone, NEON, KEPT, QUICK, progress=False)
-    oil = erase(backbone, OIL, KEPT, QUICK, progress=False)
+    neon = erase(backbone, NEON, KEPT, QUICK, trainer=QUIET)
+    oil = erase(backbone, OIL, KEPT, QUICK, trainer=QUIET)
     with Composition(backbone, [neon, oil]) as composition, refused("without keeping"):
         composition.erase("neon", "oil")
-    knowing = erase(backbone, OIL, KEPT, QUICK, after=[neon], progress=False)
+    knowing = erase(backbone, OIL, KEPT, QUICK, after=[neon], trainer=QUIET)
     with Composition(backbone, [neon, knowing]) as composition:
         composition.erase("neon", "oil")
 
@@ -363,8 +362,8 @@ def test_a_later_concept_that_knows_nothing_of_the_earlier_ones_is_a_contradicti
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_undecoupled_erasure_moves_every_cross_attention_weight(prediction: str) -> None:
     backbone = shared(prediction)
-    steps: list[Step] = []
-    delta = erase_undecoupled(backbone, NEON, FULL, callback=steps.append, progress=False)
+    steps: list[ErasureStep] = []
+    delta = erase(backbone, NEON, (), FULL, trainer=watched(steps))
     layers = backbone.cross_attention()
     assert set(delta.paths) == set(layers)
     assert {path.rsplit("attn2.", 1)[1] for path in delta.paths} == {
@@ -392,10 +391,9 @@ def test_where_both_predictions_come_from(reference: str, vanishes: bool) -> Non
     backbone = shared()
     values = {p: layer.weight for p, layer in backbone.projections().items() if "to_v" in p}
     silence = ConceptDelta(
-        "everything",
         {path: torch.eye(backbone.d_in) for path in values},
         {path: -weight for path, weight in values.items()},
-        replace(three_deltas()[0].provenance, kept=()),
+        replace(three_deltas()[0].provenance, concept="everything", kept=()),
     )
     assert changed(noise_prediction(backbone, ""), with_deltas(backbone, "", silence)) > 0.01
     _, steps = train(replace(FROM_ZERO, iterations=1, reference=reference), after=[silence])
@@ -416,8 +414,8 @@ def test_each_prompt_is_measured_against_its_own_anchor(
 ) -> None:
     concept = Concept("neon", ("neon", "a neon cat"), anchors=anchors)
     settings = replace(FROM_ZERO, iterations=1, batch=8, images=4, reference=reference)
-    steps: list[Step] = []
-    erase(shared(), concept, KEPT, settings, callback=steps.append, progress=False)
+    steps: list[ErasureStep] = []
+    erase(shared(), concept, KEPT, settings, trainer=watched(steps))
     assert steps[0].correlation_by_timestep == pytest.approx([expected] * 8, rel=1e-5)
 
 
@@ -427,17 +425,15 @@ def test_what_makes_no_sense_is_refused_before_any_work(monkeypatch) -> None:
     monkeypatch.setattr(Backbone, "generate", None)  # no picture is drawn
     neon = three_deltas()[0]
     with refused("no concept"):
-        erase_jointly(backbone, [], KEPT, QUICK)
+        erase(backbone, [], KEPT, QUICK)
     with refused("'neon'", "twice"):
-        erase_jointly(backbone, [NEON, INK, NEON], KEPT, QUICK)
+        erase(backbone, [NEON, INK, NEON], KEPT, QUICK)
     with refused("'neon'", "twice"):
         erase(backbone, NEON, KEPT, QUICK, after=[neon])
     with refused("'ink'", "also to be kept"):
         erase(backbone, INK, (*KEPT, " INK "), QUICK)
     with refused("'neon'", "another base model"):
         erase(fresh(seed=1), INK, KEPT, QUICK, after=[neon])
-    with refused("parametrisation='full'", "PRESETS['undecoupled']"):
-        erase_undecoupled(backbone, NEON, QUICK)
 
 
 def test_one_kept_prompt_may_be_given_as_it_is() -> None:
@@ -454,7 +450,7 @@ def test_one_kept_prompt_may_be_given_as_it_is() -> None:
         ({"reference": "noise"}, ("reference = 'noise'", "anchor, empty")),
         ({"objective": "cubed"}, ("objective = 'cubed'", "squared, product")),
         ({"timesteps": "last"}, ("timesteps = 'last'", "stratified, uniform")),
-        ({"iterations": 0}, ("iterations = 0", "at least 1")),
+        ({"iterations": -1}, ("iterations = -1", "at least 0")),
         ({"batch": 0}, ("batch = 0", "at least 1")),
         ({"images": -1}, ("images = -1", "at least 1")),
         ({"earliest_stop": 0}, ("earliest_stop = 0", "at least 1")),
@@ -462,7 +458,7 @@ def test_one_kept_prompt_may_be_given_as_it_is() -> None:
         ({"learning_rate": math.nan}, ("learning_rate = nan", "above 0")),
         ({"learning_rate": math.inf}, ("learning_rate = inf", "above 0")),
         ({"beta": 0.0}, ("beta = 0.0", "above 0")),
-        ({"lam": -1.0}, ("lam = -1.0", "0 or more")),
+        ({"lam": -1.0}, ("lam = -1.0", "at least 0")),
         ({"alpha": 1.0}, ("alpha = 1.0", "below 1")),
         ({"keep_rtol": 2.0}, ("keep_rtol = 2.0", "below 1")),
         ({"concept_rtol": -0.1}, ("concept_rtol = -0.1", "at least 0")),
@@ -478,5 +474,5 @@ def test_settings_that_make_no_sense_are_refused(choice: dict, words: tuple[str,
 
 def test_presets_by_name() -> None:
     assert preset("default") == ErasureSettings()
-    with refused("'magic'", "default, from_zero, paper, paper_rescaled, undecoupled"):
+    with refused("'magic'", "default, closed_form, from_zero, paper"):
         preset("magic")
