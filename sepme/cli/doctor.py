@@ -13,6 +13,8 @@ from sepme.erasure import ErasureSettings
 from sepme.metrics.lpips import alexnet_available
 from sepme.model import Backbone, best_device, load_catalogue
 
+__all__ = ["examine"]
+
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "lpips", "numpy", "matplotlib")
 #: A pass of many pictures is timed only where a pass of one takes less than this many seconds.
 QUICK = 0.5
@@ -30,13 +32,13 @@ def examine(model: str | Path | None = None) -> Iterator[tuple[str, str]]:
     yield "Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"
     yield "packages", ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
     yield "device", _device()
-    yield (
-        "threads",
-        f"{torch.get_num_threads()} (the environment variable OMP_NUM_THREADS changes them)",
-    )
-    yield "LPIPS", _lpips()
+    threads = torch.get_num_threads()
+    yield "threads", f"{threads} (the environment variable OMP_NUM_THREADS changes them)"
+    missing = "AlexNet's weights are missing, LPIPS will not be measured: `make test` gets them"
+    yield "LPIPS", "AlexNet's weights found" if alexnet_available() else missing
     backbone = Backbone.load(model)
-    yield "model", f"{backbone.name}, {_parameters(backbone):.1f} million parameters in the UNet"
+    millions = sum(p.numel() for p in backbone.unet.parameters()) / 1e6
+    yield "model", f"{backbone.name}, {millions:.1f} million parameters in the UNet"
     yield "fingerprint", backbone.fingerprint
     catalogue = load_catalogue(model)
     names = len(catalogue.concepts) if catalogue else None
@@ -59,20 +61,10 @@ def _device() -> str:
     return f"{properties.name}, {properties.total_memory / 2**30:.0f} GB"
 
 
-def _lpips() -> str:
-    if alexnet_available():
-        return "AlexNet's weights found"
-    return "AlexNet's weights are missing, LPIPS will not be measured: `make test` gets them"
-
-
-def _parameters(backbone: Backbone) -> float:
-    return sum(p.numel() for p in backbone.unet.parameters()) / 1e6
-
-
 def _expect(backbone: Backbone) -> Iterator[tuple[str, str]]:
     """Seconds and gigabytes, extrapolated from passes of the UNet on this machine."""
-    alone = pass_seconds(backbone, 2)  # a picture takes two a step: with and without its prompt
-    shared = pass_seconds(backbone, 2 * TOGETHER) / TOGETHER if alone < QUICK else None
+    alone = _pass_seconds(backbone, 2)  # a picture takes two a step: with and without its prompt
+    shared = _pass_seconds(backbone, 2 * TOGETHER) / TOGETHER if alone < QUICK else None
     settings = ErasureSettings()
     # An iteration passes the batch three times forwards; going back costs two passes more.
     passes = settings.images * backbone.steps * 2 + settings.iterations * 5 * settings.batch
@@ -89,7 +81,7 @@ def _expect(backbone: Backbone) -> Iterator[tuple[str, str]]:
         f"a pass of the UNet just now, {1000 * alone:.0f} ms for one picture, and there are "
         f"{backbone.steps} in a picture: while other programs run, all takes longer",
     )
-    memory = peak_memory()
+    memory = _peak_memory()
     yield "memory", f"{memory:.1f} GB taken by this check" if memory else "not known on this system"
 
 
@@ -101,7 +93,7 @@ def _seconds(seconds: float) -> str:
 
 
 @torch.no_grad()
-def pass_seconds(backbone: Backbone, batch: int) -> float:
+def _pass_seconds(backbone: Backbone, batch: int) -> float:
     """Seconds of one pass of the UNet, the quicker of two, after one that warms up."""
     latents = torch.zeros(batch, *backbone.latent_shape).to(backbone.device, backbone.dtype)
     text = backbone.encode([""]).expand(batch, -1, -1)
@@ -113,7 +105,7 @@ def pass_seconds(backbone: Backbone, batch: int) -> float:
     return min(seconds[1:])
 
 
-def peak_memory() -> float | None:
+def _peak_memory() -> float | None:
     """Gigabytes: the most that this process (on a GPU: its tensors there) has held so far."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30

@@ -1,7 +1,7 @@
-"""The command line. Thin: it reads what was typed, and the library does the work.
+"""The command line: it reads what was typed, and the library does the work.
 
-What can be mended is said in one line on stderr with exit code 2. The libraries that take seconds
-to import are imported by the commands that need them.
+Bad input gets one line on stderr and exit code 2. Libraries that take seconds to import are
+imported by the commands that need them.
 """
 
 import sys
@@ -20,9 +20,7 @@ from sepme.artefact import write_atomically
 from sepme.errors import SepmeError, SepmeWarning, warn
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from sepme.atelier.judge import Judge, Verdict
+    from sepme.atelier.judge import Judge
     from sepme.concept import Catalogue, Concept
     from sepme.delta import ConceptDelta
 
@@ -32,8 +30,6 @@ RESUME = {
     "atelier": "The same command goes on from the last checkpoint, if it was training.",
     "scenes": "The same command goes on from the last finished state.",
 }
-#: The most layers that a drawn spectrum shows, those that change most.
-LAYERS = 8
 
 
 @contextmanager
@@ -119,27 +115,23 @@ def demo(
 
     Writes before_after.png, correlation_decay.png, report.json and the deltas, and prints a table.
     """
-    from sepme.concept import parse_names
     from sepme.model import Backbone, load_catalogue
     from sepme.report import demo_table
     from sepme.scenes.demo import run_demo
 
     _check_folder(out)
     catalogue = load_catalogue(model)
-    if catalogue is None and model is not None:
-        there = "has no catalogue.json" if Path(model).exists() else "is not on this disk"
+    if catalogue is None:
+        there = "has no catalogue.json" if Path(str(model)).exists() else "is not on this disk"
         raise SepmeError(
             f"The model '{model}' {there}: give the folder of a model that brings a catalogue.json "
             "and a judge.safetensors, or leave out --model."
         )
-    if catalogue is not None:
-        _concepts(erase, catalogue)  # a wrong name is refused before the model is loaded
+    names = [concept.name for concept in _concepts(erase, catalogue)]  # before the model is loaded
     report = run_demo(
-        Backbone.load(model),
-        _judge(model),
-        out,
+        *(Backbone.load(model), _judge(model), out),
         catalogue=catalogue,
-        erase=parse_names(erase),
+        erase=names,
         samples=samples,
         retained=retained,
         seed=seed,
@@ -278,15 +270,15 @@ def inspect(
 
     Where it comes from, how large it is, what it forgets and what it promises to keep.
     """
-    from sepme.cli.inspection import describe, spectra
-    from sepme.plots import check_name
+    from sepme.cli.inspection import describe, spectrum_figure
+    from sepme.plots import check_name, png
 
     if spectrum is not None:
         check_name(spectrum)
     delta = _delta(file)
     typer.echo(describe(delta, prompts=prompts))
     if spectrum is not None:
-        _save_spectra(spectrum, spectra(delta))
+        write_atomically(spectrum, png(spectrum_figure(delta)))
         typer.echo(f"\n{spectrum}")
 
 
@@ -317,9 +309,9 @@ def train(
 
     Stopped at any moment, the same command goes on from the last checkpoint.
     """
+    from sepme.artefact import writable_folder
     from sepme.atelier import train as training
     from sepme.atelier.settings import TrainSettings
-    from sepme.report import writable_folder
 
     _check_folder(out)
     options = {
@@ -357,17 +349,24 @@ def judge(
     model: Model = None,
 ) -> None:
     """Say what an independent judge sees."""
+    import pandas as pd
     import torch
 
+    from sepme.atelier.captions import EMBLEM
+    from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES
     from sepme.atelier.objects import SIZE
     from sepme.plots import read_picture
-    from sepme.report import table
 
-    images = torch.stack([read_picture(file, SIZE) for file in files])
-    seen = _in_words(_judge(model).judge(images))
-    header = ("picture", "style", "object", "style sure", "object sure")
-    rows = [(file, *words) for file, words in zip(files, seen, strict=True)]
-    typer.echo(table(header, rows))
+    verdict = _judge(model).judge(torch.stack([read_picture(file, SIZE) for file in files]))
+    rows = []
+    for i, file in enumerate(files):
+        words = [STYLE_NAMES[int(verdict.style[i])], OBJECT_NAMES[int(verdict.object[i])]]
+        sure = [verdict.style_probability[i].max(), verdict.object_probability[i].max()]
+        if verdict.emblem[i]:
+            words, sure = [EMBLEM] * 2, [verdict.emblem_probability[i]] * 2
+        rows.append([file, *words, *(f"{100 * float(share):.1f} %" for share in sure)])
+    header = ["picture", "style", "object", "style sure", "object sure"]
+    typer.echo(pd.DataFrame(rows, columns=header).to_string(index=False))
 
 
 # ------------------------------------------------------------------ the course
@@ -591,34 +590,3 @@ def _judge(model: str | None) -> "Judge":
     from sepme.atelier.judge import Judge
 
     return Judge.load(Path(model) / "judge.safetensors" if model is not None else None)
-
-
-def _in_words(verdict: "Verdict") -> list[tuple[str, str, str, str]]:
-    """Style and object of each picture (or the emblem for both), and how sure the judge is."""
-    from sepme.atelier.captions import EMBLEM
-    from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES
-    from sepme.report import percent
-
-    words = []
-    for i, is_emblem in enumerate(verdict.emblem.tolist()):
-        style, object = int(verdict.style[i]), int(verdict.object[i])
-        if is_emblem:
-            words.append((EMBLEM, EMBLEM, *[percent(float(verdict.emblem_probability[i]))] * 2))
-        else:
-            sure = verdict.style_probability[i, style], verdict.object_probability[i, object]
-            words.append(
-                (STYLE_NAMES[style], OBJECT_NAMES[object], *map(percent, map(float, sure)))
-            )
-    return words
-
-
-def _save_spectra(path: Path, spectra: "dict[str, Tensor]") -> None:
-    from matplotlib.figure import Figure
-
-    from sepme.plots import png, spectrum
-
-    figure = Figure(figsize=(7.2, 4), layout="constrained", dpi=150)
-    largest = sorted(spectra, key=lambda path: float(spectra[path].norm()), reverse=True)[:LAYERS]
-    shown = {path.replace(".transformer_blocks", ""): spectra[path] for path in largest}
-    spectrum(shown, figure.subplots())
-    write_atomically(path, png(figure))
