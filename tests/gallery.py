@@ -12,17 +12,13 @@ from sepme.interference import Interference
 from sepme.model import Backbone
 from sepme.probe import Recording, record
 from sepme.widgets import (
-    ConceptMixer,
-    DecayPlayer,
-    InterferenceExplorer,
-    NullSpaceBudget,
-    StopRulePlayground,
     concept_mixer,
     decay_player,
     interference_explorer,
     null_space_budget,
     stop_rule_playground,
 )
+from sepme.widgets._parts import Shell
 from tests.miniature import FROM_ZERO, NEON, fresh, others, three_deltas
 
 BOAT = Concept("boat", ("boat",), "object")
@@ -68,7 +64,7 @@ def short_recording(model: Backbone) -> Recording:
 
 
 # ---------------------------------------------------------------- the widgets, for a notebook
-def mixer() -> ConceptMixer:
+def mixer() -> Shell:
     """Free words and no judge, as with a Stable Diffusion of one's own; it has drawn already."""
     made = concept_mixer(fresh(), None, FREE, FREE_DELTAS)
     made.prompt.value, made.steps.value = "a boat in the style of neon", 2
@@ -77,19 +73,19 @@ def mixer() -> ConceptMixer:
     return made
 
 
-def budget() -> NullSpaceBudget:
+def budget() -> Shell:
     return null_space_budget(fresh(), CATALOGUE)
 
 
-def decay() -> DecayPlayer:
+def decay() -> Shell:
     return decay_player({"neon": short_recording(fresh())})
 
 
-def pair() -> InterferenceExplorer:
+def pair() -> Shell:
     model = fresh()
     Composition(model, DELTAS.values())
     return interference_explorer(REPORT, model)
 
 
-def stop() -> StopRulePlayground:
+def stop() -> Shell:
     return stop_rule_playground({"a": LOSSES})

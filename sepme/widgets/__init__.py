@@ -1,19 +1,18 @@
 """Explore by hand what the chapters derive: six widgets for JupyterLab, Notebook and Voila.
 
-Each has a state (frozen, plain data), a `render` function (state and data in, a figure out) and a
-shell of ipywidgets around the two, which holds no mathematics:
+| function | module | what is explored |
+|---|---|---|
+| `concept_mixer` | `mixer` | which concepts are erased, and what the model draws then |
+| `null_space_budget` | `budget` | what is kept, and which directions that leaves free |
+| `decay_player` | `decay_player` | how a concept fades while its delta is trained |
+| `interference_explorer` | `interference` | who disturbs whom |
+| `stop_rule_playground` | `stop_rule` | when eq. 4 stops a training |
+| `results_explorer` | `results` | the paper's tables and ours |
 
-| function | shell | state | in |
-|---|---|---|---|
-| `concept_mixer` | `ConceptMixer` | `MixerState` | `mixer` |
-| `null_space_budget` | `NullSpaceBudget` | `BudgetState` | `budget` |
-| `decay_player` | `DecayPlayer` | `DecayState` | `decay_player` |
-| `interference_explorer` | `InterferenceExplorer` | `PairState` | `interference` |
-| `stop_rule_playground` | `StopRulePlayground` | `StopRuleState` | `stop_rule` |
-| `results_explorer` | `ResultsExplorer` | `ResultsState` | `results` |
-
-They need ipywidgets, which the extra `lab` installs. A picture is shown as an `<img>` with a text
-for those who cannot see it, and `widget.picture.png` is its file.
+Each has a state (frozen, plain data), a `render` function (state and data in, a figure out), a
+`describe` function (the same in words), and controls around them that hold no mathematics. They
+need ipywidgets, which the extra `lab` installs. A picture is an `<img>` with a text for those who
+cannot see it; `widget.picture.png` is its file. It is greyed while the controls say something else.
 """
 
 from sepme.errors import SepmeError
@@ -27,26 +26,17 @@ except ImportError as error:
     ) from error
 
 # From here on ipywidgets is there.
-from sepme.widgets.budget import BudgetState, NullSpaceBudget, null_space_budget
-from sepme.widgets.decay_player import DecayPlayer, DecayState, decay_player
-from sepme.widgets.interference import InterferenceExplorer, PairState, interference_explorer
-from sepme.widgets.mixer import ConceptMixer, MixerState, concept_mixer
-from sepme.widgets.results import ResultsExplorer, ResultsState, results_explorer
-from sepme.widgets.stop_rule import StopRulePlayground, StopRuleState, stop_rule_playground
+from sepme.widgets.budget import BudgetState, null_space_budget
+from sepme.widgets.decay_player import decay_player
+from sepme.widgets.interference import PairState, interference_explorer
+from sepme.widgets.mixer import concept_mixer
+from sepme.widgets.results import ResultsState, results_explorer
+from sepme.widgets.stop_rule import stop_rule_playground
 
 __all__ = [
     "BudgetState",
-    "ConceptMixer",
-    "DecayPlayer",
-    "DecayState",
-    "InterferenceExplorer",
-    "MixerState",
-    "NullSpaceBudget",
     "PairState",
-    "ResultsExplorer",
     "ResultsState",
-    "StopRulePlayground",
-    "StopRuleState",
     "concept_mixer",
     "decay_player",
     "interference_explorer",

@@ -1,17 +1,17 @@
-"""What all widgets are made of: pictures with words for them, a status line, work one can stop.
+"""What all widgets share: labelled controls, a status line, a picture, work that can be stopped.
 
 A kernel reads one message at a time. While a handler of a button runs, no other click is heard, so
-whatever takes longer than a moment runs as a `Job` in a thread of its own, and what needs a model
-only one at a time: all widgets share one.
+whatever takes longer than a moment runs as a `BackgroundTask` in a thread of its own. Work that
+needs a model waits its turn: all widgets of a process share one lock.
 """
 
 import base64
-import re
 import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import fields
 from html import escape
 from typing import Any
 
@@ -20,20 +20,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from sepme.concept import slug
 from sepme.errors import SepmeError, SepmeWarning
 from sepme.plots import png
 
 #: Called by long work with what is done and what there is to do; raises `Stopped` after Stop.
 Report = Callable[[int, int], None]
-#: Long work: takes a `Report`, returns what the status line says in the end.
-Work = Callable[[Report], str]
 
-#: Beside its label, a control takes what room there is.
 LABEL = {"description_width": "initial"}
 WIDE = "1000px"
-#: Of a field for a number.
+#: The layout of a field for a number.
 NARROW = {"width": "150px"}
-#: One job at a time in this process, whichever widget it belongs to.
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -42,82 +39,76 @@ class Stopped(Exception):
 
 
 class Picture(widgets.HTML):
-    """A figure as a PNG file inside an `<img>` element.
+    """A figure as a PNG file inside an `<img>` element, with words for those who cannot see it."""
 
-    `ipywidgets.Image` has no text for those who cannot see it; an element of our own has.
+    GREY = "<style>.sepme-stale img { opacity: 0.35; filter: grayscale(1); }</style>"
 
-    Attributes:
-        png: the file that is shown, b"" before the first.
-        alt: the picture in words.
-    """
-
-    def __init__(self, hook: str, empty: str = "") -> None:
-        super().__init__(f"<p>{escape(empty)}</p>")
-        self.png, self.alt = b"", ""
-        self.hook = hook
+    def __init__(self, hook: str) -> None:
+        super().__init__("<p>No picture yet.</p>")
+        self.png, self.alt, self.hook = b"", "", hook
         self.add_class(f"{hook}-box")
 
     def show(self, figure: Figure, alt: str) -> None:
         """Replace the picture; the same figure always gives the same bytes."""
-        self.png, self.alt = png(figure), alt
+        self.png, self.alt, self.stale = png(figure), alt, False
         data = base64.b64encode(self.png).decode()
         self.value = (
-            f'<img class="{self.hook}" alt="{escape(alt)}" '
+            f'{self.GREY}<img class="{self.hook}" alt="{escape(alt)}" '
             f'style="width: 100%; max-width: {WIDE}" src="data:image/png;base64,{data}">'
         )
+
+    @property
+    def stale(self) -> bool:
+        """Whether the picture is greyed, because the controls now say something else."""
+        return "sepme-stale" in self._dom_classes
+
+    @stale.setter
+    def stale(self, value: bool) -> None:
+        (self.add_class if value else self.remove_class)("sepme-stale")
 
 
 class Status(widgets.HTML):
     """One line that says what happens; screen readers speak it."""
 
-    def __init__(self, hook: str, text: str) -> None:
-        super().__init__()
-        self.add_class(hook)
-        self.say(text)
+    text = ""
 
     def say(self, text: str) -> None:
         self.text = text
         self.value = f'<span role="status" aria-live="polite">{escape(text)}</span>'
 
-    def complain(self, error: SepmeError) -> None:
-        """What was wrong, marked by a word and not by colour alone."""
-        self.say(f"⚠ {error}")
 
-
-class Job:
+class BackgroundTask:
     """Runs one piece of work at a time beside the kernel's own loop, with a bar and a Stop button.
 
     Args:
-        hook: the bar's, the button's and the status line's classes begin with it.
-        text: what the status line says before the first work.
+        hook: the classes of the bar and of the button begin with it.
+        status: says how it goes.
         threaded: False runs the work inside `start`, which is easier to follow in a test.
         alone: wait for the work of other widgets to end; False for work that needs no model.
     """
 
-    def __init__(self, hook: str, text: str, *, threaded: bool = True, alone: bool = True) -> None:
+    def __init__(
+        self, hook: str, status: Status, *, threaded: bool = True, alone: bool = True
+    ) -> None:
         self.bar = widgets.FloatProgress(
             max=1.0, description="Progress", style=LABEL, tooltip="How much is done"
-        )
-        self.bar.add_class(f"{hook}-progress")
-        self.stop = button("Stop", "Stop what is going on", f"{hook}-stop")
-        self.stop.disabled = True
-        self.stop.on_click(lambda _: self._asked.set())
-        self.status = Status(f"{hook}-status", text)
-        self.on_change: Callable[[bool], None] = lambda running: None
-        self._asked, self._threaded, self._alone = threading.Event(), threaded, alone
+        ).add_class(f"{hook}-progress")
+        self.stop = widgets.Button(
+            description="Stop", tooltip="Stop what is going on", disabled=True
+        ).add_class(f"{hook}-stop")
+        self.stop.on_click(lambda _: self._stop_asked.set())
+        #: Controls that are disabled while the work runs.
+        self.locked: tuple[widgets.Widget, ...] = ()
+        self.status, self.running = status, False
+        self._stop_asked, self._threaded, self._alone = threading.Event(), threaded, alone
         self._thread: threading.Thread | None = None
-        self._running = False
 
-    @property
-    def running(self) -> bool:
-        return self._running
-
-    def start(self, work: Work, text: str) -> None:
-        """Begin, unless something is still running."""
-        if self._running:
+    def start(self, work: Callable[[Report], str], text: str) -> None:
+        """Begin, unless something is still running. `work` returns the last status line."""
+        if self.running:
             return
-        self._asked.clear()
-        self._change(True)
+        self._stop_asked.clear()
+        self._set_running(True)
         self.bar.value = 0.0
         self.status.say(text)
         if self._threaded:
@@ -133,104 +124,215 @@ class Job:
 
     def pause(self, seconds: float) -> None:
         """Called by the work: wait, and raise `Stopped` as soon as Stop is pressed."""
-        if self._asked.wait(seconds):
+        if self._stop_asked.wait(seconds):
             raise Stopped
 
-    def _run(self, work: Work) -> None:
+    def _report(self, done: int, total: int) -> None:
+        self.pause(0)
+        self.bar.value = done / total
+
+    def _run(self, work: Callable[[Report], str]) -> None:
+        done = 0.0
         try:
             with _ONE_AT_A_TIME if self._alone else nullcontext():
                 text = work(self._report)
-            self.bar.value = 1.0
             self.status.say(text)
+            done = 1.0
         except Stopped:
-            self.bar.value = 0.0
             self.status.say("Stopped; nothing was changed.")
         except SepmeError as error:
-            self.bar.value = 0.0
-            self.status.complain(error)
+            self.status.say(f"⚠ {error}")
         except Exception as error:  # a bug: nobody else would hear of it in this thread
             traceback.print_exc()
             self.status.say(f"⚠ This failed unexpectedly ({type(error).__name__}: {error}).")
         finally:
-            self._change(False)
+            self.bar.value = done
+            self._set_running(False)
 
-    def _change(self, running: bool) -> None:
-        self._running = running
+    def _set_running(self, running: bool) -> None:
+        self.running = running
         self.stop.disabled = not running
-        self.on_change(running)
+        for control in self.locked:
+            control.disabled = running
 
-    def _report(self, done: int, total: int) -> None:
-        if self._asked.is_set():
-            raise Stopped
-        self.bar.value = done / total
+
+class Shell(widgets.VBox):
+    """Controls, a status line and a picture of the state that the controls say.
+
+    `control` makes a control, which becomes the attribute of its name; its class for tests and
+    styles is `sepme-<widget>-<name>`. `arrange` puts rows of controls above the picture.
+    """
+
+    def __init__(self, name: str, state: type, text: str = "", **task: bool) -> None:
+        super().__init__(layout=widgets.Layout(max_width=WIDE))
+        self.hook, self.state_type = f"sepme-{name}", state
+        self.add_class(self.hook)
+        self.status = Status().add_class(f"{self.hook}-status")
+        self.status.say(text)
+        self.picture = Picture(f"{self.hook}-picture")
+        self.background = BackgroundTask(self.hook, self.status, **task)
+        self.stop, self.wait = self.background.stop, self.background.wait
+        self._quiet = True  # until the controls are complete
+
+    def arrange(self, *rows: widgets.Widget) -> "Shell":
+        self.children = [*rows, self.status, self.picture]
+        self._quiet = False
+        return self
+
+    @property
+    def state(self) -> Any:
+        """What the controls say now: each field of the state is the control of its name."""
+        return self.state_type(
+            **{f.name: getattr(self, f.name).value for f in fields(self.state_type)}
+        )
+
+    def changed(self) -> None:
+        """Called after a control has got another value."""
+        raise NotImplementedError
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Many controls get a value within the block; `changed` is called once, after it."""
+        before, self._quiet = self._quiet, True
+        yield
+        self._quiet = before
+        self._on_value()
+
+    def _on_value(self, _: object = None) -> None:
+        if not self._quiet:
+            self.changed()
+
+    def control(
+        self, kind: Any, name: str, label: str, tooltip: str, *, act: Any = None, **options: Any
+    ) -> Any:
+        """A control with a label. It acts when it is left or chosen, and not before.
+
+        No slider: what ipywidgets draws for one has no name that a screen reader could say.
+
+        Args:
+            act: what a new value does instead of `changed`.
+        """
+        if "continuous_update" in kind.class_trait_names():
+            options["continuous_update"] = False
+        made = kind(description=label, tooltip=tooltip, style=LABEL, **options)
+        made.observe((lambda _: act()) if act else self._on_value, "value")
+        setattr(self, name, made.add_class(f"{self.hook}-{name}"))
+        return made
+
+    def menu(self, name: str, label: str, tooltip: str, options: Any, **more: Any) -> Any:
+        return self.control(widgets.Dropdown, name, label, tooltip, options=options, **more)
+
+    def number(self, name: str, label: str, tooltip: str, value: float, **more: Any) -> Any:
+        whole = isinstance(value, int)
+        kind = widgets.BoundedIntText if whole else widgets.BoundedFloatText
+        return self.control(kind, name, label, tooltip, value=value, **{"layout": NARROW} | more)
+
+    def button(self, name: str, label: str, tooltip: str, act: Callable, **more: Any) -> Any:
+        made = widgets.Button(description=label, tooltip=tooltip, **more)
+        made.on_click(lambda _: act())
+        setattr(self, name, made.add_class(f"{self.hook}-{name}"))
+        return made
+
+
+class Explorer(Shell):
+    """A shell that shows every new state at once.
+
+    Args:
+        render, describe: `render(state, *data)` is the figure, `describe(state, *data)` its words.
+        data: what there is to show of a state.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        state: type,
+        render: Callable,
+        describe: Callable,
+        data: Callable,
+        **task: bool,
+    ) -> None:
+        super().__init__(name, state, **task)
+        self.render, self.describe, self.data = render, describe, data
+
+    def arrange(self, *rows: widgets.Widget) -> "Explorer":
+        super().arrange(*rows)
+        self.changed()
+        return self
+
+    def changed(self) -> None:
+        state = self.state
+        try:
+            data = self.data(state)
+            words = self.describe(state, *data)
+            self.picture.show(self.render(state, *data), words)
+            self.status.say(words)
+        except SepmeError as error:
+            self.status.say(f"⚠ {error}")
+            self.picture.stale = True
+
+
+class Ticks(widgets.VBox):
+    """A check box for each concept, in lines by kind."""
+
+    def __init__(self, shell: Shell, name: str, verb: str) -> None:
+        super().__init__()
+        self.shell, self.name, self.verb = shell, name, verb
+        self.boxes: dict[str, widgets.Checkbox] = {}
+        self._lines: dict[str, widgets.Box] = {}
+
+    @property
+    def value(self) -> tuple[str, ...]:
+        """The concepts that are ticked and can be."""
+        return tuple(n for n, box in self.boxes.items() if box.value and not box.disabled)
+
+    def add(self, concept: str, kind: str, *, value: bool = False) -> None:
+        if kind not in self._lines:
+            heading = widgets.HTML(f"<b>{escape(f'{self.verb} {kind}s')}</b>", layout=_HEADING)
+            self._lines[kind] = row(gap="0 12px")
+            self.children += (widgets.HBox([heading, self._lines[kind]]),)
+        self.boxes[concept] = self.shell.control(
+            widgets.Checkbox, f"{self.name}-{slug(concept)}", concept, f"{self.verb} {concept}",
+            value=value, indent=False, layout={"width": "auto", "min_width": "150px"},
+        )  # fmt: skip
+        self._lines[kind].children += (self.boxes[concept],)
+
+    def set(self, value: bool) -> None:
+        """Tick all or none."""
+        with self.shell.together():
+            for box in self.boxes.values():
+                box.value = value
+
+
+_HEADING = {"flex": "0 0 140px"}
+
+
+def row(*children: widgets.Widget, gap: str = "2px 12px") -> widgets.Box:
+    """Controls beside one another, in as many lines as they need."""
+    layout = {"display": "flex", "flex_flow": "row wrap", "grid_gap": gap, "align_items": "center"}
+    return widgets.Box(children, layout=layout)
+
+
+def show_image(image: Tensor, ax: Axes, title: str = "", frame: str | None = None) -> None:
+    """One picture `[3, h, w]` in [0, 1], enlarged without smoothing, with a title and a frame."""
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(title, fontsize=10)
+    ax.imshow(image.clamp(0, 1).movedim(0, -1).numpy(), interpolation="nearest")
+    ax.spines[:].set(visible=frame is not None, color=frame, linewidth=3)
 
 
 @contextmanager
 def remarks() -> Iterator[list[str]]:
     """What `SepmeWarning`s say within the block: for the status line, not for the cell's output."""
     said: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings():
         warnings.simplefilter("always", SepmeWarning)
+        show = warnings.showwarning
+
+        def listen(message: Warning, category: type, *place: Any, **more: Any) -> None:
+            if issubclass(category, SepmeWarning):
+                said.append(str(message))
+            else:
+                show(message, category, *place, **more)
+
+        warnings.showwarning = listen
         yield said
-    for warning in caught:
-        if issubclass(warning.category, SepmeWarning):
-            said.append(str(warning.message))
-        else:
-            warnings.warn_explicit(
-                warning.message, warning.category, warning.filename, warning.lineno
-            )
-
-
-def control(
-    kind: type[widgets.Widget], label: str, tooltip: str, hook: str, **options: Any
-) -> widgets.Widget:
-    """A control with its label, which acts when it is left or chosen and not before.
-
-    No slider: what ipywidgets draws for one has no name that a screen reader could say.
-    """
-    if "continuous_update" in kind.class_trait_names():
-        options["continuous_update"] = False
-    made = kind(description=label, style=LABEL, **options)
-    made.tooltip = tooltip
-    return made.add_class(hook)
-
-
-def button(text: str, tooltip: str, hook: str, *, primary: bool = False) -> widgets.Button:
-    """A button that says in its tooltip what it does."""
-    style = "primary" if primary else ""
-    made = widgets.Button(description=text, tooltip=tooltip, button_style=style)
-    return made.add_class(hook)
-
-
-def check_box(name: str, tooltip: str, hook: str, *, value: bool = False) -> widgets.Checkbox:
-    """One of many: in columns as long as their names are short, and never cut off."""
-    wide = widgets.Layout(width="auto", min_width="150px")
-    return control(widgets.Checkbox, name, tooltip, hook, value=value, indent=False, layout=wide)
-
-
-def slug(name: str) -> str:
-    """A name as part of a class: "atelier seal" gives "atelier-seal"."""
-    return re.sub(r"\W+", "-", name.lower()).strip("-")
-
-
-def row(*children: widgets.Widget, gap: str = "2px 12px") -> widgets.Box:
-    """Controls beside one another, in as many lines as they need."""
-    layout = widgets.Layout(
-        display="flex", flex_flow="row wrap", grid_gap=gap, align_items="center"
-    )
-    return widgets.Box(children, layout=layout)
-
-
-def labelled(text: str, *controls: widgets.Widget) -> widgets.Box:
-    """A heading on the left, and its controls in neat lines beside it."""
-    heading = widgets.HTML(f"<b>{escape(text)}</b>", layout=widgets.Layout(flex="0 0 140px"))
-    return widgets.HBox([heading, row(*controls, gap="0 12px")])
-
-
-def titled(label: str, image: Tensor, ax: Axes, frame: str | None = None) -> None:
-    """One picture `[3, h, w]` in [0, 1], enlarged without smoothing, with words above it."""
-    ax.set(xticks=[], yticks=[])
-    if label:
-        ax.set_title(label, fontsize=10)
-    ax.imshow(image.clamp(0, 1).movedim(0, -1).numpy(), interpolation="nearest")
-    ax.spines[:].set(visible=frame is not None, color=frame, linewidth=3)

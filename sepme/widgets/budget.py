@@ -1,20 +1,17 @@
-"""The null-space budget: how much room what is kept leaves, and which prompts take it up.
+"""The null-space budget: how many dimensions the kept prompts take, and which prompts take most.
 
-`BudgetState`, `render(state, budget)` and `describe` are pure; `Ledger` measures; `NullSpaceBudget`
-is the shell. Classes of its controls: `sepme-budget-forget`, `-keep-<name>`, `-all`, `-none`,
-`-tolerance`, `-status`, `-picture`.
+`measure`, `render(state, budget)` and `describe` are pure. Classes of the controls:
+`sepme-budget-forget`, `-keep-<name>`, `-all`, `-none`, `-tolerance`, `-status`, `-picture`.
 """
 
 from collections import Counter
 from dataclasses import dataclass
 from textwrap import fill
 
-import ipywidgets as widgets
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from torch import Tensor
 
 from sepme.concept import Catalogue
 from sepme.erasure import PRESETS
@@ -22,18 +19,9 @@ from sepme.errors import SepmeError
 from sepme.model import Backbone
 from sepme.nullspace import Constraint, constrain, pivot_rows
 from sepme.plots import BLACK, BLUE, ORANGE, SKY, VERMILLION, spectrum
-from sepme.widgets._parts import (
-    NARROW,
-    WIDE,
-    Picture,
-    Status,
-    button,
-    check_box,
-    control,
-    labelled,
-    row,
-    slug,
-)
+from sepme.widgets._parts import NARROW, Explorer, Ticks, row
+
+__all__ = ["BudgetState", "describe", "measure", "null_space_budget", "render"]
 
 #: What can be chosen, in steps of about the root of ten.
 TOLERANCES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3)
@@ -41,98 +29,78 @@ TOLERANCES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0
 
 @dataclass(frozen=True)
 class BudgetState:
-    """What is to be forgotten, what is to be kept, and how exactly.
-
-    Raises:
-        SepmeError: a tolerance that is not between 0 and 1.
-    """
+    """What is to be forgotten, what is to be kept, and how exactly."""
 
     forget: str
     keep: tuple[str, ...] = ()
-    """Concepts; of prompts that also name the forgotten one nothing is kept."""
-    rtol: float = 1e-3
-    """Tolerance of the null space, relative to the largest singular value."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.rtol < 1:
-            raise SepmeError(f"The tolerance {self.rtol} is not relative: give one from 0 to 1.")
+    """Concepts. Of their prompts, those that also name the forgotten one are not kept."""
+    tolerance: float = 1e-3
+    """Of the null space, relative to the largest singular value."""
 
 
 @dataclass(frozen=True, eq=False)
 class Budget:
     """What a state comes to."""
 
-    room: Constraint
-    eaters: tuple[tuple[str, int], ...]
+    constraint: Constraint
+    taken: tuple[tuple[str, int], ...]
     """Kept prompts and the dimensions that they take, in pivoted-QR order, the largest first."""
 
 
-class Ledger:
-    """Measures budgets with one model, and remembers the slow part, which no tolerance changes."""
+def measure(backbone: Backbone, catalogue: Catalogue, state: BudgetState) -> Budget:
+    """What the delta of one concept may touch beside those that are kept.
 
-    def __init__(self, backbone: Backbone, catalogue: Catalogue) -> None:
-        self.backbone, self.catalogue = backbone, catalogue
-        self._order: dict[tuple[str, ...], list[int]] = {}
-
-    def kept_prompts(self, state: BudgetState) -> list[str]:
-        forgotten = set(self.catalogue[state.forget].prompts)
-        prompts = [p for name in state.keep for p in self.catalogue[name].prompts]
-        return [prompt for prompt in dict.fromkeys(prompts) if prompt not in forgotten]
-
-    def measure(self, state: BudgetState) -> Budget:
-        """The room of one concept beside those that are kept.
-
-        Raises:
-            SepmeError: an unknown concept, or no direction that is free at this tolerance.
-        """
-        settings = PRESETS["default"]
-        room = constrain(
-            self.backbone,
-            self.catalogue[state.forget],
-            self.kept_prompts(state),
-            keep_rtol=state.rtol,
-            concept_rtol=settings.concept_rtol,
-            method=settings.method,
-            quiet=True,
-        )
-        if room.kept not in self._order:
-            self._order[room.kept] = pivot_rows(room.kept_rows)
-        tokens = len(room.kept_rows) // len(room.kept)
-        # As many rows as dimensions are taken: each is the farthest from the span of those before.
-        taken = Counter(
-            room.kept[row // tokens] for row in self._order[room.kept][: room.space.rank]
-        )
-        return Budget(room, tuple(taken.most_common()))
+    Raises:
+        SepmeError: an unknown concept, or no direction that is free at this tolerance.
+    """
+    concept, settings = catalogue[state.forget], PRESETS["default"]
+    prompts = [prompt for name in state.keep for prompt in catalogue[name].prompts]
+    found = constrain(
+        backbone,
+        concept,
+        [prompt for prompt in dict.fromkeys(prompts) if prompt not in concept.prompts],
+        keep_rtol=state.tolerance,
+        concept_rtol=settings.concept_rtol,
+        method=settings.method,
+        quiet=True,
+    )
+    tokens = len(found.kept_rows) // len(found.kept)
+    # As many rows as dimensions are taken: each is the farthest from the span of those before.
+    order = pivot_rows(found.kept_rows)[: found.space.rank]
+    taken = Counter(found.kept[row // tokens] for row in order)
+    return Budget(found, tuple(taken.most_common()))
 
 
 def describe(state: BudgetState, budget: Budget) -> str:
     """What the figure shows, in words."""
-    room, space = budget.room, budget.room.space
-    remark = room.remark()
-    return (
-        f"{len(room.kept)} kept prompts take {space.rank} of {space.d_in} dimensions at tolerance "
-        f"{state.rtol:g}, {space.free} are free. The delta of {state.forget} uses {room.rank}: "
-        f"it sees {100 * room.reach:.1f} % of the length of its own tokens (root mean square) and "
-        f"at most {100 * room.leakage:.2f} % of a kept one."
-    ) + (f" {remark}" if remark else "")
+    found, space = budget.constraint, budget.constraint.space
+    text = (
+        f"{len(found.kept)} kept prompts take {space.rank} of {space.d_in} dimensions at tolerance "
+        f"{state.tolerance:g}, {space.free} are free. The delta of {state.forget} uses "
+        f"{found.rank}: it sees {100 * found.reach:.1f} % of the length of its own tokens (root "
+        f"mean square) and at most {100 * found.leakage:.2f} % of a kept one."
+    )
+    remark = found.remark()
+    return f"{text} {remark}" if remark else text
 
 
 def render(state: BudgetState, budget: Budget) -> Figure:
-    """The spectra with the threshold, the budget as one bar, and who takes most of it."""
-    figure = Figure(figsize=(10, 4.8), dpi=100, layout="constrained")
+    """The spectra with the threshold, the budget as one bar, and which prompts take most of it."""
+    found = budget.constraint
+    figure = Figure(figsize=(10, 5), dpi=100, layout="constrained")
+    kept = f"keep {len(found.kept)} prompts at tolerance {state.tolerance:g}"
+    figure.suptitle(f"Forget {state.forget}, {kept}", fontsize=11, parse_math=False)
     grid = figure.add_gridspec(2, 2, width_ratios=(1.1, 1), height_ratios=(1, 4))
-    _spectra(figure.add_subplot(grid[:, 0]), state, budget.room)
-    _bar(figure.add_subplot(grid[0, 1]), budget.room)
-    _eaters(figure.add_subplot(grid[1, 1]), budget.eaters)
+    _spectra(figure.add_subplot(grid[:, 0]), state, found)
+    _bar(figure.add_subplot(grid[0, 1]), found)
+    _prompts(figure.add_subplot(grid[1, 1]), budget.taken)
     return figure
 
 
-def _spectra(ax: Axes, state: BudgetState, room: Constraint) -> None:
-    space = room.space
-    values: dict[str, Tensor] = {
-        "kept prompts": space.spectrum,
-        f"{state.forget}'s prompts": torch.linalg.svdvals(room.concept_rows),
-    }
+def _spectra(ax: Axes, state: BudgetState, found: Constraint) -> None:
+    space = found.space
+    own = torch.linalg.svdvals(found.concept_rows)
+    values = {"kept prompts": space.spectrum, f"{state.forget}'s prompts": own}
     spectrum(values, ax, space.threshold)
     largest = float(space.spectrum[0])
     ax.set_ylim(largest * 1e-8, largest * 3)  # below lies nothing but rounding
@@ -141,25 +109,25 @@ def _spectra(ax: Axes, state: BudgetState, room: Constraint) -> None:
     ax.set_title(f"{many} above the threshold", fontsize=10)
 
 
-def _bar(ax: Axes, room: Constraint) -> None:
+def _bar(ax: Axes, found: Constraint) -> None:
     """All dimensions of a text embedding: taken, used by the delta, left."""
     parts = (
-        ("taken", room.space.rank, SKY),
-        ("used by the delta", room.rank, VERMILLION),
-        ("left over", max(0, room.space.free - room.rank), "#DDDDDD"),
+        ("taken", found.space.rank, SKY),
+        ("used by the delta", found.rank, VERMILLION),
+        ("left over", max(0, found.space.free - found.rank), "#DDDDDD"),
     )
     start = 0
     for label, size, colour in parts:
-        ax.barh([0], [size], left=start, color=colour, edgecolor=BLACK, linewidth=0.6,
-                label=f"{label}: {size}")  # fmt: skip
+        look = {"color": colour, "edgecolor": BLACK, "linewidth": 0.6}
+        ax.barh([0], [size], left=start, label=f"{label}: {size}", **look)
         start += size
     ax.set(yticks=[], xlim=(0, start), xlabel=f"dimensions of the text embedding ({start})\n")
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.legend(ncols=3, frameon=False, fontsize=8.5, loc="lower right", bbox_to_anchor=(1, 1))
 
 
-def _eaters(ax: Axes, eaters: tuple[tuple[str, int], ...], most: int = 9) -> None:
-    shown, rest = eaters[:most], eaters[most:]
+def _prompts(ax: Axes, taken: tuple[tuple[str, int], ...], most: int = 9) -> None:
+    shown, rest = taken[:most], taken[most:]
     names = [fill(f"“{prompt}”", 28) if prompt else "the empty prompt" for prompt, _ in shown]
     sizes = [size for _, size in shown]
     if rest:
@@ -176,85 +144,8 @@ def _eaters(ax: Axes, eaters: tuple[tuple[str, int], ...], most: int = 9) -> Non
     ax.spines[["top", "right"]].set_visible(False)
 
 
-class NullSpaceBudget(widgets.VBox):
-    """The controls around `Ledger` and `render`: every change is measured at once."""
-
-    def __init__(self, backbone: Backbone, catalogue: Catalogue) -> None:
-        self.ledger = Ledger(backbone, catalogue)
-        self._paused = False
-        self.status = Status("sepme-budget-status", "")
-        self.picture = Picture("sepme-budget-picture")
-        self._make_controls(catalogue)
-        for each in (self.forget, self.tolerance, *self.ticks.values()):
-            each.observe(self._show, "value")
-        self._show()
-        kinds: dict[str, list[widgets.Checkbox]] = {}
-        for name, tick in self.ticks.items():
-            kinds.setdefault(catalogue[name].kind, []).append(tick)
-        super().__init__(
-            [
-                row(self.forget, self.tolerance, self.all, self.none),
-                *(labelled(f"Keep {kind}s", *ticks) for kind, ticks in kinds.items()),
-                self.status,
-                self.picture,
-            ],
-            layout=widgets.Layout(max_width=WIDE),
-        )
-        self.add_class("sepme-budget")
-
-    @property
-    def state(self) -> BudgetState:
-        forget = self.forget.value
-        keep = tuple(n for n, tick in self.ticks.items() if tick.value and n != forget)
-        return BudgetState(forget, keep, self.tolerance.value)
-
-    def _make_controls(self, catalogue: Catalogue) -> None:
-        names = list(catalogue.concepts)
-        self.forget = control(
-            widgets.Dropdown, "Forget", "What the delta is for", "sepme-budget-forget",
-            options=names,
-        )  # fmt: skip
-        self.tolerance = control(
-            widgets.Dropdown, "Tolerance", "More leaves more room, and leaks more",
-            "sepme-budget-tolerance", value=1e-3, layout=NARROW,
-            options=[(f"{rtol:g}", rtol) for rtol in TOLERANCES],
-        )  # fmt: skip
-        self.ticks = {
-            name: check_box(name, f"Keep {name}", f"sepme-budget-keep-{slug(name)}", value=True)
-            for name in names
-        }
-        self.all = button("Keep all", "Keep every concept", "sepme-budget-all")
-        self.none = button("Keep none", "Keep the empty prompt only", "sepme-budget-none")
-        self.all.on_click(lambda _: self._tick_all(True))
-        self.none.on_click(lambda _: self._tick_all(False))
-
-    def _tick_all(self, value: bool) -> None:
-        """Many changes, one measurement."""
-        self._paused = True
-        for tick in self.ticks.values():
-            tick.value = value
-        self._paused = False
-        self._show()
-
-    def _show(self, _: object = None) -> None:
-        if self._paused:
-            return
-        for name, tick in self.ticks.items():
-            tick.disabled = name == self.forget.value  # nobody keeps what is to be forgotten
-        self.status.say("Measuring ...")
-        try:
-            state = self.state
-            budget = self.ledger.measure(state)
-        except SepmeError as error:
-            self.status.complain(error)
-            return
-        text = describe(state, budget)
-        self.picture.show(render(state, budget), text)
-        self.status.say(text)
-
-
-def null_space_budget(backbone: Backbone, catalogue: Catalogue | None) -> NullSpaceBudget:
-    """Choose what is forgotten, what is kept and how exactly; see what room is left.
+def null_space_budget(backbone: Backbone, catalogue: Catalogue | None) -> Explorer:
+    """Choose what is forgotten, what is kept and how exactly; see what is left free.
 
     Raises:
         SepmeError: a model without a catalogue of concepts.
@@ -264,4 +155,30 @@ def null_space_budget(backbone: Backbone, catalogue: Catalogue | None) -> NullSp
             f"The model '{backbone.name}' brings no catalogue of concepts to choose from: give a "
             "Catalogue of your own."
         )
-    return NullSpaceBudget(backbone, catalogue)
+
+    def data(state: BudgetState) -> tuple[Budget]:
+        shell.status.say("Measuring ...")
+        return (measure(backbone, catalogue, state),)
+
+    def choose() -> None:
+        with shell.together():
+            for name, box in keep.boxes.items():
+                box.disabled = name == shell.forget.value  # nobody keeps what is to be forgotten
+
+    shell = Explorer("budget", BudgetState, render, describe, data)
+    shell.keep = keep = Ticks(shell, "keep", "Keep")
+    for concept in catalogue.concepts.values():
+        keep.add(concept.name, concept.kind, value=True)
+    names = list(catalogue.concepts)
+    tolerances = [(f"{value:g}", value) for value in TOLERANCES]
+    controls = (
+        shell.menu("forget", "Forget", "What the delta is for", names, act=choose),
+        shell.menu(
+            "tolerance", "Tolerance", "A larger one leaves more free, and leaks more", tolerances,
+            value=1e-3, layout=NARROW,
+        ),
+        shell.button("all", "Keep all", "Keep every concept", lambda: keep.set(True)),
+        shell.button("none", "Keep none", "Keep the empty prompt only", lambda: keep.set(False)),
+    )  # fmt: skip
+    choose()
+    return shell.arrange(row(*controls), keep)

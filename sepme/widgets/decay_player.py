@@ -1,6 +1,6 @@
 """The decay player: what a concept adds to the noise, and how it fades while its delta is trained.
 
-`DecayState` and `render(state, recording)` are pure; `DecayPlayer` is the shell. Classes of its
+`render(state, recording)` and `describe` are pure; `DecayPlayer` is the shell. Classes of its
 controls: `sepme-decay-recording`, `-iteration`, `-timestep`, `-play`, `-stop`, `-status`,
 `-picture`.
 """
@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from textwrap import fill
 
-import ipywidgets as widgets
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -19,18 +18,9 @@ from torch import Tensor
 from sepme.errors import SepmeError
 from sepme.plots import BLACK, correlation_over_timesteps, recorded_decay
 from sepme.probe import Recording, correlation_map, magnitude
-from sepme.widgets._parts import (
-    NARROW,
-    WIDE,
-    Job,
-    Picture,
-    Report,
-    Stopped,
-    button,
-    control,
-    row,
-    titled,
-)
+from sepme.widgets._parts import NARROW, Explorer, Report, Stopped, row, show_image
+
+__all__ = ["decay_player"]
 
 
 @dataclass(frozen=True)
@@ -38,26 +28,13 @@ class DecayState:
     """Where to look: which recording, after how many iterations, at which timestep."""
 
     recording: str
-    iteration: int = 0
+    iteration: int
     """One of the recording's `iterations`."""
-    timestep: int = 0
+    timestep: int
     """One of the recording's `timesteps`."""
 
     def place(self, recording: Recording) -> tuple[int, int]:
-        """Index of the snapshot and of the timestep.
-
-        Raises:
-            SepmeError: no snapshot was taken there.
-        """
-        for what, value, known in (
-            ("iteration", self.iteration, recording.iterations),
-            ("timestep", self.timestep, recording.timesteps),
-        ):
-            if value not in known:
-                raise SepmeError(
-                    f"Nothing was recorded at {what} {value}: choose one of "
-                    f"{', '.join(map(str, known))}."
-                )
+        """Index of the snapshot and of the timestep."""
         return recording.iterations.index(self.iteration), recording.timesteps.index(self.timestep)
 
 
@@ -75,7 +52,9 @@ def describe(state: DecayState, recording: Recording) -> str:
 def render(state: DecayState, recording: Recording) -> Figure:
     """The maps of one moment above, and the moment's place in the two curves below."""
     snapshot, t = state.place(recording)
-    figure = Figure(figsize=(10, 6.6), dpi=100, layout="constrained")
+    figure = Figure(figsize=(10, 6.9), dpi=100, layout="constrained")
+    moment = f"after {state.iteration} iterations, at timestep {state.timestep}"
+    figure.suptitle(f"{state.recording} {moment}", fontsize=11, parse_math=False)
     maps, curves = figure.subfigures(2, 1, height_ratios=(1, 1.05))
     _maps(maps.subplots(1, 4), recording, snapshot, t)
     over_iterations, over_timesteps = curves.subplots(1, 2)
@@ -96,7 +75,7 @@ def _maps(axes: NDArray, recording: Recording, snapshot: int, t: int) -> None:
     """The picture, r before, r now on the same scale, and their product (eq. 2 at each pixel)."""
     r0, r = recording.original[t], recording.maps[snapshot, t]
     size, product = float(magnitude(r0).max()), float(correlation_map(r0, r0).max())
-    titled(fill(f"“{recording.prompt}”", 24), recording.image, axes[0])
+    show_image(recording.image, axes[0], fill(f"“{recording.prompt}”", 24))
     _map(axes[1], magnitude(r0), "|r| of the original", "magma", 0.0, size)
     _map(axes[2], magnitude(r), "|r| now", "magma", 0.0, size)
     _map(axes[3], correlation_map(r, r0), "r now × r original", "RdBu_r", -product, product)
@@ -106,12 +85,12 @@ def _map(ax: Axes, values: Tensor, title: str, colours: str, low: float, high: f
     ax.set(xticks=[], yticks=[])
     ax.set_title(title, fontsize=10)
     drawn = ax.imshow(values.numpy(), cmap=colours, vmin=low, vmax=high, interpolation="nearest")
-    scale = ax.inset_axes((0.1, -0.1, 0.8, 0.05))  # beside the picture, which has none, no smaller
+    scale = ax.inset_axes((0.1, -0.1, 0.8, 0.05))  # the picture, which has none, stays as large
     ax.figure.colorbar(drawn, cax=scale, orientation="horizontal")
 
 
-class DecayPlayer(widgets.VBox):
-    """The controls around `render`: every change is shown at once, and Play makes them in turn.
+class DecayPlayer(Explorer):
+    """The controls around `render`; Play shows one iteration after the other.
 
     Attributes:
         pause: seconds between two iterations while it plays.
@@ -119,58 +98,40 @@ class DecayPlayer(widgets.VBox):
 
     pause = 0.7
 
-    def __init__(self, recordings: Mapping[str, Recording], *, threaded: bool = True) -> None:
-        if not recordings:
-            raise SepmeError("There is no recording to play: make one with sepme.probe.record.")
+    def __init__(self, recordings: Mapping[str, Recording], threaded: bool) -> None:
         self.recordings = dict(recordings)
-        self.job = Job("sepme-decay", "", threaded=threaded, alone=False)
-        self.status, self.stop = self.job.status, self.job.stop
-        self.job.on_change = self._busy
-        self.picture = Picture("sepme-decay-picture")
-        self._make_controls()
-        self._choose()
-        self.recording.observe(self._choose, "value")
-        for each in (self.iteration, self.timestep):
-            each.observe(self._show, "value")
-        super().__init__(
-            [
-                row(self.recording, self.iteration, self.timestep),
-                row(self.play, self.stop),
-                self.status,
-                self.picture,
-            ],
-            layout=widgets.Layout(max_width=WIDE),
-        )
-        self.add_class("sepme-decay")
-
-    @property
-    def state(self) -> DecayState:
-        return DecayState(self.recording.value, self.iteration.value, self.timestep.value)
-
-    def _make_controls(self) -> None:
-        self.recording = control(
-            widgets.Dropdown, "Training", "Which recorded training", "sepme-decay-recording",
-            options=list(self.recordings),
-        )  # fmt: skip
-        self.iteration = control(
-            widgets.Dropdown, "Iteration", "How long it was trained",
-            "sepme-decay-iteration", options=[0], layout=NARROW,
-        )  # fmt: skip
-        self.timestep = control(
-            widgets.Dropdown, "Timestep", "How noisy: the last is nearly pure noise",
-            "sepme-decay-timestep", options=[0], layout=NARROW,
+        task = {"threaded": threaded, "alone": False}
+        super().__init__("decay", DecayState, render, describe, self._recorded, **task)
+        choices = row(
+            self.menu(
+                "recording", "Training", "Which recorded training", list(recordings),
+                act=self._choose,
+            ),
+            self.menu("iteration", "Iteration", "How long it was trained", (), layout=NARROW),
+            self.menu(
+                "timestep", "Timestep", "How noisy: the last is nearly pure noise", (),
+                layout=NARROW,
+            ),
         )  # fmt: skip
         # Not ipywidgets.Play, whose buttons have no name that a screen reader could say.
-        self.play = button("Play", "Show one iteration after the other", "sepme-decay-play")
-        self.play.on_click(lambda _: self.job.start(self._played, "Playing ..."))
+        self.button("play", "Play", "Show one iteration after the other", self._play)
+        self.background.locked = (self.recording, self.iteration, self.play)
+        self._choose()
+        self.arrange(choices, row(self.play, self.stop))
 
-    def _choose(self, _: object = None) -> None:
+    def _recorded(self, state: DecayState) -> tuple[Recording]:
+        return (self.recordings[state.recording],)
+
+    def _choose(self) -> None:
         """Another recording: its own iterations and timesteps, from the beginning."""
         recording = self.recordings[self.recording.value]
-        self.iteration.options, self.iteration.index = recording.iterations, 0
-        self.timestep.options = recording.timesteps
-        self.timestep.index = len(recording.timesteps) // 2
-        self._show()
+        with self.together():
+            self.iteration.options, self.iteration.index = recording.iterations, 0
+            self.timestep.options = recording.timesteps
+            self.timestep.index = len(recording.timesteps) // 2
+
+    def _play(self) -> None:
+        self.background.start(self._played, "Playing ...")
 
     def _played(self, _: Report) -> str:
         """From here to the end, or from the beginning if this is the end."""
@@ -179,21 +140,8 @@ class DecayPlayer(widgets.VBox):
         with suppress(Stopped):
             for index in range(start, last + 1):
                 self.iteration.index = index
-                self.job.pause(self.pause)
+                self.background.pause(self.pause)
         return self.picture.alt
-
-    def _busy(self, running: bool) -> None:
-        for each in (self.recording, self.iteration, self.play):
-            each.disabled = running
-
-    def _show(self, _: object = None) -> None:
-        state, recording = self.state, self.recordings[self.recording.value]
-        try:
-            text = describe(state, recording)
-            self.picture.show(render(state, recording), text)
-            self.status.say(text)
-        except SepmeError as error:
-            self.status.complain(error)
 
 
 def decay_player(recordings: Mapping[str, Recording], *, threaded: bool = True) -> DecayPlayer:
@@ -206,4 +154,6 @@ def decay_player(recordings: Mapping[str, Recording], *, threaded: bool = True) 
     Raises:
         SepmeError: no recording.
     """
-    return DecayPlayer(recordings, threaded=threaded)
+    if not recordings:
+        raise SepmeError("There is no recording to play: make one with sepme.probe.record.")
+    return DecayPlayer(recordings, threaded)

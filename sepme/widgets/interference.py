@@ -1,14 +1,12 @@
 """The interference explorer: a map of who disturbs whom, and all that is known of one pair.
 
-`PairState`, `render(state, report, pictures)` and `describe` are pure; `InterferenceExplorer` is
-the shell. Classes of its controls: `sepme-pair-emitter`, `-receiver`, `-draw`, `-stop`,
-`-progress`, `-status`, `-picture`.
+`render(state, report, pictures)` and `describe` are pure. Classes of the controls:
+`sepme-pair-erased`, `-evaluated`, `-draw`, `-stop`, `-progress`, `-status`, `-picture`.
 """
 
 import math
 from dataclasses import dataclass
 
-import ipywidgets as widgets
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
@@ -18,10 +16,12 @@ from sepme.errors import SepmeError
 from sepme.interference import Interference
 from sepme.model import Backbone
 from sepme.plots import ERASED, GREY, interference_map
-from sepme.widgets._parts import WIDE, Job, Picture, Report, button, control, row, titled
+from sepme.widgets._parts import Explorer, Report, row, show_image
+
+__all__ = ["PairState", "interference_explorer", "render"]
 
 MOST_PICTURES = 4
-#: Pictures of the receiver's prompts `[n, 3, h, w]`, before and with the emitter's delta on.
+#: Pictures of the evaluated concept's prompts `[n, 3, h, w]`, before and with the delta on.
 Pictures = tuple[Tensor, Tensor]
 
 
@@ -29,8 +29,8 @@ Pictures = tuple[Tensor, Tensor]
 class PairState:
     """Whose delta is on, and whose prompts are looked at."""
 
-    emitter: str
-    receiver: str
+    erased: str
+    evaluated: str
 
 
 def facts(state: PairState, report: Interference) -> list[tuple[str, str]]:
@@ -39,7 +39,7 @@ def facts(state: PairState, report: Interference) -> list[tuple[str, str]]:
     Raises:
         SepmeError: a concept that was not measured.
     """
-    values = report.pair(state.emitter, state.receiver)
+    values = report.pair(state.erased, state.evaluated)
     angle = math.degrees(math.acos(min(1.0, values.get("largest cosine", 0.0))))
     wording = {
         report.measure: ("damage, relative to its own delta", "{:.1%}"),
@@ -55,60 +55,56 @@ def facts(state: PairState, report: Interference) -> list[tuple[str, str]]:
     return [(text, form.format(value)) for text, form, value in found]
 
 
-def describe(state: PairState, report: Interference) -> str:
-    """The pair in words."""
+def describe(state: PairState, report: Interference, pictures: Pictures | None = None) -> str:
+    """The pair in words, which the pictures add nothing to."""
     known = "; ".join(f"{text}: {value}" for text, value in facts(state, report))
-    return f"The delta of {state.emitter} on the prompts of {state.receiver}: {known}."
+    return f"The delta of {state.erased} on the prompts of {state.evaluated}: {known}."
 
 
 def recorded(state: PairState, report: Interference) -> Pictures | None:
     """The pictures that the measurement kept, if it drew any."""
-    pair = (state.emitter, state.receiver)
-    if pair not in report.after or state.receiver not in report.before:
-        return None
-    return report.before[state.receiver], report.after[pair]
+    before = report.before.get(state.evaluated)
+    after = report.after.get((state.erased, state.evaluated))
+    return None if before is None or after is None else (before, after)
 
 
 def render(state: PairState, report: Interference, pictures: Pictures | None = None) -> Figure:
     """The map with the pair framed; beside it the pair's numbers, and its pictures if there are."""
-    facts(state, report)  # refuses a pair that was not measured
+    found = facts(state, report)
     figure = Figure(figsize=(10, 5.6), dpi=100, layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
     ax = interference_map(report, left.subplots())
-    column = report.evaluated.index(state.receiver)
-    corner = column, report.erased.index(state.emitter)
+    corner = report.evaluated.index(state.evaluated), report.erased.index(state.erased)
     frame = {"fill": False, "edgecolor": ERASED, "linewidth": 3}
     ax.add_patch(Rectangle(corner, 1, 1, clip_on=False, **frame))
-    if pictures is None:
-        _table(right.subplots(), state, report)
-        return figure
-    above, below = right.subfigures(2, 1, height_ratios=(1.1, 1))
-    _table(above.subplots(), state, report)
-    _pictures(below, state, pictures)
+    if pictures is not None:
+        right, below = right.subfigures(2, 1, height_ratios=(1.1, 1))
+        _pictures(below, state, pictures)
+    table = right.subplots()
+    title = f"the delta of {state.erased} is on, {state.evaluated} is drawn"
+    table.set_title(title, fontsize=10.5, loc="left", parse_math=False)
+    _table(table, found)
     return figure
 
 
-def _table(ax: Axes, state: PairState, report: Interference) -> None:
+def _table(ax: Axes, found: list[tuple[str, str]]) -> None:
     ax.set_axis_off()
-    ax.set_title(
-        f"the delta of {state.emitter} is on, {state.receiver} is drawn", fontsize=10.5, loc="left"
-    )
-    found = facts(state, report)
+    ax.set_ylim(0, 1)
+    lines = max(len(found), 7)
     for index, (text, value) in enumerate(found):
-        y = 1 - (index + 0.6) / max(len(found), 7)
+        y = 1 - (index + 0.6) / lines
         ax.text(0, y, text, transform=ax.transAxes, fontsize=9, va="center")
         ax.text(1, y, value, transform=ax.transAxes, fontsize=9.5, va="center", ha="right")
-        ax.axhline(y - 0.5 / max(len(found), 7), color=GREY, linewidth=0.3)
-    ax.set_ylim(0, 1)
+        ax.axhline(y - 0.5 / lines, color=GREY, linewidth=0.3)
 
 
 def _pictures(part: SubFigure, state: PairState, pictures: Pictures) -> None:
     n = min(MOST_PICTURES, len(pictures[0]))
     axes = part.subplots(2, n, squeeze=False)
-    labels = ("before", f"{state.emitter}'s delta on")
-    for line, images, label in zip(axes, pictures, labels, strict=True):
+    sides = (("before", None), (f"{state.erased}'s delta on", ERASED))
+    for line, images, (label, frame) in zip(axes, pictures, sides, strict=True):
         for ax, image in zip(line, images[:n], strict=True):
-            titled("", image, ax, ERASED if line is axes[1] else None)
+            show_image(image, ax, frame=frame)
         line[0].set_ylabel(label, fontsize=9)
 
 
@@ -118,15 +114,15 @@ def draw_pair(
     """The pictures of a pair with the deltas that are on the pipeline, which is left as it was.
 
     Raises:
-        SepmeError: no composition on the pipeline, or none with the emitter's delta.
+        SepmeError: no composition on the pipeline, or none with the delta of the erased concept.
     """
     composition = backbone.composition
-    if composition is None or state.emitter not in composition.deltas:
+    if composition is None or state.erased not in composition.deltas:
         raise SepmeError(
-            f"The pipeline carries no delta of '{state.emitter}': attach the deltas with "
+            f"The pipeline carries no delta of '{state.erased}': attach the deltas with "
             "Composition(backbone, deltas.values())."
         )
-    prompts = report.prompts[state.receiver][:MOST_PICTURES]
+    prompts = report.prompts[state.evaluated][:MOST_PICTURES]
 
     def pictures(earlier: int) -> Tensor:
         def on_step(done: int, total: int) -> None:
@@ -136,75 +132,13 @@ def draw_pair(
 
     with backbone.original():
         before = pictures(0)
-    with composition.erased(state.emitter):
+    with composition.erased(state.erased):
         return before, pictures(1)
-
-
-class InterferenceExplorer(widgets.VBox):
-    """The controls around `render`: every pair is shown at once, drawing its pictures on demand."""
-
-    def __init__(
-        self, report: Interference, backbone: Backbone | None = None, *, threaded: bool = True
-    ) -> None:
-        self.report, self.backbone = report, backbone
-        self.drawn: dict[PairState, Pictures] = {}
-        self.job = Job("sepme-pair", "", threaded=threaded)
-        self.status, self.stop = self.job.status, self.job.stop
-        self.picture = Picture("sepme-pair-picture")
-        self._make_controls()
-        self._show()
-        drawing = [row(self.draw, self.stop, self.job.bar)] if backbone else []
-        super().__init__(
-            [row(self.emitter, self.receiver), *drawing, self.status, self.picture],
-            layout=widgets.Layout(max_width=WIDE),
-        )
-        self.add_class("sepme-pair")
-
-    @property
-    def state(self) -> PairState:
-        return PairState(self.emitter.value, self.receiver.value)
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Return when nothing is being drawn any more."""
-        self.job.wait(timeout)
-
-    def _make_controls(self) -> None:
-        emitters, receivers = self.report.erased, self.report.evaluated
-        self.emitter = control(
-            widgets.Dropdown, "Erased", "Whose delta is on", "sepme-pair-emitter",
-            options=emitters,
-        )  # fmt: skip
-        self.receiver = control(
-            widgets.Dropdown, "Drawn", "Whose prompts are looked at", "sepme-pair-receiver",
-            options=receivers, value=next((n for n in receivers if n != emitters[0]), receivers[0]),
-        )  # fmt: skip
-        self.draw = button("Draw its pictures", "Draw before and after", "sepme-pair-draw")
-        self.draw.on_click(self._draw)
-        self.job.on_change = lambda running: setattr(self.draw, "disabled", running)
-        for menu in (self.emitter, self.receiver):
-            menu.observe(self._show, "value")
-
-    def _show(self, _: object = None) -> None:
-        state = self.state
-        pictures = self.drawn.get(state, recorded(state, self.report))
-        text = describe(state, self.report)
-        self.picture.show(render(state, self.report, pictures), text)
-        self.status.say(text)
-
-    def _draw(self, _: object) -> None:
-        state = self.state
-
-        def work(progress: Report) -> str:
-            self.drawn[state] = draw_pair(state, self.report, self.backbone, progress)
-            self._show()
-            return self.status.text
-
-        self.job.start(work, "Drawing ...")
 
 
 def interference_explorer(
     report: Interference, backbone: Backbone | None = None, *, threaded: bool = True
-) -> InterferenceExplorer:
+) -> Explorer:
     """Choose a pair in the map of who disturbs whom, and see all that is known of it.
 
     Args:
@@ -212,4 +146,29 @@ def interference_explorer(
         backbone: with a composition that carries the deltas, draws pairs without pictures too.
         threaded: draw beside the kernel's own loop, so that Stop is heard.
     """
-    return InterferenceExplorer(report, backbone, threaded=threaded)
+    drawn: dict[PairState, Pictures] = {}
+
+    def data(state: PairState) -> tuple[Interference, Pictures | None]:
+        return report, drawn.get(state, recorded(state, report))
+
+    def draw() -> None:
+        state = shell.state
+
+        def work(progress: Report) -> str:
+            drawn[state] = draw_pair(state, report, backbone, progress)
+            shell.changed()
+            return shell.status.text
+
+        shell.background.start(work, "Drawing ...")
+
+    shell = Explorer("pair", PairState, render, describe, data, threaded=threaded)
+    erased, evaluated = report.erased, report.evaluated
+    other = next((name for name in evaluated if name != erased[0]), evaluated[0])
+    pair = row(
+        shell.menu("erased", "Erased", "Whose delta is on", erased),
+        shell.menu("evaluated", "Drawn", "Whose prompts are looked at", evaluated, value=other),
+    )
+    shell.button("draw", "Draw its pictures", "Draw before and after", draw)
+    shell.background.locked = (shell.draw,)
+    drawing = [row(shell.draw, shell.stop, shell.background.bar)] if backbone else []
+    return shell.arrange(pair, *drawing)

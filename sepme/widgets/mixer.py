@@ -21,29 +21,17 @@ from torch import Tensor
 
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge, Verdict
 from sepme.composition import Composition
-from sepme.concept import BOTH, OBJECT_PHOTO, PHOTO, STYLE_ONLY, Catalogue, Concept, fill
+from sepme.concept import BOTH, OBJECT_PHOTO, PHOTO, STYLE_ONLY, Catalogue, Concept, fill, slug
 from sepme.delta import ConceptDelta
 from sepme.erasure import PRESETS, Step, erase
 from sepme.errors import SepmeError
 from sepme.model import Backbone
 from sepme.plots import ERASED, SKY
 from sepme.training import Trainer
-from sepme.widgets._parts import (
-    WIDE,
-    Job,
-    Picture,
-    Report,
-    button,
-    check_box,
-    control,
-    labelled,
-    remarks,
-    row,
-    slug,
-    titled,
-)
+from sepme.widgets._parts import NARROW, Report, Shell, Ticks, remarks, row, show_image
 
-MOST_PICTURES = 4
+__all__ = ["Mixer", "concept_mixer"]
+
 #: What the menu calls a picture in no style.
 NO_STYLE = "photo"
 
@@ -61,11 +49,7 @@ def prompt_of(thing: str | None, style: str | None) -> str:
 
 @dataclass(frozen=True)
 class MixerState:
-    """What the mixer is asked to draw.
-
-    Raises:
-        SepmeError: no prompt, or a number of pictures or steps that cannot be drawn.
-    """
+    """What the mixer is asked to draw."""
 
     prompt: str
     erased: Mapping[str, float] = field(default_factory=dict)
@@ -74,14 +58,6 @@ class MixerState:
     pictures: int = 1
     """How many, from consecutive seeds."""
     steps: int = 25
-
-    def __post_init__(self) -> None:
-        if not self.prompt.strip():
-            raise SepmeError("There is no prompt to draw: write one, like a boat in neon style.")
-        if not 1 <= self.pictures <= MOST_PICTURES:
-            raise SepmeError(f"{self.pictures} pictures are not possible: ask for 1 to 4.")
-        if self.steps < 1:
-            raise SepmeError(f"steps = {self.steps} draws nothing: give at least 1.")
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -94,39 +70,29 @@ class Drawing:
 
     before: Tensor
     after: Tensor
-    seen_before: Verdict | None = None
-    seen_after: Verdict | None = None
+    seen: tuple[Verdict, Verdict] | None = None
+    """Before and after."""
+    switch_seconds: float = 0.0
+    """How long switching the deltas took."""
 
 
 class Mixer:
-    """Draws states with one model. The deltas stay attached; a state only switches them.
-
-    Attributes:
-        last_switch_seconds: how long the latest switch took, not a number before the first.
-    """
+    """Draws states with one model. The deltas stay attached; a state only switches them."""
 
     def __init__(
         self, backbone: Backbone, judge: Judge | None, deltas: Mapping[str, ConceptDelta]
     ) -> None:
-        self.backbone, self.judge = backbone, judge
-        self.deltas = dict(deltas)
-        self.last_switch_seconds = math.nan
+        self.backbone, self.judge, self.deltas = backbone, judge, dict(deltas)
         self._originals: dict[tuple[str, tuple[int, ...], int], Tensor] = {}
 
     def composition(self) -> Composition:
         """The one on the pipeline if it carries these very deltas, else a new one in its place."""
         there = self.backbone.composition
-        if there is None or any(
-            there.deltas.get(name) is not delta for name, delta in self.deltas.items()
+        if there is not None and all(
+            there.deltas.get(name) is delta for name, delta in self.deltas.items()
         ):
-            there = Composition(self.backbone, self.deltas.values())
-        return there
-
-    def switch(self, composition: Composition, strengths: Mapping[str, float]) -> None:
-        """Erase exactly these concepts, and take the time."""
-        start = time.perf_counter()
-        composition.set(strengths)
-        self.last_switch_seconds = time.perf_counter() - start
+            return there
+        return Composition(self.backbone, self.deltas.values())
 
     def draw(self, state: MixerState, report: Report = lambda done, total: None) -> Drawing:
         """The pictures of a state; the pipeline is left as it was found.
@@ -136,117 +102,109 @@ class Mixer:
         then a finding and not a memory.
 
         Raises:
-            SepmeError: a prompt too long for the model, a concept without a delta, or two deltas
-                that would interfere.
+            SepmeError: no prompt or one too long for the model, a concept without a delta, or two
+                deltas that would interfere.
         """
         self._check(state.prompt)
-        composition = self.composition()
-        before = composition.strengths
-        key = (state.prompt, state.seeds, state.steps)
+        composition, key = self.composition(), (state.prompt, state.seeds, state.steps)
         passes = 1 if key in self._originals else 2
+
+        def generate(earlier: int) -> Tensor:
+            def on_step(done: int, total: int) -> None:
+                report(earlier * total + done, passes * total)
+
+            prompts = [state.prompt] * state.pictures
+            return self.backbone.generate(prompts, state.seeds, steps=state.steps, on_step=on_step)
+
+        before = composition.strengths
         try:
-            self.switch(composition, state.erased)  # refuses what cannot be erased, before drawing
-            if passes == 2:
+            start = time.perf_counter()
+            composition.set(state.erased)  # refuses what cannot be erased, before drawing
+            seconds = time.perf_counter() - start
+            if key not in self._originals:
                 with self.backbone.original():
-                    self._originals[key] = self._generate(state, report, 0, passes)
-            after = self._generate(state, report, passes - 1, passes)
+                    self._originals[key] = generate(0)
+            after = generate(passes - 1)
         finally:
             composition.set(before)
         original = self._originals[key]
-        return Drawing(original, after, self._seen(original), self._seen(after))
-
-    def _generate(self, state: MixerState, report: Report, earlier: int, passes: int) -> Tensor:
-        def on_step(done: int, total: int) -> None:
-            report(earlier * total + done, passes * total)
-
-        prompts = [state.prompt] * state.pictures
-        return self.backbone.generate(prompts, state.seeds, steps=state.steps, on_step=on_step)
-
-    def _seen(self, images: Tensor) -> Verdict | None:
-        return self.judge.judge(images) if self.judge is not None else None
+        seen = self.judge and (self.judge.judge(original), self.judge.judge(after))
+        return Drawing(original, after, seen, seconds)
 
     def _check(self, prompt: str) -> None:
-        room = self.backbone.tokens
-        tokenizer = self.backbone.pipe.tokenizer
-        if len(tokenizer(prompt, truncation=True, max_length=room + 1).input_ids) > room:
+        if not prompt:
+            raise SepmeError("There is no prompt to draw: write one, like a boat in neon style.")
+        most, tokenizer = self.backbone.tokens, self.backbone.pipe.tokenizer
+        if len(tokenizer(prompt, truncation=True, max_length=most + 1).input_ids) > most:
             raise SepmeError(
-                f"The prompt is longer than the {room - 2} tokens that the model reads: shorten it."
+                f"The prompt is longer than the {most - 2} tokens that the model reads: shorten it."
             )
 
 
 # ------------------------------------------------------------------ the picture
 def render(state: MixerState, drawing: Drawing) -> Figure:
     """Before on the left, after on the right, and below them what the judge sees in both."""
-    judged = drawing.seen_before is not None and drawing.seen_after is not None
-    heights = [2.8 if state.pictures == 2 else 4.2] + [2.2] * judged  # two stand in one line
+    heights = [3.1 if state.pictures == 2 else 4.5] + [2.2] * bool(drawing.seen)
     figure = Figure(figsize=(10, sum(heights)), dpi=100, layout="constrained")
     rows = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    seeds = f"seed {state.seed}" + f" to {state.seeds[-1]}" * (state.pictures > 1)
+    title = f"“{state.prompt}”, {seeds}, {state.steps} steps"
+    rows[0].suptitle(title, fontsize=10, parse_math=False)
     left, right = rows[0].subfigures(1, 2)
     _pictures(left, drawing.before, "before", None)
     _pictures(right, drawing.after, _title(state), ERASED if state.erased else None)
-    if judged:
-        _bars(rows[1], drawing.seen_before, drawing.seen_after)
+    if drawing.seen:
+        _bars(rows[1], drawing.seen)
     return figure
 
 
 def _title(state: MixerState) -> str:
-    named = [name if s == 1 else f"{name} × {s:g}" for name, s in state.erased.items()]
-    return f"after, without {_listed(named)}" if named else "after, nothing erased"
-
-
-def _listed(names: list[str], most: int = 4) -> str:
-    shown = names if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} more"]
-    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+    """At most four names, then how many more there are."""
+    names = [name if s == 1 else f"{name} × {s:g}" for name, s in state.erased.items()]
+    if len(names) > 4:
+        names = [*names[:3], f"{len(names) - 3} more"]
+    listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    return f"after, without {listed}" if names else "after, nothing erased"
 
 
 def _pictures(part: SubFigure, images: Tensor, title: str, frame: str | None) -> None:
     """One large picture, or up to four smaller ones."""
     columns = 1 if len(images) == 1 else 2
     grid = part.subplots(math.ceil(len(images) / columns), columns, squeeze=False).flatten()
-    part.suptitle(title, fontsize=12, fontweight="bold")
+    part.suptitle(title, fontsize=12, fontweight="bold", parse_math=False)
     for ax in grid[len(images) :]:
         ax.set_axis_off()
     for ax, image in zip(grid, images, strict=False):
-        titled("", image, ax, frame)
+        show_image(image, ax, frame=frame)
 
 
-def _bars(part: SubFigure, before: Verdict, after: Verdict) -> None:
+def _bars(part: SubFigure, seen: tuple[Verdict, Verdict]) -> None:
     """The judge's mean probability of every style and of every object."""
-    style, object_ = part.subplots(1, 2, sharey=True)
-    pairs = (
-        (style, "style", STYLE_NAMES, before.style_probability, after.style_probability),
-        (object_, "object", OBJECT_NAMES, before.object_probability, after.object_probability),
-    )
-    for ax, what, names, first, second in pairs:
+    axes = part.subplots(1, 2, sharey=True)
+    after = {"color": ERASED, "hatch": "////", "edgecolor": "white", "linewidth": 0}
+    looks = (("before", -0.2, {"color": SKY}), ("after", 0.2, after))
+    for ax, what, names in zip(axes, ("style", "object"), (STYLE_NAMES, OBJECT_NAMES), strict=True):
         at = np.arange(len(names))
-        ax.bar(at - 0.2, 100 * first.mean(0).numpy(), 0.38, color=SKY, label="before")
-        ax.bar(
-            at + 0.2,
-            100 * second.mean(0).numpy(),
-            0.38,
-            color=ERASED,
-            hatch="////",
-            edgecolor="white",
-            linewidth=0,
-            label="after",
-        )
+        for verdict, (label, shift, look) in zip(seen, looks, strict=True):
+            mean = getattr(verdict, f"{what}_probability").mean(0).numpy()
+            ax.bar(at + shift, 100 * mean, 0.38, label=label, **look)
         ax.set_xticks(at, names, rotation=40, ha="right", rotation_mode="anchor", fontsize=9)
         ax.set(title=f"which {what} the judge sees", ylim=(0, 105))
         ax.spines[["top", "right"]].set_visible(False)
-    style.set_ylabel("probability, %" if len(before.style) == 1 else "mean probability, %")
-    part.legend(*style.get_legend_handles_labels(), loc="outside right", frameon=False, fontsize=9)
+    axes[0].set_ylabel("probability, %" if len(seen[0].style) == 1 else "mean probability, %")
+    part.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside right", frameon=False, fontsize=9
+    )
 
 
 def describe(state: MixerState, drawing: Drawing) -> str:
     """The figure in words."""
     many = "A picture" if state.pictures == 1 else f"{state.pictures} pictures"
     text = f"{many} of “{state.prompt}” from seed {state.seed}, before and {_title(state)}."
-    if drawing.seen_before is None or drawing.seen_after is None:
+    if drawing.seen is None:
         return text
-    return (
-        f"{text} Before, the judge sees {_likeliest(drawing.seen_before)}; "
-        f"after, {_likeliest(drawing.seen_after)}."
-    )
+    before, after = map(_likeliest, drawing.seen)
+    return f"{text} Before, the judge sees {before}; after, {after}."
 
 
 def _likeliest(verdict: Verdict) -> str:
@@ -256,7 +214,7 @@ def _likeliest(verdict: Verdict) -> str:
 
 
 # ------------------------------------------------------------------ the shell
-class ConceptMixer(widgets.VBox):
+class ConceptMixer(Shell):
     """The controls around `Mixer` and `render`.
 
     Attributes:
@@ -266,97 +224,76 @@ class ConceptMixer(widgets.VBox):
         drawing: the latest `Drawing`.
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        judge: Judge | None,
-        catalogue: Catalogue | None,
-        deltas: Mapping[str, ConceptDelta],
-        *,
-        threaded: bool = True,
-    ) -> None:
-        self.mixer, self.catalogue = Mixer(backbone, judge, deltas), catalogue
+    def __init__(self, mixer: Mixer, catalogue: Catalogue | None, threaded: bool) -> None:
+        first = "Tick what to forget" if mixer.deltas else "Name a concept and press Erase now"
+        super().__init__("mixer", MixerState, f"{first}, then press Draw.", threaded=threaded)
+        self.mixer, self.catalogue = mixer, catalogue
+        self.concepts = catalogue.concepts if catalogue else {}
         self.drawing: Drawing | None = None
-        self.ticks: dict[str, widgets.Checkbox] = {}
-        self.strengths: dict[str, widgets.BoundedFloatText] = {}
-        first = "Tick what to forget" if deltas else "Name a concept and press Erase now"
-        self.job = Job("sepme-mixer", f"{first}, then press Draw.", threaded=threaded)
-        self.status, self.stop = self.job.status, self.job.stop
-        self.job.on_change = self._busy
-        self.picture = Picture("sepme-mixer-picture", "No picture yet.")
-        self._make_prompt()
-        self._make_numbers(backbone.steps)
-        self._make_buttons()
-        self.choices = widgets.VBox()
-        self.strength_fields = row()
-        for name in deltas:
+        self._drawn_state: MixerState | None = None
+        self.choices, self.strength_fields = Ticks(self, "tick", "Forget"), row()
+        self.ticks, self.strengths = self.choices.boxes, {}
+        for name in mixer.deltas:
             self._add_concept(name)
-        self._arrange()
-        super().__init__(self._children(), layout=widgets.Layout(max_width=WIDE))
-        self.add_class("sepme-mixer")
-
-    @property
-    def state(self) -> MixerState:
-        """What the controls say now.
-
-        Raises:
-            SepmeError: see `MixerState`.
-        """
-        ticked = [name for name, tick in self.ticks.items() if tick.value]
-        return MixerState(
-            prompt=" ".join(self.prompt.value.split()),
-            erased={name: self.strengths[name].value for name in ticked},
-            seed=self.seed.value,
-            pictures=self.pictures.value,
-            steps=self.steps.value,
+        self.arrange(
+            self._prompt_row(),
+            self.choices,
+            self.strength_fields,
+            self._erase_row(),
+            self._number_row(),
+            self._button_row(),
         )
 
     @property
-    def last_switch_seconds(self) -> float:
-        return self.mixer.last_switch_seconds
+    def state(self) -> MixerState:
+        prompt = " ".join(self.prompt.value.split())
+        erased = {name: self.strengths[name].value for name in self.choices.value}
+        return MixerState(prompt, erased, self.seed.value, self.pictures.value, self.steps.value)
 
-    def wait(self, timeout: float | None = None) -> None:
-        """Return when nothing is being drawn or erased any more."""
-        self.job.wait(timeout)
+    def changed(self) -> None:
+        """Grey a picture that is not of what the controls say now."""
+        if self.drawing is None:
+            return
+        stale = self.picture.stale = self.state != self._drawn_state
+        if not self.background.running:
+            self.status.say(
+                "The picture is of other settings: press Draw."
+                if stale
+                else "The picture is of these settings."
+            )
 
     # -------------------------------------------------------------- what the buttons do
-    def _draw(self, _: object = None) -> None:
-        try:
-            state = self.state
-        except SepmeError as error:
-            self.status.complain(error)
-            return
-        self.job.start(lambda report: self._drawn(state, report), "Drawing ...")
+    def _draw(self) -> None:
+        state = self.state
+        self.background.start(lambda report: self._drawn(state, report), "Drawing ...")
 
     def _drawn(self, state: MixerState, report: Report) -> str:
         start = time.perf_counter()
-        self.drawing = self.mixer.draw(state, report)
-        self.picture.show(render(state, self.drawing), describe(state, self.drawing))
-        seconds = time.perf_counter() - start
+        drawing = self.mixer.draw(state, report)
+        self.picture.show(render(state, drawing), describe(state, drawing))
+        self.drawing, self._drawn_state = drawing, state
+        self.changed()  # somebody may have turned a control meanwhile
         text = (
-            f"Drawn in {seconds:.1f} s with {len(state.erased)} of {len(self.ticks)} concepts "
-            f"erased; switching took {1000 * self.last_switch_seconds:.0f} ms."
+            f"Drawn in {time.perf_counter() - start:.1f} s with {len(state.erased)} of "
+            f"{len(self.ticks)} concepts erased; switching took "
+            f"{1000 * drawing.switch_seconds:.0f} ms."
         )
         remark = self.mixer.backbone.vocabulary.remark([state.prompt])
         return f"{text} {remark}" if remark else text
 
-    def _restore(self, _: object) -> None:
-        for tick in self.ticks.values():
-            tick.value = False
+    def _restore(self) -> None:
+        self.choices.set(False)
         self._draw()
 
-    def _erase(self, _: object) -> None:
-        try:
-            concept = self._wanted()
-        except SepmeError as error:
-            self.status.complain(error)
-            return
-        text = f"Erasing {concept.name}: drawing what it looks like ..."
-        self.job.start(lambda report: self._erased(concept, report), text)
-
-    def _wanted(self) -> Concept:
-        """The concept that was typed: the catalogue's, or the bare words."""
+    def _erase(self) -> None:
         text = self.new.value
+        self.background.start(
+            lambda report: self._erased(self._wanted(text), report),
+            "Drawing what the concept looks like ...",
+        )
+
+    def _wanted(self, text: str) -> Concept:
+        """The concept that was typed: the catalogue's, or the bare words."""
         if not text.strip():
             raise SepmeError("No concept was named: write one, like watercolor.")
         try:
@@ -388,142 +325,77 @@ class ConceptMixer(widgets.VBox):
             )
         self.mixer.deltas[concept.name] = delta
         self._add_concept(concept.name)
-        self._arrange()
         self.ticks[concept.name].value = True
         seconds = time.perf_counter() - start
         text = f"Erased {concept.name} in {seconds:.0f} s and ticked it: press Draw."
         return " ".join([text, *said])
 
-    def _busy(self, running: bool) -> None:
-        for each in (self.draw, self.restore, self.erase):
-            each.disabled = running
-
     # -------------------------------------------------------------- what the controls are
-    def _make_prompt(self) -> None:
-        kinds = {"object": self._named("object"), "style": self._named("style")}
-        if kinds["style"]:
-            kinds["style"].insert(0, NO_STYLE)
-        self.menus = {
-            kind: control(
-                widgets.Dropdown,
-                kind.capitalize(),
-                f"The {kind} of the prompt",
-                f"sepme-mixer-{kind}",
-                options=names,
-                value=next((name for name in self.mixer.deltas if name in names), names[0]),
-            )
-            for kind, names in kinds.items()
-            if names
-        }
-        self.prompt = control(
-            widgets.Text,
-            "Prompt",
-            "What to draw, in your own words",
-            "sepme-mixer-prompt",
-            placeholder="write what to draw",
-            layout=widgets.Layout(flex="1 1 420px"),
-        )
-        for menu in self.menus.values():
-            menu.observe(self._fill_prompt, "value")
-        if self.menus:  # else the reader writes
+    def _prompt_row(self) -> widgets.Box:
+        """The prompt, and menus of the catalogue's objects and styles that write it."""
+        self.menus: dict[str, widgets.Dropdown] = {}
+        for kind in ("object", "style"):
+            names = [concept.name for concept in self.concepts.values() if concept.kind == kind]
+            options = [NO_STYLE, *names] if kind == "style" else names
+            if names:
+                self.menus[kind] = self.menu(
+                    kind, kind.capitalize(), f"The {kind} of the prompt", options,
+                    value=next((name for name in self.mixer.deltas if name in names), options[0]),
+                    act=self._fill_prompt,
+                )  # fmt: skip
+        self.control(
+            widgets.Text, "prompt", "Prompt", "What to draw, in your own words",
+            placeholder="write what to draw", layout={"flex": "1 1 420px"},
+        )  # fmt: skip
+        if self.menus:
             self._fill_prompt()
+        return row(*self.menus.values(), self.prompt)
 
-    def _named(self, kind: str) -> list[str]:
-        """The catalogue's concepts of one kind."""
-        known = self.catalogue.concepts.values() if self.catalogue else ()
-        return [concept.name for concept in known if concept.kind == kind]
-
-    def _fill_prompt(self, _: object = None) -> None:
+    def _fill_prompt(self) -> None:
         chosen = {kind: menu.value for kind, menu in self.menus.items()}
         self.prompt.value = prompt_of(chosen.get("object"), chosen.get("style"))
 
-    def _make_numbers(self, steps: int) -> None:
-        narrow = widgets.Layout(width="150px")
-        self.seed = control(
-            widgets.BoundedIntText,
-            "Seed",
-            "The starting noise of the first picture",
-            "sepme-mixer-seed",
-            max=2**31 - 1,
-            layout=narrow,
-        )
-        self.pictures = control(
-            widgets.Dropdown,
-            "Pictures",
-            "How many, from consecutive seeds",
-            "sepme-mixer-pictures",
-            options=range(1, MOST_PICTURES + 1),
-            layout=narrow,
-        )
-        self.steps = control(
-            widgets.BoundedIntText,
-            "Steps",
-            "Sampling steps: fewer are quicker and coarser",
-            "sepme-mixer-steps",
-            value=steps,
-            min=1,
-            max=max(50, steps),
-            layout=narrow,
-        )
+    def _erase_row(self) -> widgets.Box:
+        names = tuple(name for name in self.concepts if name not in self.mixer.deltas)
+        tooltip = "What to erase that has no check box yet"
+        return row(
+            self.control(
+                widgets.Combobox, "new", "Another concept", tooltip, act=lambda: None,
+                placeholder="a name, or words of your own", layout={"width": "350px"},
+                options=names,
+            ),
+            self.button("erase", "Erase now", "Train its delta; Stop ends it", self._erase),
+        )  # fmt: skip
 
-    def _make_buttons(self) -> None:
-        self.draw = button("Draw", "Draw before and after", "sepme-mixer-draw", primary=True)
-        self.draw.on_click(self._draw)
-        self.restore = button("Restore all", "Give all back, and draw", "sepme-mixer-restore")
-        self.restore.on_click(self._restore)
-        known = self.catalogue.concepts if self.catalogue else ()
-        self.new = control(
-            widgets.Combobox,
-            "Another concept",
-            "What to erase that has no check box yet",
-            "sepme-mixer-new",
-            placeholder="a name, or words of your own",
-            layout=widgets.Layout(width="350px"),
-            options=tuple(name for name in known if name not in self.mixer.deltas),
-        )
-        self.erase = button("Erase now", "Train its delta; Stop ends it", "sepme-mixer-erase")
-        self.erase.on_click(self._erase)
+    def _number_row(self) -> widgets.Box:
+        steps = self.mixer.backbone.steps
+        return row(
+            self.number("seed", "Seed", "The noise of the first picture", 0, max=2**31 - 1),
+            self.menu("pictures", "Pictures", "How many, from consecutive seeds", range(1, 5),
+                      layout=NARROW),
+            self.number("steps", "Steps", "Sampling steps: fewer are quicker and coarser", steps,
+                        min=1, max=max(50, steps)),
+        )  # fmt: skip
+
+    def _button_row(self) -> widgets.Box:
+        self.button("draw", "Draw", "Draw before and after", self._draw, button_style="primary")
+        self.button("restore", "Restore all", "Give all back, and draw", self._restore)
+        self.background.locked = (self.draw, self.restore, self.erase)
+        return row(self.draw, self.stop, self.restore, self.background.bar)
 
     def _add_concept(self, name: str) -> None:
-        self.ticks[name] = check_box(name, f"Forget {name}", f"sepme-mixer-tick-{slug(name)}")
-        self.strengths[name] = control(
-            widgets.BoundedFloatText,
-            f"Strength of {name}",
-            "1 forgets it whole, 0 not at all, below 0 exaggerates it",
-            f"sepme-mixer-strength-{slug(name)}",
-            value=1.0,
-            min=-1.0,
-            max=2.0,
-            step=0.25,
-            layout=widgets.Layout(width="220px"),
-        )
+        """A check box among those of its kind, and a field that is shown while it is ticked."""
+        self.choices.add(name, self.mixer.deltas[name].provenance.kind)
         self.ticks[name].observe(self._ticked, "value")
+        self.strengths[name] = self.number(
+            f"strength-{slug(name)}", f"Strength of {name}",
+            "1 forgets it whole, 0 not at all, below 0 exaggerates it", 1.0,
+            min=-1.0, max=2.0, step=0.25, layout={"width": "220px"},
+        )  # fmt: skip
 
     def _ticked(self, _: object) -> None:
         """A field for the strength of what is ticked, and of nothing else."""
-        ticked = [self.strengths[name] for name, tick in self.ticks.items() if tick.value]
-        self.strength_fields.children = ticked
-
-    def _arrange(self) -> None:
-        """The check boxes by kind: styles, objects, and whatever else there is."""
-        kinds: dict[str, list[widgets.Checkbox]] = {}
-        for name, tick in self.ticks.items():
-            kinds.setdefault(self.mixer.deltas[name].provenance.kind, []).append(tick)
-        self.choices.children = [
-            labelled(f"Forget {kind}s", *ticks) for kind, ticks in kinds.items()
-        ]
-
-    def _children(self) -> list[widgets.Widget]:
-        return [
-            row(*self.menus.values(), self.prompt),
-            self.choices,
-            self.strength_fields,
-            row(self.new, self.erase),
-            row(self.seed, self.pictures, self.steps),
-            row(self.draw, self.stop, self.restore, self.job.bar),
-            self.status,
-            self.picture,
-        ]
+        self.strength_fields.children = [self.strengths[name] for name in self.choices.value]
 
 
 def concept_mixer(
@@ -544,4 +416,4 @@ def concept_mixer(
         threaded: draw beside the kernel's own loop, so that Stop is heard; False draws inside the
             click. A cell that uses the same model right after a click waits first: `mixer.wait()`.
     """
-    return ConceptMixer(backbone, judge, catalogue, deltas, threaded=threaded)
+    return ConceptMixer(Mixer(backbone, judge, deltas), catalogue, threaded)

@@ -1,8 +1,7 @@
 """The tables' explorer: choose a scene, a moment and a measure; published and measured together.
 
-`ResultsState` and `render(state, rows, printed)` are pure; `ResultsExplorer` is the shell. Classes
-of its controls: `sepme-results-kind`, `-scene`, `-time`, `-measure`, `-method`, `-status`,
-`-picture`.
+`render(state, rows, printed)` and `describe` are pure. Classes of the controls:
+`sepme-results-kind`, `-scene`, `-time`, `-measure`, `-method`, `-status`, `-picture`.
 
 The same method has the same colour and hatch in both panels and in the figures of `sepme figures`.
 """
@@ -11,19 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import ipywidgets as widgets
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sepme.errors import SepmeError
 from sepme.plots import BLACK
 from sepme.scenes import CASTS, SCENES, Moment, moments
 from sepme.scenes.figures import FAMILIES, MEASURED, STYLES
 from sepme.scenes.methods import METHODS
 from sepme.scenes.plots import MEASURE_TITLES, method_style
 from sepme.scenes.published import LABEL, Published, family
-from sepme.widgets._parts import WIDE, Picture, Status, control, row
+from sepme.widgets._parts import Explorer, row
 
 #: Measures that both sides know.
 MEASURES = ("acc", "lpips", "fid")
@@ -36,11 +33,7 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class ResultsState:
-    """Which cells are looked at.
-
-    Raises:
-        SepmeError: a kind, scene, time, measure or method that does not exist.
-    """
+    """Which cells are looked at."""
 
     kind: str = "style"
     scene: str = "Scene1"
@@ -48,21 +41,6 @@ class ResultsState:
     measure: str = "acc"
     method: str = ALL
     """One method by its name here, on both sides where the paper has it; or all of them."""
-
-    def __post_init__(self) -> None:
-        for name, value, known in (
-            ("kind", self.kind, CASTS),
-            ("scene", self.scene, SCENES),
-            ("measure", self.measure, MEASURES),
-            ("method", self.method, (ALL, *METHODS)),
-        ):
-            if value not in known:
-                raise SepmeError(f"There is no {name} '{value}': choose from {', '.join(known)}.")
-        times = [moment.time for moment in moments(self.scene)]
-        if self.time not in times:
-            raise SepmeError(
-                f"{self.scene} has no time '{self.time}': choose from {', '.join(times)}."
-            )
 
     @property
     def moment(self) -> Moment:
@@ -198,85 +176,33 @@ def describe(
     return f"{parts[0]}. {'; '.join(parts[1:])}."
 
 
-class ResultsExplorer(widgets.VBox):
-    """The controls around `render`: every change is shown at once."""
-
-    def __init__(self, rows: Sequence[Mapping[str, Any]], printed: Sequence[Published]) -> None:
-        self.rows, self.printed = tuple(rows), tuple(printed)
-        self.status, self.picture = (
-            Status("sepme-results-status", ""),
-            Picture("sepme-results-picture"),
-        )
-        self._make_controls()
-        for each in (self.kind, self.time, self.measure, self.method):
-            each.observe(self._show, "value")
-        self.scene.observe(self._choose_scene, "value")
-        self._show()
-        super().__init__(
-            [
-                row(self.kind, self.scene, self.time, self.measure, self.method),
-                self.status,
-                self.picture,
-            ],
-            layout=widgets.Layout(max_width=WIDE),
-        )
-        self.add_class("sepme-results")
-
-    @property
-    def state(self) -> ResultsState:
-        controls = (self.kind, self.scene, self.time, self.measure, self.method)
-        return ResultsState(*(each.value for each in controls))
-
-    def _make_controls(self) -> None:
-        self.kind = control(
-            widgets.Dropdown, "Concepts", "Styles or objects", "sepme-results-kind",
-            options=[("styles", "style"), ("objects", "object")],
-        )  # fmt: skip
-        self.scene = control(
-            widgets.Dropdown, "Scene", "Which sequence of erasing and restoring",
-            "sepme-results-scene", options=list(SCENES),
-        )  # fmt: skip
-        self.time = control(
-            widgets.Dropdown, "Time", "Which moment of the scene", "sepme-results-time",
-            options=[moment.time for moment in moments(next(iter(SCENES)))],
-        )  # fmt: skip
-        self.measure = control(
-            widgets.Dropdown, "Measure", "What the bars show", "sepme-results-measure",
-            options=[(MEASURE_TITLES[name], name) for name in MEASURES],
-        )  # fmt: skip
-        there = {r["method"] for r in self.rows}
-        self.method = control(
-            widgets.Dropdown, "Method", "All methods, or one of them", "sepme-results-method",
-            options=[("all methods", ALL),
-                     *((m.title, name) for name, m in METHODS.items() if name in there)],
-        )  # fmt: skip
-
-    def _choose_scene(self, _: object) -> None:
-        """Another scene has other moments; the first of them is shown."""
-        self.time.unobserve(self._show, "value")
-        self.time.options = [moment.time for moment in moments(self.scene.value)]
-        self.time.observe(self._show, "value")
-        self._show()
-
-    def _show(self, _: object = None) -> None:
-        state = self.state
-        text = describe(state, self.rows, self.printed)
-        self.picture.show(render(state, self.rows, self.printed), text)
-        self.status.say(text)
-
-
-def results_explorer(
-    rows: Sequence[Mapping[str, Any]], printed: Sequence[Published]
-) -> ResultsExplorer:
+def results_explorer(rows: Sequence[Mapping[str, Any]], printed: Sequence[Published]) -> Explorer:
     """Choose a scene and a moment, and see the paper's numbers above ours.
 
     Args:
         rows: of one or more tables of scenes, from `sepme.scenes.read_rows`.
         printed: the paper's, from `sepme.scenes.published.published`.
-
-    Raises:
-        SepmeError: no printed numbers.
     """
-    if not printed:
-        raise SepmeError("There are no printed numbers to compare with: give published().")
-    return ResultsExplorer(rows, printed)
+
+    def choose_scene() -> None:
+        """Another scene has other moments; the first of them is shown."""
+        with shell.together():
+            shell.time.options = [moment.time for moment in moments(shell.scene.value)]
+
+    rows = tuple(rows)
+    there = {r["method"] for r in rows}
+    methods = [(m.title, name) for name, m in METHODS.items() if name in there]
+    shell = Explorer("results", ResultsState, render, describe, lambda state: (rows, printed))
+    menus = (
+        shell.menu("kind", "Concepts", "Styles or objects",
+                   [("styles", "style"), ("objects", "object")]),
+        shell.menu("scene", "Scene", "Which sequence of erasing and restoring", list(SCENES),
+                   act=choose_scene),
+        shell.menu("time", "Time", "Which moment of the scene", ()),
+        shell.menu("measure", "Measure", "What the bars show",
+                   [(MEASURE_TITLES[name], name) for name in MEASURES]),
+        shell.menu("method", "Method", "All methods, or one of them",
+                   [("all methods", ALL), *methods]),
+    )  # fmt: skip
+    choose_scene()
+    return shell.arrange(row(*menus))

@@ -1,50 +1,39 @@
 """The stop-rule playground: where would eq. 4 have ended a training that was recorded to its end?
 
-`StopRuleState` and `render(state, losses)` are pure; `StopRulePlayground` is the shell. Classes of
-its controls: `sepme-stop-series`, `-alpha`, `-tau`, `-earliest`, `-status`, `-picture`.
+`render(state, losses)` and `describe` are pure. Classes of the controls:
+`sepme-stop-series`, `-alpha`, `-tau`, `-earliest`, `-status`, `-picture`.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import ipywidgets as widgets
 from matplotlib.figure import Figure
 
 from sepme.correlation import Momentum
 from sepme.errors import SepmeError
 from sepme.plots import BLACK, BLUE, DASHES, GREY, SKY, VERMILLION
-from sepme.widgets._parts import NARROW, WIDE, Picture, Status, control, row
+from sepme.widgets._parts import Explorer, row
+
+__all__ = ["stop_rule_playground"]
 
 
 @dataclass(frozen=True)
 class StopRuleState:
-    """The numbers of eq. 4, and which recorded series they are tried on.
-
-    Raises:
-        SepmeError: an alpha outside [0, 1), or an earliest iteration below 1.
-    """
+    """The numbers of eq. 4, and the recorded series that they are tried on."""
 
     series: str
     alpha: float = 0.9
     tau: float = 0.1
     earliest: int = 11
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.alpha < 1:
-            raise SepmeError(f"alpha = {self.alpha} remembers too much: give 0 or more, below 1.")
-        if self.earliest < 1:
-            raise SepmeError(f"No training ends at iteration {self.earliest}: give 1 or more.")
-
 
 def momentum(state: StopRuleState, losses: Sequence[float]) -> tuple[list[float], int | None]:
     """`m_n` (eq. 4) of every iteration, and the one that it would have stopped after, if any.
 
     Raises:
-        SepmeError: no loss, or one that is not finite.
+        SepmeError: a loss that is not finite.
     """
-    if not losses:
-        raise SepmeError("There is no loss to average: record a training first.")
     rule, values, stopped = Momentum(state.alpha, state.tau, state.earliest), [], None
     for n, loss in enumerate(losses, start=1):
         values.append(rule.update(loss))  # m_n = alpha m_{n-1} + (1 - alpha) loss_n
@@ -57,14 +46,10 @@ def describe(state: StopRuleState, losses: Sequence[float]) -> str:
     """What the figure shows, in words."""
     values, stopped = momentum(state, losses)
     rule = f"With α = {state.alpha:g} and τ = {state.tau:.3g}, {state.series}"
-    where = f", where the momentum is {values[stopped - 1]:.3g}" if stopped else ""
-    return f"{rule} {_verdict(stopped, len(losses))}{where}."
-
-
-def _verdict(stopped: int | None, n: int) -> str:
     if stopped is None:
-        return f"does not stop within {n} iterations"
-    return f"stops after iteration {stopped} of {n}"
+        return f"{rule} does not stop within {len(losses)} iterations."
+    where = f"where the momentum is {values[stopped - 1]:.3g}"
+    return f"{rule} stops after iteration {stopped} of {len(losses)}, {where}."
 
 
 def render(state: StopRuleState, losses: Sequence[float]) -> Figure:
@@ -84,7 +69,7 @@ def render(state: StopRuleState, losses: Sequence[float]) -> Figure:
         ax.plot([stopped], [values[stopped - 1]], "o", color=BLUE, markersize=8)
         ax.axvspan(stopped, len(losses), color=GREY, alpha=0.15, linewidth=0, label="never run")
     ax.set(xlabel="iteration", ylabel="correlation with the original concept")
-    ax.set_title(f"{state.series} {_verdict(stopped, len(losses))}", fontsize=10)
+    ax.set_title(describe(state, losses), fontsize=10, parse_math=False)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
@@ -102,62 +87,7 @@ def _scale(losses: Iterable[float]) -> tuple[float, float, float]:
     return round(low * step, digits), round(high * step, digits), step
 
 
-class StopRulePlayground(widgets.VBox):
-    """The controls around `render`: every change is shown at once."""
-
-    def __init__(self, losses: Mapping[str, Sequence[float]]) -> None:
-        if not losses or not all(losses.values()):
-            raise SepmeError("There is no series of losses to try the rule on: record a training.")
-        self.losses = {name: tuple(map(float, series)) for name, series in losses.items()}
-        self.status = Status("sepme-stop-status", "")
-        self.picture = Picture("sepme-stop-picture")
-        self._make_controls()
-        for each in (self.series, self.alpha, self.tau, self.earliest):
-            each.observe(self._show, "value")
-        self._show()
-        controls = row(self.series, self.alpha, self.tau, self.earliest)
-        super().__init__(
-            [controls, self.status, self.picture], layout=widgets.Layout(max_width=WIDE)
-        )
-        self.add_class("sepme-stop")
-
-    @property
-    def state(self) -> StopRuleState:
-        return StopRuleState(
-            self.series.value, self.alpha.value, self.tau.value, self.earliest.value
-        )
-
-    def _make_controls(self) -> None:
-        low, high, step = _scale(loss for series in self.losses.values() for loss in series)
-        self.series = control(
-            widgets.Dropdown, "Training", "Which recorded training", "sepme-stop-series",
-            options=list(self.losses),
-        )  # fmt: skip
-        self.alpha = control(
-            widgets.BoundedFloatText, "α", "How much of the past m_n remembers", "sepme-stop-alpha",
-            value=0.9, min=0.0, max=0.99, step=0.01, layout=NARROW,
-        )  # fmt: skip
-        self.tau = control(
-            widgets.BoundedFloatText, "τ", "Stop where m_n falls to it", "sepme-stop-tau",
-            value=min(0.1, high), min=low, max=high, step=step, layout=NARROW,
-        )  # fmt: skip
-        self.earliest = control(
-            widgets.BoundedIntText, "Earliest stop", "The first iteration that may stop",
-            "sepme-stop-earliest", value=11, min=1, max=max(map(len, self.losses.values())),
-            layout=NARROW,
-        )  # fmt: skip
-
-    def _show(self, _: object = None) -> None:
-        state, losses = self.state, self.losses[self.series.value]
-        try:
-            text = describe(state, losses)
-            self.picture.show(render(state, losses), text)
-            self.status.say(text)
-        except SepmeError as error:
-            self.status.complain(error)
-
-
-def stop_rule_playground(losses: Mapping[str, Sequence[float]]) -> StopRulePlayground:
+def stop_rule_playground(losses: Mapping[str, Sequence[float]]) -> Explorer:
     """Turn alpha and tau, and see where eq. 4 would have stopped.
 
     Args:
@@ -167,4 +97,19 @@ def stop_rule_playground(losses: Mapping[str, Sequence[float]]) -> StopRulePlayg
     Raises:
         SepmeError: no series, or an empty one.
     """
-    return StopRulePlayground(losses)
+    if not losses or not all(losses.values()):
+        raise SepmeError("There is no series of losses to try the rule on: record a training.")
+    low, high, step = _scale(float(loss) for series in losses.values() for loss in series)
+    longest = max(map(len, losses.values()))
+    shell = Explorer("stop", StopRuleState, render, describe, lambda now: (losses[now.series],))
+    controls = (
+        shell.menu("series", "Training", "Which recorded training", list(losses)),
+        shell.number("alpha", "α", "How much of the past m_n remembers", 0.9, max=0.99, step=0.01),
+        shell.number(
+            "tau", "τ", "Stop where m_n falls to it", min(0.1, high), min=low, max=high, step=step
+        ),
+        shell.number(
+            "earliest", "Earliest stop", "The first iteration that may stop", 11, min=1, max=longest
+        ),
+    )
+    return shell.arrange(row(*controls))
