@@ -187,7 +187,8 @@ def results_explorer(rows: Sequence[Mapping[str, Any]], printed: Sequence[Publis
     def choose_scene() -> None:
         """Another scene has other moments; the first of them is shown."""
         with shell.together():
-            shell.time.options = [moment.time for moment in moments(shell.scene.value)]
+            times = [moment.time for moment in moments(shell.scene.value)]
+            shell.time.options, shell.time.index = times, 0
 
     rows = tuple(rows)
     there = {r["method"] for r in rows}
