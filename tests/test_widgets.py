@@ -959,7 +959,3 @@ def test_tau_moves_in_round_steps_between_round_bounds(
 def test_a_playground_needs_losses(losses: dict[str, list[float]]) -> None:
     with refused("no series"):
         stop_rule_playground(losses)
-
-
-def test_a_loss_that_is_not_finite_is_answered_in_the_status_line() -> None:
-    assert "inf" in stop_rule_playground({"a": [1.0, float("inf")]}).status.text

@@ -23,7 +23,7 @@ from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge, Verdict
 from sepme.composition import Composition
 from sepme.concept import BOTH, OBJECT_PHOTO, PHOTO, STYLE_ONLY, Catalogue, Concept, fill, slug
 from sepme.delta import ConceptDelta
-from sepme.erasure import PRESETS, Step, erase
+from sepme.erasure import PRESETS, ErasureStep, erase
 from sepme.errors import SepmeError
 from sepme.model import Backbone
 from sepme.plots import ERASED, SKY
@@ -307,7 +307,7 @@ class ConceptMixer(Shell):
     def _erased(self, concept: Concept, report: Report) -> str:
         settings, start = PRESETS["default"], time.perf_counter()
 
-        def callback(step: Step) -> None:
+        def callback(step: ErasureStep) -> None:
             report(step.iteration, settings.iterations)
             self.status.say(
                 f"Erasing {concept.name}: the correlation is {sum(step.correlation):.2f}."

@@ -29,11 +29,7 @@ class StopRuleState:
 
 
 def momentum(state: StopRuleState, losses: Sequence[float]) -> tuple[list[float], int | None]:
-    """`m_n` (eq. 4) of every iteration, and the one that it would have stopped after, if any.
-
-    Raises:
-        SepmeError: a loss that is not finite.
-    """
+    """`m_n` (eq. 4) of every iteration, and the one that it would have stopped after, if any."""
     rule, values, stopped = Momentum(state.alpha, state.tau, state.earliest), [], None
     for n, loss in enumerate(losses, start=1):
         values.append(rule.update(loss))  # m_n = alpha m_{n-1} + (1 - alpha) loss_n
@@ -80,10 +76,10 @@ def _scale(losses: Iterable[float]) -> tuple[float, float, float]:
 
     The bounds are whole steps, because a browser counts its steps from the lower one.
     """
-    finite = [0.0, *filter(math.isfinite, losses)]
-    exponent = round(math.log10((max(finite) - min(finite)) or 1.0)) - 2
+    values = [0.0, *losses]
+    exponent = round(math.log10((max(values) - min(values)) or 1.0)) - 2
     step, digits = 10.0**exponent, max(0, -exponent)
-    low, high = math.floor(min(finite) / step), math.ceil(max(finite) / step)
+    low, high = math.floor(min(values) / step), math.ceil(max(values) / step)
     return round(low * step, digits), round(high * step, digits), step
 
 
