@@ -11,14 +11,13 @@ __version__ = "0.1.0"
 
 #: What most programs need, by module; imported at first use, since diffusers takes seconds.
 _MODULES = {
-    "composition": ("Composition", "applied"),
+    "composition": ("Composition", "applied", "shipped_deltas"),
     "concept": ("Catalogue", "Concept", "catalogue_of"),
     "delta": ("ConceptDelta", "DenseDelta"),
     "erasure": ("PRESETS", "ErasureSettings", "erase"),
     "errors": ("SepmeError", "SepmeWarning"),
     "model": ("Backbone", "load_catalogue"),
     "nullspace": ("NullSpace", "constrain", "null_space"),
-    "tasks": ("shipped_deltas",),
     "training": ("Trainer",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

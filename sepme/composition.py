@@ -9,12 +9,13 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from sepme.delta import ConceptDelta, DenseDelta
 from sepme.errors import SepmeError
 from sepme.model import Backbone
 
-__all__ = ["Composition", "applied", "keeps", "refuse_attached"]
+__all__ = ["Composition", "applied", "keeps", "refuse_attached", "shipped_deltas"]
 
 
 class Composition:
@@ -193,6 +194,21 @@ def _refuse_contradictions(deltas: list[ConceptDelta]) -> None:
                 f"interfere: erase '{delta.concept}' again with '{other.concept}' among what is "
                 "kept, or pass force=True."
             )
+
+
+def shipped_deltas(model: Backbone) -> dict[str, ConceptDelta]:
+    """The deltas that lie beside a model, in its folder `deltas`, by the concept's name.
+
+    `sepme erase "neon, boat" --out MODEL/deltas` puts more of them there. A model that brings none,
+    like one from the hub, gives an empty dictionary.
+
+    Raises:
+        SepmeError: one is damaged or belongs to another model.
+    """
+    source = model.pipe.name_or_path  # empty for a pipeline that was built in memory
+    files = sorted((Path(source) / "deltas").glob("*.safetensors")) if source else []
+    deltas = [ConceptDelta.load(file, base=model.fingerprint) for file in files]
+    return {delta.concept: delta for delta in deltas}
 
 
 # ------------------------------------------------------------------ any delta, for one block

@@ -50,22 +50,19 @@ Weights = Mapping[str, Tensor]
 class ErasureSettings:
     """Everything that decides a delta, besides the model, the concept and the seed.
 
-    The defaults are the preset "default", measured in `benchmarks/README.md`. They keep the
-    method's shape (decorrelate, inside the null space of what is kept, stop on the momentum). Four
-    changes matter most; each field says what was published:
+    The defaults are the preset "default", measured in `benchmarks/README.md`. Four of them matter
+    most. Each field says what was published.
 
-    * **The start** is the closed form instead of zero: the concept's keys and values already point
-      to its anchor's, and training corrects what a linear map of embeddings cannot know.
-    * **The reference** of the noise difference is the concept's anchor instead of the empty
-      prompt. Against the empty prompt, "a boat in neon style" differs by the neon *and* by the
-      boat, and decorrelating it works on both; against "a photo of a boat" it differs by the neon.
-    * **The correlation is normalised** per sample, so that every timestep counts alike, and
-      *squared*, so that the anti-concept (a negative correlation) is as wrong as the concept.
-      What the text decides at the noisiest timesteps (neon's black background) weighs next to
-      nothing in a mean of epsilon-space products over uniform t.
-    * **Few directions, damped.** The rows e(c) P of a concept lie almost along one line; the
-      directions after the first few carry little of it and touch the rest as much as the first
-      ones do. Damped instead of cut, the null space leaks less for the same reach.
+    * **Start**: the closed form. Training corrects what a linear map of embeddings cannot know.
+    * **Reference**: the anchor. Against the empty prompt, "a boat in neon style" differs by the
+      neon *and* by the boat; against "a photo of a boat" it differs by the neon alone.
+    * **Objective**: the squared normalised correlation. Every timestep counts alike, and the
+      anti-concept (a negative correlation) is as wrong as the concept.
+    * **Directions**: few and damped. The strongest rows of e(c) P carry the concept. Damped
+      instead of cut, the null space leaks less for the same reach.
+
+    Raises:
+        SepmeError: a value that makes no sense.
     """
 
     parametrisation: str = "lora"
@@ -81,9 +78,8 @@ class ErasureSettings:
     start: str = "closed_form"
     """"closed_form", or "zero" as published."""
     reference: str = "anchor"
-    """What r(c) is measured against: "empty" (c_0) as published, or "anchor", what the concept's
-    prompt should mean afterwards, as the original model predicts it. The anchor of a concept
-    without anchors is the empty prompt."""
+    """What r(c) is measured against: "empty" (c_0) as published, or the prompt's "anchor", as the
+    original model predicts it. The anchor of a concept without anchors is the empty prompt."""
     objective: str = "squared"
     """"squared" normalised correlation, or "product" (eq. 2)."""
     iterations: int = 40
@@ -102,8 +98,7 @@ class ErasureSettings:
     alpha: float = 0.9
     """How much of the momentum m_n is the one before (eq. 4)."""
     tau: float = 0.1
-    """Stop at m_n <= tau; 0 as published. A tenth of the original correlation is as near to none
-    as the noise of a batch of 8 can tell."""
+    """Stop at m_n <= tau; 0 as published. The noise of a batch of 8 hides less than 0.1."""
     earliest_stop: int = 11
     """The first iteration that may stop: before, m_n still remembers its start."""
 
@@ -148,7 +143,7 @@ _PAPER = ErasureSettings(
     tau=0.0,
 )
 
-#: * `default`: what small trials favoured; measured on the Atelier in `benchmarks/README.md`.
+#: * `default`: measured on the Atelier in `benchmarks/README.md`.
 #: * `closed_form`: the default's start without training: a fraction of a second.
 #: * `from_zero`: the default without the closed form: all of it learnt, from r = r0 to r _|_ r0.
 #: * `paper`: objective and hyperparameters as published, for SD v1.4.

@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
+from diffusers.utils import logging as diffusers_log
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers.utils import logging as transformers_logging
+from transformers.utils import logging as transformers_log
 
 from sepme._checks import at_least, choose
 from sepme._data import shipped
@@ -53,18 +53,6 @@ def load_catalogue(model: str | Path | None = None) -> Catalogue | None:
     """
     file = (Path(model) if model is not None else ATELIER) / "catalogue.json"
     return Catalogue.load(file) if file.is_file() else None
-
-
-def _placed(
-    pipe: StableDiffusionPipeline, device: str | torch.device | None
-) -> StableDiffusionPipeline:
-    try:
-        return pipe.to(device or best_device())
-    except (RuntimeError, AssertionError) as error:  # torch's answers to a device it lacks
-        raise SepmeError(
-            f"The device '{device}' is not there for this build of torch: leave it out, or choose "
-            f"'{best_device()}'."
-        ) from error
 
 
 def _generation(file: Path) -> tuple[float, int]:
@@ -102,15 +90,13 @@ def _check_place(path: Path) -> None:
 @contextmanager
 def _quiet_loading() -> Iterator[None]:
     """No progress bars for the few small files of a pipeline; they hide what is worth reading."""
-    loggers = [
-        log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()
-    ]
-    for log in loggers:
+    libraries = [log for log in (diffusers_log, transformers_log) if log.is_progress_bar_enabled()]
+    for log in libraries:
         log.disable_progress_bar()
     try:
         yield
     finally:
-        for log in loggers:
+        for log in libraries:
             log.enable_progress_bar()
 
 
@@ -183,12 +169,14 @@ class Backbone:
                 "model_index.json, or a hub id."
             ) from error
         guidance, steps = _generation(path / "generation.json")
-        return cls(
-            pipe=_placed(pipe if dtype == torch.float32 else pipe.to(dtype), device),
-            name=path.name if path.exists() else str(model),
-            guidance=guidance,
-            steps=steps,
-        )
+        try:
+            pipe = pipe.to(device or best_device(), dtype)
+        except (RuntimeError, AssertionError) as error:  # torch's answers to a device it lacks
+            raise SepmeError(
+                f"The device '{device}' is not there for this build of torch: leave it out, or "
+                f"choose '{best_device()}'."
+            ) from error
+        return cls(pipe, path.name if path.exists() else str(model), guidance, steps)
 
     def _check_weights(self) -> None:
         for part in ("text_encoder", "unet", "vae"):
@@ -398,7 +386,20 @@ class Backbone:
         seeds = range(seeds, seeds + len(prompts)) if isinstance(seeds, int) else list(seeds)
         steps = self.steps if steps is None else steps
         guidance = self.guidance if guidance is None else guidance
-        self._check_request(prompts, seeds, steps, guidance, batch, output)
+        choose(("images", "latents"), output=output)
+        at_least(1, batch=batch)
+        if len(prompts) != len(seeds) or not prompts:
+            raise SepmeError(
+                f"{len(prompts)} prompts and {len(seeds)} seeds do not go together: give at least "
+                "one prompt, and one seed a picture."
+            )
+        if not 1 <= steps <= self.timesteps:
+            raise SepmeError(f"steps = {steps} is not possible: give 1 to {self.timesteps}.")
+        if guidance != 0 and not 1 <= guidance < math.inf:
+            raise SepmeError(
+                f"guidance = {guidance} cannot be drawn with: give 0 (no words), 1 (the prompt's "
+                "own prediction), or more."
+            )
         if guidance == 0:  # eps_0 + 0 r(c): diffusers would draw g = 1 instead
             prompts = [""] * len(prompts)
         pictures = []
@@ -427,31 +428,6 @@ class Backbone:
             )
         result = torch.cat(pictures)
         return result if output == "latents" else result.float().cpu()
-
-    def _check_request(
-        self,
-        prompts: list[str],
-        seeds: Sequence[int],
-        steps: int,
-        guidance: float,
-        batch: int,
-        output: str,
-    ) -> None:
-        if not prompts:
-            raise SepmeError("There is no prompt to draw: give at least one.")
-        if len(prompts) != len(seeds):
-            raise SepmeError(
-                f"{len(prompts)} prompts need as many seeds, not {len(seeds)}: give one a picture."
-            )
-        choose(("images", "latents"), output=output)
-        at_least(1, batch=batch)
-        if not 1 <= steps <= self.timesteps:
-            raise SepmeError(f"steps = {steps} is not possible: give 1 to {self.timesteps}.")
-        if guidance != 0 and not 1 <= guidance < math.inf:
-            raise SepmeError(
-                f"guidance = {guidance} cannot be drawn with: give 0 (no words), 1 (the prompt's "
-                "own prediction), or more."
-            )
 
 
 def to_epsilon(

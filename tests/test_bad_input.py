@@ -220,8 +220,8 @@ def test_weights_that_break_later_stop_the_first_step(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- requests
 REQUESTS: dict[str, tuple[Callable[[Backbone, Path], object], tuple[str, ...]]] = {
     "no prompt to encode": (lambda b, _: b.encode([]), ("no prompt to encode",)),
-    "no prompt to draw": (lambda b, _: b.generate([]), ("no prompt to draw",)),
-    "seeds": (lambda b, _: b.generate(["ink"] * 3, [1, 2]), ("3 prompts", "not 2")),
+    "no prompt to draw": (lambda b, _: b.generate([]), ("one prompt",)),
+    "seeds": (lambda b, _: b.generate(["ink"] * 3, [1, 2]), ("3 prompts", "2 seeds")),
     "output": (lambda b, _: b.generate(["ink"], output="svg"), ("output = 'svg'", "latents")),
     "batch": (lambda b, _: b.generate(["ink"], batch=0), ("batch = 0", "at least 1")),
     "no steps": (lambda b, _: b.generate(["ink"], steps=0), ("steps = 0", "1 to 1000")),

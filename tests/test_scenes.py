@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sepme.atelier.judge import Judge
+from sepme.composition import shipped_deltas
 from sepme.model import Backbone, load_catalogue
 from sepme.scenes import (
     CASTS,
@@ -30,7 +31,6 @@ from sepme.scenes.pictures import Album, Sampling, as_images
 from sepme.scenes.protocol import Arrival
 from sepme.scenes.published import family, published
 from sepme.scenes.run import run_scenes
-from sepme.tasks import shipped_deltas
 from tests.miniature import fresh, shared, three_deltas
 from tests.refusals import refused
 

@@ -7,10 +7,10 @@ from transformers import CLIPTokenizer
 
 from sepme.atelier._tokenizer import make_tokenizer
 from sepme.atelier.captions import catalogue, vocabulary
+from sepme.cli.tasks import ErasureTask, erase_into
 from sepme.concept import Concept, Vocabulary
 from sepme.errors import SepmeError, SepmeWarning
 from sepme.nullspace import constrain
-from sepme.tasks import ErasureTask, erase_into
 from tests.miniature import EXACT, KEPT, NEON, shared
 from tests.refusals import refused
 from tests.tiny import END, START, WORDS, tiny_tokenizer

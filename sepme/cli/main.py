@@ -149,7 +149,7 @@ def erase(
     preset: Annotated[
         str,
         typer.Option(
-            help="default, from_zero, paper, paper_rescaled, or undecoupled: never to return."
+            help="default, closed_form, from_zero, paper, paper_rescaled, undecoupled (for good)."
         ),
     ] = "default",
     keep: Annotated[
@@ -183,9 +183,9 @@ def erase(
     the command goes on where it was and ends in the same bytes. Concepts that the folder holds
     already, made with the same settings, are skipped.
     """
+    from sepme.cli.tasks import erase_into, plan
     from sepme.erasure import preset as by_name
     from sepme.model import Backbone, load_catalogue
-    from sepme.tasks import erase_into, plan
 
     _check_folder(out)
     catalogue = load_catalogue(model)

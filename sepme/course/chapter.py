@@ -12,13 +12,14 @@ from torch import Tensor
 
 from sepme._data import cache
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
+from sepme.cli.tasks import ErasureTask, erase_into
+from sepme.composition import shipped_deltas
 from sepme.concept import PAPER_OBJECTS, PAPER_STYLES, Catalogue, catalogue_of, parse_names
 from sepme.delta import ConceptDelta
 from sepme.erasure import PRESETS, ErasureStep
 from sepme.errors import SepmeError
 from sepme.model import ATELIER, Backbone, load_catalogue
 from sepme.plots import correlation_decay
-from sepme.tasks import ErasureTask, erase_into, shipped_deltas
 
 __all__ = [
     "Claims",

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from sepme._data import shipped
 from sepme.artefact import versions, write_atomically
-from sepme.composition import Composition
+from sepme.composition import Composition, shipped_deltas
 from sepme.concept import BOTH, OBJECT_PHOTO, Catalogue, fill
 from sepme.delta import ConceptDelta
 from sepme.erasure import PRESETS
@@ -65,7 +65,6 @@ from sepme.scenes.summary import (
     published_bars,
 )
 from sepme.scenes.tables import tables
-from sepme.tasks import shipped_deltas
 
 RESULTS = shipped("results")
 MEASURED = "measured, Atelier"

@@ -14,7 +14,7 @@ from sepme.model import Backbone
 from sepme.nullspace import refuse_meaningless
 from sepme.training import Trainer
 
-__all__ = ["ErasureTask", "erase_into", "plan", "shipped_deltas"]
+__all__ = ["ErasureTask", "erase_into", "plan"]
 
 
 @dataclass(frozen=True)
@@ -165,18 +165,3 @@ def _finished(task: ErasureTask, folder: Path, model: Backbone, overwrite: bool)
             )
         finished.append(same)
     return all(finished)
-
-
-def shipped_deltas(model: Backbone) -> dict[str, ConceptDelta]:
-    """The deltas that lie beside a model, in its folder `deltas`, by the concept's name.
-
-    `sepme erase "neon, boat" --out MODEL/deltas` puts more of them there. A model that brings none,
-    like one from the hub, gives an empty dictionary.
-
-    Raises:
-        SepmeError: one is damaged or belongs to another model.
-    """
-    source = model.pipe.name_or_path  # empty for a pipeline that was built in memory
-    files = sorted((Path(source) / "deltas").glob("*.safetensors")) if source else []
-    deltas = [ConceptDelta.load(file, base=model.fingerprint) for file in files]
-    return {delta.concept: delta for delta in deltas}
