@@ -1,238 +1,105 @@
-"""FID and KID: how far two sets of images are from one another, as Inception sees them.
+"""FID and KID: how far apart two sets of images are in the features of the Inception network.
 
-Both look at one vector of 2048 features for each image (`inception_features`). FID (Heusel et al.
-2017) takes each set for a Gaussian and measures the Fréchet distance of the two,
+Both look at 2048 features of each image (`inception_features`). FID (Heusel et al. 2017) takes
+each set for a Gaussian and measures the Fréchet distance of the two,
 
     FID = |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)).
 
-KID (Binkowski et al. 2018) is the squared maximum mean discrepancy with a cubic kernel. FID has
+KID (Bińkowski et al. 2018) is the squared maximum mean discrepancy with a cubic kernel. FID has
 the longer tradition, but few images overestimate it, by about c / n (Chong and Forsyth 2020), and
-below 2048 of them the covariances have not even full rank. That is no trifle: two sets of drawings
-of the Atelier that were made the same way are at 0, and measure 57 with 250 in each set, 39 with
-500. So compare FIDs of the same number of images only; or use KID, which is unbiased at any number
-(0.0009 and 0.0002 there).
+below 2048 images the covariances have not even full rank. The error is large: two sets of drawings
+of the Atelier that were made the same way have the true distance 0, and measure 57 with 250 images
+in each set, 39 with 500. So compare FIDs of the same number of images only. Or use KID, which is
+unbiased at any number (0.0009 and 0.0002 there).
+
+Both are computed here and not by torchmetrics 1.9. Its FID takes the eigenvalues of the 2048 x 2048
+product of covariances: 10 s where the singular values below take 0.05 s (100 images a set, one
+core), and -0.0002 where the distance is 0. Its KID is the mean over random subsets of two sets of
+one size, and neither of the two knows paired sets or intervals.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from torch.nn import functional as F
 
 from sepme.errors import SepmeError
-from sepme.metrics import _inception
-from sepme.metrics.bootstrap import CONFIDENCE, Estimate, check_interval, estimate_from_resamples
-from sepme.metrics.folders import Images, batches, open_images, open_pairs, place
+from sepme.metrics._networks import INCEPTION, check_images, inception
+from sepme.metrics.estimate import CONFIDENCE, Estimate
 
-#: Inception's features; with fewer images a covariance has not full rank.
-DIMENSIONS = 2048
-FEW_IMAGES = (
-    f"FID of fewer than {DIMENSIONS} images comes out too large: compare it only with FIDs of as "
-    "many images, or use KID."
-)
+__all__ = [
+    "fid_of_features",
+    "frechet_distance",
+    "inception_available",
+    "inception_features",
+    "kernel_distance",
+    "kid_of_features",
+]
 
-
-# ------------------------------------------------------------------ of images
-def measure_fid(
-    a: Images,
-    b: Images,
-    *,
-    paired: bool = False,
-    confidence: float = CONFIDENCE,
-    resamples: int = 200,
-    seed: int = 0,
-    batch: int = 32,
-    device: str | torch.device | None = None,
-    progress: bool = False,
-) -> Estimate:
-    """The Fréchet Inception distance of two sets of images, with its bootstrap interval.
-
-    Args:
-        a, b: `[n, 3, h, w]` and `[m, 3, h', w']` in [0, 1], or folders; two images each at least.
-        paired, confidence, resamples, seed: as for `fid_of_features`.
-        batch, device, progress: as for `inception_features`.
-
-    Raises:
-        SepmeError: no weights, or what is not two sets of images.
-    """
-    check_interval(confidence, resamples)
-    x, y = _both(a, b, paired, batch, device, progress)
-    return fid_of_features(
-        x,
-        y,
-        paired=paired,
-        confidence=confidence,
-        resamples=resamples,
-        seed=seed,
-        progress=progress,
-    )
+#: Pixels a side that the network's last pooling is made for, and images a pass.
+_SIDE, _BATCH = 299, 32
 
 
-def measure_kid(
-    a: Images,
-    b: Images,
-    *,
-    paired: bool = False,
-    confidence: float = CONFIDENCE,
-    resamples: int = 1000,
-    seed: int = 0,
-    batch: int = 32,
-    device: str | torch.device | None = None,
-    progress: bool = False,
-) -> Estimate:
-    """The kernel Inception distance of two sets of images, with its bootstrap interval.
-
-    Many authors print it times 1000; this is the figure itself.
-
-    Args:
-        a, b: as for `measure_fid`.
-        paired, confidence, resamples, seed: as for `kid_of_features`.
-        batch, device, progress: as for `inception_features`.
-
-    Raises:
-        SepmeError: no weights, or what is not two sets of images.
-    """
-    check_interval(confidence, resamples)
-    x, y = _both(a, b, paired, batch, device, progress)
-    return kid_of_features(
-        x, y, paired=paired, confidence=confidence, resamples=resamples, seed=seed
-    )
+def inception_available() -> bool:
+    """Whether the Inception network is installed, so that FID and KID can be measured."""
+    return INCEPTION.path() is not None
 
 
 @torch.no_grad()
-def inception_features(
-    images: Images,
-    *,
-    batch: int = 32,
-    device: str | torch.device | None = None,
-    progress: bool = False,
-) -> Tensor:
-    """What Inception sees in each image, `[n, 2048]` on the CPU.
+def inception_features(images: Tensor) -> Tensor:
+    """The last pooled features of each image, `[n, 2048]` on the CPU, as pytorch-fid takes them.
+
+    That is: bilinear without antialiasing to 299 x 299 pixels, then to [-1, 1]. The network runs
+    on the device of the images.
 
     Args:
-        images: `[n, 3, h, w]` in [0, 1], or a folder; enlarged or reduced to 299 x 299 pixels as
-            pytorch-fid does it.
-        batch: images a pass.
-        device: where the network runs; by default where the images are (a folder is on the CPU).
-        progress: show a bar.
+        images: `[n, 3, h, w]` in [0, 1].
 
     Raises:
-        SepmeError: no weights, or what is not images.
+        SepmeError: the network is not installed, or the tensor holds no images.
     """
-    images = open_images(images)
-    parts = batches(images, batch, place(images, device), progress=progress)
-    return torch.cat([_inception.pooled(part).cpu() for part in parts])
+    check_images(images)
+    network = inception().to(images.device)
+    features = []
+    for x in images.float().split(_BATCH):
+        if x.shape[2:] != (_SIDE, _SIDE):
+            x = F.interpolate(x, (_SIDE, _SIDE), mode="bilinear", align_corners=False)
+        features.append(network(2 * x - 1).cpu())
+    return torch.cat(features)
 
 
-def _both(
-    a: Images,
-    b: Images,
-    paired: bool,
-    batch: int,
-    device: str | torch.device | None,
-    progress: bool,
-) -> tuple[Tensor, Tensor]:
-    """The features of two sets, after both have been looked at."""
-    a, b = open_pairs(a, b) if paired else (open_images(a), open_images(b))
-    _check_numbers(len(a), len(b), paired)
-    x, y = (
-        inception_features(images, batch=batch, device=device, progress=progress)
-        for images in (a, b)
-    )
-    return x, y
-
-
-# ------------------------------------------------------------------ of features
+# ------------------------------------------------------------------ FID
 def fid_of_features(
-    x: Tensor,
-    y: Tensor,
-    *,
-    paired: bool = False,
-    confidence: float = CONFIDENCE,
-    resamples: int = 200,
-    seed: int = 0,
-    progress: bool = False,
+    x: Tensor, y: Tensor, *, paired: bool = False, resamples: int = 200
 ) -> Estimate:
-    """`frechet_distance` of features that are at hand, with its bootstrap interval.
+    """`frechet_distance` with a bootstrap interval.
 
-    The interval says what other images, as many, might have given; it does not hold the bias of
-    having few, which the result's `warning` speaks of.
+    The interval says what as many other images might have given. It does not cover the bias of few
+    images (see the module).
 
     Args:
-        x, y: `[n, d]` and `[m, d]`.
-        paired: the i-th of both belong together (drawn from one seed), and are resampled together.
-        confidence: between 0 and 1.
-        resamples: how many times both sets are drawn anew from themselves; 0 for no interval. Each
-            costs a singular value decomposition of `[min(n, d), min(m, d)]`.
-        seed: of those draws.
-        progress: show a bar over them.
+        x, y: features `[n, d]` and `[m, d]`.
+        paired: the i-th images of both sets belong together (same noise) and are drawn together.
+        resamples: how many times both sets are resampled, from a fixed seed.
 
     Raises:
-        SepmeError: features that do not fit or are not finite, or fewer than two.
+        SepmeError: the features do not fit, or a set has fewer than two images.
     """
-    check_interval(confidence, resamples)
     x, y = _features(x, y, paired)
-    n = min(len(x), len(y))
-    draws = _draws(len(x), len(y), paired, resamples, seed)
-    drawn = (
-        frechet_distance(x[i], y[j])
-        for i, j in tqdm(draws, desc="resampling", total=resamples, disable=not progress)
-    )
-    return estimate_from_resamples(
-        frechet_distance(x, y),
-        drawn,
-        n,
-        confidence=confidence,
-        least=0.0,
-        warning=FEW_IMAGES if n < DIMENSIONS else "",
-    )
-
-
-def kid_of_features(
-    x: Tensor,
-    y: Tensor,
-    *,
-    paired: bool = False,
-    confidence: float = CONFIDENCE,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> Estimate:
-    """`kernel_distance` of features that are at hand, with its bootstrap interval.
-
-    Args:
-        x, y: `[n, d]` and `[m, d]`; 24 bytes a pair of images are needed.
-        paired: as for `kernel_distance`; pairs are also resampled together.
-        confidence, seed: as for `fid_of_features`.
-        resamples: how many times both sets are drawn anew from themselves; 0 for no interval.
-
-    Raises:
-        SepmeError: features that do not fit or are not finite, or fewer than two.
-    """
-    check_interval(confidence, resamples)
-    x, y = _features(x, y, paired)
-    n, m = len(x), len(y)
-    of_weights = _discrepancy(x, y, paired)
-    value = float(of_weights(torch.ones(1, n).double(), torch.ones(1, m).double()))
-    # How often a resample holds each image is all that it changes; k resamples are one product.
-    counts = torch.zeros(resamples, n).double(), torch.zeros(resamples, m).double()
-    for k, draw in enumerate(_draws(n, m, paired, resamples, seed)):
-        for count, index in zip(counts, draw, strict=True):
-            count[k] = torch.bincount(index, minlength=count.shape[1])
-    drawn = of_weights(*counts)
-    drawn = drawn[drawn.isfinite()]  # one image, drawn n times, has no pairs
-    return estimate_from_resamples(value, drawn.tolist(), min(n, m), confidence=confidence)
+    return _resampled(lambda i, j: frechet_distance(x[i], y[j]), x, y, paired, resamples, 0.0)
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:
     """Fréchet distance of the two Gaussians with the means and covariances of `[n, d]`, `[m, d]`.
 
     With `S_a = A^T A` and `S_b = B^T B`, the eigenvalues of `S_a S_b` are those of
-    `(A B^T)(A B^T)^T`, so that `tr (S_a S_b)^(1/2)` is the sum of the singular values of `A B^T`:
-    no root of an asymmetric, singular matrix, and nothing larger than the number of images.
+    `(A B^T)(A B^T)^T`, so `tr (S_a S_b)^(1/2)` is the sum of the singular values of `A B^T`. This
+    needs no root of an asymmetric, singular matrix, and nothing larger than the number of images.
 
     Raises:
-        SepmeError: features that do not fit or are not finite, or fewer than two.
+        SepmeError: the features do not fit, or a set has fewer than two images.
     """
     x, y = _features(x, y)
     a, b = _factor(x), _factor(y)
@@ -247,79 +114,98 @@ def _factor(x: Tensor) -> Tensor:
     return centred if len(x) <= x.shape[1] else torch.linalg.qr(centred, mode="r").R
 
 
+# ------------------------------------------------------------------ KID
+def kid_of_features(
+    x: Tensor, y: Tensor, *, paired: bool = False, resamples: int = 1000
+) -> Estimate:
+    """`kernel_distance` with a bootstrap interval. Many authors print it times 1000.
+
+    Args:
+        x, y, paired, resamples: as for `fid_of_features`.
+
+    Raises:
+        SepmeError: the features do not fit, or a set has fewer than two images.
+    """
+    x, y = _features(x, y, paired)
+    return _resampled(_discrepancy(x, y, paired), x, y, paired, resamples)
+
+
 def kernel_distance(x: Tensor, y: Tensor, paired: bool = False) -> float:
     """Unbiased squared maximum mean discrepancy of `[n, d]` and `[m, d]`; may fall below 0.
 
-    With `k(u, v) = (u . v / d + 1)^3`: the mean of `k(x_i, x_j)` over `i != j`, the same of y, less
-    twice the mean of `k(x_i, y_j)`.
+    With `k(u, v) = (u . v / d + 1)^3`: the mean of `k(x_i, x_j)` over `i != j`, plus the same of y,
+    minus twice the mean of `k(x_i, y_j)`.
 
     Args:
         x, y: features.
-        paired: the i-th of both belong together; leaving out `i = j` in the mixed mean too keeps
-            the figure unbiased then (Gretton et al. 2012, lemma 6), and 0 for equal sets.
+        paired: the i-th images of both sets belong together. Leaving out `i = j` in the mixed mean
+            too keeps the value unbiased then (Gretton et al. 2012, lemma 6), and 0 for equal sets.
 
     Raises:
-        SepmeError: features that do not fit or are not finite, or fewer than two.
+        SepmeError: the features do not fit, or a set has fewer than two images.
     """
     x, y = _features(x, y, paired)
-    ones = torch.ones(1, len(x)).double(), torch.ones(1, len(y)).double()
-    return float(_discrepancy(x, y, paired)(*ones))
+    return _discrepancy(x, y, paired)(np.arange(len(x)), np.arange(len(y)))
 
 
-def _discrepancy(x: Tensor, y: Tensor, paired: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    """A function from weights of the images, `[k, n]` and `[k, m]`, to k discrepancies."""
-    k_xx, k_yy, k_xy = _kernel(x, x), _kernel(y, y), _kernel(x, y)
-    k_xx.fill_diagonal_(0)
-    k_yy.fill_diagonal_(0)
-    if paired:
-        k_xy.fill_diagonal_(0)
+def _discrepancy(x: Tensor, y: Tensor, paired: bool) -> Callable[[np.ndarray, np.ndarray], float]:
+    """The function from indices into x and y to the `kernel_distance` of the images they name.
 
-    def mean(v: Tensor, kernel: Tensor, w: Tensor, apart: bool) -> Tensor:
-        """The weighted mean of a kernel's entries, of those beside the diagonal if `apart`."""
-        pairs = v.sum(1) * w.sum(1) - ((v * w).sum(1) if apart else 0)
-        return ((v @ kernel) * w).sum(1) / pairs
+    How often a resample holds each image is all that changes, so the kernels are computed once. A
+    pair of an image with itself, drawn twice, is left out like `i = j`.
+    """
+    k_xx, k_yy, k_xy = ((u @ v.T / x.shape[1] + 1) ** 3 for u, v in ((x, x), (y, y), (x, y)))
+    for kernel in (k_xx, k_yy, *([k_xy] if paired else [])):
+        kernel.fill_diagonal_(0)
 
-    def of_weights(v: Tensor, w: Tensor) -> Tensor:
-        within = mean(v, k_xx, v, apart=True) + mean(w, k_yy, w, apart=True)
-        return within - 2 * mean(v, k_xy, w, apart=paired)
+    def mean(kernel: Tensor, v: Tensor, w: Tensor, apart: bool) -> Tensor:
+        """The mean of a kernel's entries, weighted; of those beside the diagonal if `apart`."""
+        pairs = v.sum() * w.sum() - (v @ w if apart else 0)
+        return v @ kernel @ w / pairs
 
-    return of_weights
+    def discrepancy(i: np.ndarray, j: np.ndarray) -> float:
+        v = torch.bincount(torch.from_numpy(i), minlength=len(x)).double()
+        w = torch.bincount(torch.from_numpy(j), minlength=len(y)).double()
+        within = mean(k_xx, v, v, apart=True) + mean(k_yy, w, w, apart=True)
+        return float(within - 2 * mean(k_xy, v, w, apart=paired))
+
+    return discrepancy
 
 
-def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    return (x @ y.T / x.shape[1] + 1) ** 3
+# ------------------------------------------------------------------ both
+def _resampled(
+    distance: Callable[[np.ndarray, np.ndarray], float],
+    x: Tensor,
+    y: Tensor,
+    paired: bool,
+    resamples: int,
+    least: float = -np.inf,
+) -> Estimate:
+    """A distance of x and y, as a function of indices into them, with its bootstrap interval.
 
-
-def _draws(
-    n: int, m: int, paired: bool, resamples: int, seed: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Indices of resampled sets, `[n]` and `[m]`."""
-    rng = np.random.default_rng(seed)
-    for _ in range(resamples):
-        i = torch.from_numpy(rng.integers(n, size=n))
-        yield i, i if paired else torch.from_numpy(rng.integers(m, size=m))
+    A resample repeats some images and leaves others out. A distance of sets sees that as a
+    difference, so most resamples lie above the value, and the intervals of `scipy.stats.bootstrap`
+    would miss it. Their scatter tells how the value would vary with other images; their place does
+    not. So the interval here is that of the resamples, moved until their mean lies on the value.
+    """
+    n, m, rng = len(x), len(y), np.random.default_rng(0)
+    drawn = np.empty(resamples)
+    for k in range(resamples):
+        i = rng.integers(n, size=n)
+        drawn[k] = distance(i, i if paired else rng.integers(m, size=m))
+    drawn = drawn[np.isfinite(drawn)]  # one image, drawn n times, has no pairs
+    value, tail = distance(np.arange(n), np.arange(m)), (1 - CONFIDENCE) / 2
+    low, high = value + np.quantile(drawn, (tail, 1 - tail)) - drawn.mean()
+    return Estimate(value, max(float(low), least), float(high), min(n, m))
 
 
 def _features(x: Tensor, y: Tensor, paired: bool = False) -> tuple[Tensor, Tensor]:
-    """Both in double precision on the CPU, after they were looked at."""
-    for features in (x, y):
-        if not isinstance(features, Tensor):
-            raise SepmeError(
-                f"Features are a tensor [n, d], not of the type {type(features).__name__}: make "
-                "one with torch.from_numpy, or from images with inception_features."
-            )
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
+    """Both in double precision on the CPU."""
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
         raise SepmeError(
-            f"Features are [n, d] and [m, d] with one d, not {list(x.shape)} and {list(y.shape)}."
+            "Features are [n, d] and [m, d] with one d and at least two images in each set, not "
+            f"{list(x.shape)} and {list(y.shape)}."
         )
-    _check_numbers(len(x), len(y), paired)
-    if not (x.isfinite().all() and y.isfinite().all()):
-        raise SepmeError("A feature is not finite: look at the images that it was taken from.")
+    if paired and len(x) != len(y):
+        raise SepmeError(f"Sets of {len(x)} and {len(y)} images are no pairs: leave out `paired`.")
     return x.detach().cpu().double(), y.detach().cpu().double()
-
-
-def _check_numbers(n: int, m: int, paired: bool) -> None:
-    if min(n, m) < 2:
-        raise SepmeError(f"A spread needs at least two images in each set, not {n} and {m}.")
-    if paired and n != m:
-        raise SepmeError(f"Sets of {n} and {m} images are no pairs: leave out `paired`.")

