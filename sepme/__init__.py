@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 #: What most programs need, by module; imported at first use, since diffusers takes seconds.
 _MODULES = {
     "composition": ("Composition", "applied", "shipped_deltas"),
-    "concept": ("Catalogue", "Concept", "catalogue_of"),
+    "concept": ("Catalogue", "Concept", "catalogue_of", "fill"),
     "delta": ("ConceptDelta", "DenseDelta"),
     "erasure": ("PRESETS", "ErasureSettings", "erase"),
     "errors": ("SepmeError", "SepmeWarning"),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sepme._data import cache
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
-from sepme.cli.tasks import ErasureTask, erase_into
+from sepme.cli.tasks import erase_into, plan
 from sepme.composition import shipped_deltas
 from sepme.concept import PAPER_OBJECTS, PAPER_STYLES, Catalogue, catalogue_of, parse_names
 from sepme.delta import ConceptDelta
@@ -56,8 +56,7 @@ def open_model(
     model = model or os.environ.get("SEPME_MODEL") or None
     styles = styles or os.environ.get("SEPME_STYLES")
     objects = objects or os.environ.get("SEPME_OBJECTS")
-    catalogue = None if styles or objects else load_catalogue(model)
-    if catalogue is None:
+    if styles or objects or (catalogue := load_catalogue(model)) is None:
         catalogue = catalogue_of(
             parse_names(styles) if styles else PAPER_STYLES,
             parse_names(objects) if objects else PAPER_OBJECTS,
@@ -107,13 +106,13 @@ def deltas_of(
     the user's cache folder, where the next call finds it.
     """
     found = shipped_deltas(backbone)
-    jobs = [
-        ErasureTask((concept,), catalogue.kept_prompts([concept]), PRESETS["default"])
-        for concept in (catalogue[name] for name in names if name not in found)
-    ]
-    folder = CACHE / backbone.fingerprint[:12]
-    files = erase_into(folder, jobs, backbone, overwrite=True, say=lambda _: None) if jobs else []
-    return found | {delta.concept: delta for delta in map(ConceptDelta.load, files)}
+    missing = [catalogue[name] for name in names if name not in found]
+    if missing:
+        tasks = plan(missing, (), catalogue, PRESETS["default"])
+        folder = CACHE / backbone.fingerprint[:12]
+        files = erase_into(folder, tasks, backbone, overwrite=True, say=lambda _: None)
+        found |= {delta.concept: delta for delta in map(ConceptDelta.load, files)}
+    return found
 
 
 # ------------------------------------------------------------------ what it says of itself
@@ -126,19 +125,17 @@ def banner(
     backbone: Backbone, chosen: Mapping[str, str] | None = None, *, minutes: float, gigabytes: float
 ) -> Markdown:
     """The model in use, the concepts chosen by `choose_concepts`, and what the chapter costs."""
-    own = is_shipped(backbone)
     whose = (
         "the small model that ships with sepme. The text is about this model; none of its figures "
         "is the paper's."
-        if own
+        if is_shipped(backbone)
         else "a model of your own. The text was written about the Atelier's pictures, not these."
     )
     lines = [
         f"**The model in use: `{backbone.name}`**, {whose}",
         f"On {backbone.device.type}, {backbone.steps} sampling steps, guidance "
         f"{backbone.guidance:g}, weights `{backbone.fingerprint[:12]}`.",
-        f"Expect about {minutes:g} minutes and {gigabytes:g} GB"
-        + (" on two CPU cores." if own else " with the Atelier on two CPU cores."),
+        f"Expect about {minutes:g} minutes and {gigabytes:g} GB with the Atelier on two CPU cores.",
     ]
     read = [f"*{new}* for {old}" for old, new in (chosen or {}).items() if new != old]
     if read:
