@@ -5,17 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention
-from sepme.baselines._training import Student, mix
 from torch import Tensor
 
 from sepme.baselines import esd
 from sepme.baselines._settings import OWN, TrainingSettings
+from sepme.baselines._train import Student
 from sepme.baselines.abconcept import PRESETS as ABLATION
 from sepme.baselines.abconcept import AbConceptSettings, ablation_loss
 from sepme.baselines.esd import ESDSettings, esd_target
 from sepme.baselines.fmn import attention_logits, attention_loss, logits_loss, recorded
 from sepme.baselines.sdd import sdd_loss
 from sepme.concept import Concept
+from sepme.training import mix
 from tests.miniature import NEON, PREDICTIONS, QUIET, shared, watched
 from tests.tolerance import assert_close
 
@@ -99,11 +100,11 @@ def test_who_draws_x_t(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     draw = esd.sample
 
-    def watched(predict: object, *rest: object) -> Tensor:
+    def looked_at(predict: object, *rest: object) -> Tensor:
         asked.append(predict.__self__.__class__.__name__)
         return draw(predict, *rest)
 
-    monkeypatch.setattr(esd, "sample", watched)
+    monkeypatch.setattr(esd, "sample", looked_at)
     settings = ESDSettings(iterations=2, steps=3, sampler=sampler, pairing="aligned")
     esd.erase(shared(), NEON, settings, trainer=QUIET)
     assert asked == [{"student": "Student", "original": "Backbone"}[sampler]] * 2

@@ -1,4 +1,4 @@
-"""The room that all trained baselines share: selectors, the student, the loop, its checkpoints."""
+"""What all trained baselines share: selectors, the student, resuming, refusals."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,18 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from sepme.baselines._training import Student, Training, noised, select
 from torch import Tensor
 
-from sepme.baselines import BASELINES, Step, baseline
+from sepme.baselines import BASELINES, baseline
 from sepme.baselines._settings import SELECTORS, TrainingSettings
+from sepme.baselines._train import Student, noised, select, train
 from sepme.baselines.abconcept import AbConceptSettings
 from sepme.baselines.esd import ESDSettings
 from sepme.baselines.fmn import FMNSettings
 from sepme.baselines.sdd import SDDSettings
 from sepme.composition import Composition, applied
 from sepme.delta import DenseDelta
-from sepme.training import Checkpoint
+from sepme.erasure import erase as sepme_erase
+from sepme.training import Step, Trainer
 from tests.miniature import EXACT, KEPT, NEON, QUIET, fresh, noise_prediction, others, shared
 from tests.refusals import refused
 from tests.tolerance import assert_close
@@ -36,9 +37,11 @@ def quick(name: str, iterations: int = 3, preset: str = "official", **changes: o
     return replace(settings, **changes)
 
 
-def erase(name: str, settings: object = None, **options: object) -> DenseDelta:
-    options = {"progress": False} | options
-    return BASELINES[name].erase(shared(), NEON, settings or quick(name), **options)
+def erase(name: str, settings: object = None, *, seed: int = 0, **watched: object) -> DenseDelta:
+    trainer = Trainer(**{"progress": False} | watched)
+    return BASELINES[name].erase(
+        shared(), NEON, settings or quick(name), seed=seed, trainer=trainer
+    )
 
 
 # ---------------------------------------------------------------------- what is trained
@@ -61,8 +64,6 @@ def test_selectors_choose_by_module_path() -> None:
 def test_a_selector_that_matches_nothing_and_fused_projections_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with refused("trains = 'attn3'"):
-        select(shared(), "attn3")
     backbone = fresh()
     monkeypatch.setattr(backbone.pipe.unet, "named_parameters", lambda: iter(()))
     with refused("'attn2' matches no parameter"):
@@ -94,9 +95,9 @@ def test_the_running_mean_by_hand() -> None:
     name, start = next(iter(student.original.items()))
     with torch.no_grad():
         student.parameters[name].add_(1.0)
-    student.follow(0.9)
+    student.follow()
     assert_close(student.average[name], start + 0.1, scale=2.0)
-    student.follow(0.9)
+    student.follow()
     assert_close(student.average[name], start + 0.19, scale=2.0)
     assert_close(student.changes()[name], torch.full_like(start, 0.19), scale=2.0)
 
@@ -121,12 +122,13 @@ def test_nothing_is_written_to_the_pipeline_and_only_the_chosen_is_trained(name:
 # ---------------------------------------------------------------------- the loop
 def first_gradient(settings: TrainingSettings, loss: float = 1.0) -> dict[str, Tensor]:
     """What one iteration of `loss * sum of all parameters` changes."""
-    run = Training(shared(), NEON, settings, "test", forgotten=("neon",))
+    student = Student(shared(), settings)
 
-    def total(student: Student, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def total(*_: object) -> tuple[Tensor, Tensor]:
         return loss * sum(p.sum() for p in student.parameters.values()), torch.tensor([1])
 
-    return dict(run.run(total, trainer=QUIET).changes)
+    options = {"forgotten": ("neon",), "seed": 0, "trainer": QUIET}
+    return dict(train(student, NEON, settings, "test", total, **options).changes)
 
 
 def test_adam_s_first_step_is_the_learning_rate() -> None:
@@ -176,7 +178,7 @@ class Stop(Exception):
 def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(name: str, tmp_path: Path) -> None:
     settings = quick(name, iterations=5)
     whole = erase(name, settings)
-    checkpoint = Checkpoint(tmp_path / "run.safetensors", every=2)
+    checkpoint = {"checkpoint": tmp_path / "run", "every": 2}
     steps: list[Step] = []
 
     def kill(step: Step) -> None:
@@ -184,11 +186,11 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(name: str, tmp_path: Pa
             raise Stop
 
     with pytest.raises(Stop):
-        erase(name, settings, checkpoint=checkpoint, callback=kill)
-    resumed = erase(name, settings, checkpoint=checkpoint, callback=steps.append)
+        erase(name, settings, **checkpoint, callback=kill)
+    resumed = erase(name, settings, **checkpoint, callback=steps.append)
     assert [step.iteration for step in steps] == [3, 4, 5]
     assert resumed.digest == whole.digest
-    other = erase(name, settings, seed=1, checkpoint=checkpoint, callback=steps.append)
+    other = erase(name, settings, seed=1, **checkpoint, callback=steps.append)
     assert steps[3].iteration == 1  # the file of another run is no start
     assert other.digest != whole.digest
 
@@ -239,13 +241,13 @@ def test_forward_diffusion_by_hand() -> None:
 @pytest.mark.parametrize("name", TRAINED)
 def test_prompts_to_keep_are_refused_where_they_have_no_use(name: str) -> None:
     with refused("no use for prompts to keep"):
-        erase(name, keep=KEPT)
+        BASELINES[name].erase(shared(), NEON, keep=KEPT)
 
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_pipeline_that_carries_something_is_refused(name: str) -> None:
     backbone = fresh()
-    delta = erase(backbone, NEON, others(NEON), EXACT)
+    delta = sepme_erase(backbone, NEON, others(NEON), EXACT)
     with Composition(backbone, [delta]), refused("carries"):
         BASELINES[name].erase(backbone, NEON, trainer=QUIET)
     change = BASELINES["uce"].erase(backbone, NEON)

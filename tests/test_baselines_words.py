@@ -13,7 +13,6 @@ from sepme.baselines._inversion import (
 from sepme.baselines._settings import OWN
 from sepme.baselines.prompts import (
     concept_mask,
-    drawn,
     first_end,
     last_subject,
     pairs,
@@ -36,11 +35,6 @@ def test_pairs_of_templates_and_of_the_concept_s_own_prompts() -> None:
     assert pairs(STYLE, OWN) == own
     assert pairs(STYLE, OWN, "x") == [("neon", "x"), ("neon style boat", "x")]
     assert pairs(Concept("neon", ("a neon boat",)), "{name}") == [("neon", "")]
-
-
-def test_drawn_spreads_or_repeats() -> None:
-    assert drawn("abcdef", 3) == ["a", "c", "e"]
-    assert drawn("ab", 5) == ["a", "b", "a", "b", "a"]
 
 
 # ---------------------------------------------------------------------- positions
@@ -124,7 +118,7 @@ def test_inversion_learns_words_and_touches_nothing_else() -> None:
     def learn(iterations: int, seed: int = 0) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
         some = InversionSettings(3, iterations, settings.learning_rate, settings.batch)
-        return invert(backbone, "neon", prompts, images, some, generator, progress=False)
+        return invert(backbone, "neon", prompts, images, some, generator)
 
     learnt = learn(4)
     assert learnt.shape == (3, backbone.d_in)
