@@ -33,6 +33,8 @@ from sepme.errors import SepmeError
 from sepme.model import Backbone
 from sepme.training import Trainer, mix
 
+__all__ = ["PRESETS", "PRESETS_NOISE", "erase"]
+
 
 @dataclass(frozen=True)
 class AbConceptSettings(TrainingSettings):
@@ -123,15 +125,7 @@ def erase(
     seed: int = 0,
     trainer: Trainer | None = None,
 ) -> DenseDelta:
-    """Train concept ablation for one concept.
-
-    Args:
-        seed: decides the images, the noise and the timesteps.
-        trainer: callback, checkpoint and progress bar.
-
-    Raises:
-        SepmeError: the loss is no longer finite.
-    """
+    """Train concept ablation for one concept; see `Baseline.erase`."""
     student = Student(backbone, settings)
     texts = pairs(concept, settings.prompt, settings.anchor)
     forgotten = tuple(text for text, _ in texts)

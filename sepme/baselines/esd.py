@@ -33,6 +33,8 @@ from sepme.errors import SepmeError
 from sepme.model import Backbone
 from sepme.training import Trainer
 
+__all__ = ["PRESETS", "PRESETS_U", "PRESETS_X_STRICT", "erase"]
+
 
 @dataclass(frozen=True)
 class ESDSettings(TrainingSettings):
@@ -94,31 +96,23 @@ def erase(
     seed: int = 0,
     trainer: Trainer | None = None,
 ) -> DenseDelta:
-    """Train ESD for one concept.
-
-    Args:
-        seed: decides the noise, the steps, the timesteps and the order of the prompts.
-        trainer: callback, checkpoint and progress bar.
-
-    Raises:
-        SepmeError: the loss is no longer finite.
-    """
+    """Train ESD for one concept; see `Baseline.erase`."""
     student, n = Student(backbone, settings), settings.batch
     texts = tuple(text for text, _ in pairs(concept, settings.prompt))
     embeddings, empty = backbone.encode(texts), backbone.encode([""])
-    grid = Grid.of(backbone, settings.steps)
+    grid = Grid(backbone, settings.steps)
     sampler = student.epsilon if settings.sampler == "student" else backbone.epsilon
 
     def loss(_: object, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         c = embeddings[torch.randint(len(texts), (n,), generator=rng)]
         c_0 = empty.expand_as(c)
-        stop = grid.draw(settings.pairing, backbone.timesteps, n, rng)
+        done, t = grid.draw(settings.pairing, n, rng)
         noise = torch.randn(n, *backbone.latent_shape, generator=rng).to(c)
-        x_t = sample(sampler, grid, noise, c, c_0, settings.guidance, stop.done)
+        x_t = sample(sampler, grid, noise, c, c_0, settings.guidance, done)
         with torch.no_grad():
-            both = [torch.cat(pair) for pair in ((x_t, x_t), (stop.t, stop.t), (c, c_0))]
+            both = [torch.cat(pair) for pair in ((x_t, x_t), (t, t), (c, c_0))]
             target = esd_target(*backbone.epsilon(*both).chunk(2), settings.eta)
-        return mse_loss(student.epsilon(x_t, stop.t, c), target), stop.t
+        return mse_loss(student.epsilon(x_t, t, c), target), t
 
     options = {"forgotten": texts, "seed": seed, "trainer": trainer}
     return train(student, concept, settings, "ESD", loss, **options)

@@ -48,6 +48,8 @@ from sepme.errors import SepmeError
 from sepme.model import Backbone
 from sepme.training import Trainer, mix
 
+__all__ = ["PRESETS", "PRESETS_INVERTED", "erase"]
+
 
 @dataclass(frozen=True)
 class FMNSettings(TrainingSettings):
@@ -129,15 +131,7 @@ def erase(
     seed: int = 0,
     trainer: Trainer | None = None,
 ) -> DenseDelta:
-    """Train Forget-Me-Not for one concept.
-
-    Args:
-        seed: decides the images, the new words, the noise and the timesteps.
-        trainer: callback, checkpoint and progress bar.
-
-    Raises:
-        SepmeError: a prompt that does not name the concept, or a loss that is not finite.
-    """
+    """Train Forget-Me-Not for one concept; see `Baseline.erase`."""
     student = Student(backbone, settings)
     template = settings.style_prompt if concept.kind == "style" else settings.prompt
     measured = [text for text, _ in evenly(pairs(concept, template), settings.images)]

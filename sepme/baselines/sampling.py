@@ -15,14 +15,14 @@ the grid's timestep p, inside that bin. The official codes do not all pair the t
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from sepme.errors import SepmeError
 from sepme.model import Backbone
+
+__all__ = ["PAIRINGS", "Grid", "sample"]
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -35,51 +35,36 @@ PAIRINGS: Mapping[str, Callable[[int, int], range]] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
 class Grid:
-    """The timesteps that DDIM visits, noisiest first, and how clean the picture is at each."""
+    """The timesteps that DDIM visits, noisiest first."""
 
-    timesteps: Tensor
-    """`[steps]`."""
-    alphas: Tensor
-    """`[steps + 1]`, abar at each timestep; the last is that of the finished picture."""
+    def __init__(self, backbone: Backbone, steps: int) -> None:
+        # The predictions are noise already, whatever the UNet itself predicts.
+        config = backbone.pipe.scheduler.config
+        self.scheduler = DDIMScheduler.from_config(config, prediction_type="epsilon")
+        self.scheduler.set_timesteps(steps, device=backbone.device)
+        self.total = backbone.timesteps
 
-    @classmethod
-    def of(cls, backbone: Backbone, steps: int) -> "Grid":
-        if not 1 <= steps <= backbone.timesteps:
-            raise SepmeError(f"steps = {steps} is not possible: give 1 to {backbone.timesteps}.")
-        scheduler = DDIMScheduler.from_config(backbone.pipe.scheduler.config)
-        scheduler.set_timesteps(steps)
-        timesteps = scheduler.timesteps.to(backbone.device)
-        final = scheduler.final_alpha_cumprod.reshape(1).to(backbone.device)
-        return cls(timesteps, torch.cat([backbone.alphas_cumprod[timesteps], final]))
+    @property
+    def timesteps(self) -> Tensor:
+        """`[steps]`."""
+        return self.scheduler.timesteps
 
     def __len__(self) -> int:
         return len(self.timesteps)
 
-    def bin(self, p: int, total: int) -> tuple[int, int]:
-        """First timestep of the bin of step p, and the first after it, of `total` timesteps."""
+    def bin(self, p: int) -> tuple[int, int]:
+        """First timestep of the bin of step p, and the first after it."""
         steps = len(self)
-        return round((steps - p - 1) * total / steps), round((steps - p) * total / steps)
+        return round((steps - p - 1) * self.total / steps), round((steps - p) * self.total / steps)
 
-    def draw(self, pairing: str, total: int, n: int, generator: torch.Generator) -> "Stop":
-        """A random step of the grid, and n timesteps for the pictures that stop there."""
-        p = int(torch.randint(len(self), (1,), generator=generator))
+    def draw(self, pairing: str, n: int, rng: torch.Generator) -> tuple[range, Tensor]:
+        """A random stop: the steps that are done, and the timesteps `[n]` that are told."""
+        p = int(torch.randint(len(self), (1,), generator=rng))
         done = PAIRINGS[pairing](p, len(self))
         if pairing == "grid":
-            return Stop(done, self.timesteps[p].expand(n))
-        t = torch.randint(*self.bin(p, total), (n,), generator=generator)
-        return Stop(done, t.to(self.timesteps.device))
-
-
-@dataclass(frozen=True, eq=False)
-class Stop:
-    """Where sampling stops, and what the network is told about it."""
-
-    done: range
-    """The steps of the grid that are done."""
-    t: Tensor
-    """`[n]`."""
+            return done, self.timesteps[p].expand(n)
+        return done, torch.randint(*self.bin(p), (n,), generator=rng).to(self.timesteps.device)
 
 
 @torch.no_grad()
@@ -98,13 +83,9 @@ def sample(
         predict: `eps(x_t, t, e)`; it is asked for both prompts at once.
         embedding, empty: `[n, tokens, d_in]`.
     """
-    x, n = noise, len(noise)
-    both = torch.cat([empty, embedding])
+    x, both = noise, torch.cat([empty, embedding])
     for i in done:
-        t = grid.timesteps[i].expand(2 * n)
-        eps_0, eps_c = predict(torch.cat([x, x]), t, both).chunk(2)
-        eps = eps_0 + guidance * (eps_c - eps_0)
-        a, a_next = grid.alphas[i], grid.alphas[i + 1]
-        x_0 = (x - (1 - a).sqrt() * eps) / a.sqrt()
-        x = a_next.sqrt() * x_0 + (1 - a_next).sqrt() * eps  # DDIM, eq. 12 with sigma = 0
+        t = grid.timesteps[i]
+        eps_0, eps_c = predict(torch.cat([x, x]), t.expand(2 * len(x)), both).chunk(2)
+        x = grid.scheduler.step(eps_0 + guidance * (eps_c - eps_0), t, x).prev_sample
     return x

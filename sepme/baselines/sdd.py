@@ -31,6 +31,8 @@ from sepme.errors import SepmeError
 from sepme.model import Backbone
 from sepme.training import Trainer
 
+__all__ = ["PRESETS", "erase"]
+
 
 @dataclass(frozen=True)
 class SDDSettings(TrainingSettings):
@@ -83,27 +85,19 @@ def erase(
     seed: int = 0,
     trainer: Trainer | None = None,
 ) -> DenseDelta:
-    """Train SDD for one concept.
-
-    Args:
-        seed: decides the noise, the steps, the timesteps and the order of the prompts.
-        trainer: callback, checkpoint and progress bar.
-
-    Raises:
-        SepmeError: the loss is no longer finite.
-    """
+    """Train SDD for one concept; see `Baseline.erase`."""
     student, n = Student(backbone, settings), settings.batch
     texts = tuple(text for text, _ in pairs(concept, settings.prompt))
     embeddings, empty = backbone.encode(texts), backbone.encode([""])
-    grid = Grid.of(backbone, settings.steps)
+    grid = Grid(backbone, settings.steps)
 
     def loss(_: object, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         c = embeddings[torch.randint(len(texts), (n,), generator=rng)]
         c_0 = empty.expand_as(c)
-        stop = grid.draw(settings.pairing, backbone.timesteps, n, rng)
+        done, t = grid.draw(settings.pairing, n, rng)
         noise = torch.randn(n, *backbone.latent_shape, generator=rng).to(c)
-        x_t = sample(student.averaged_epsilon, grid, noise, c, c_0, settings.guidance, stop.done)
-        return sdd_loss(student, x_t, stop.t, c, c_0), stop.t
+        x_t = sample(student.averaged_epsilon, grid, noise, c, c_0, settings.guidance, done)
+        return sdd_loss(student, x_t, t, c, c_0), t
 
     options = {"forgotten": texts, "seed": seed, "trainer": trainer}
     return train(student, concept, settings, "SDD", loss, **options)

@@ -29,6 +29,8 @@ from sepme.delta import DenseDelta
 from sepme.model import Backbone
 from sepme.nullspace import null_space
 
+__all__ = ["PRESETS", "erase"]
+
 
 @dataclass(frozen=True)
 class SPEEDSettings:
@@ -65,13 +67,9 @@ def erase(
     *,
     keep: Sequence[str] = (),
 ) -> DenseDelta:
-    """Edit every `attn2.to_v` so that the concept says what its anchor says; `keep` is not moved.
+    """Edit every `attn2.to_v` so that the concept says what its anchor says.
 
-    Args:
-        keep: prompts that must not change, up to `settings.rtol`; the empty prompt is always kept.
-
-    Raises:
-        SepmeError: nothing of the concept is left free.
+    `keep` is not moved, up to `settings.rtol`; see `Baseline.erase`.
     """
     kept = tuple(dict.fromkeys(["", *keep]))
     texts = pairs(concept, settings.prompt)

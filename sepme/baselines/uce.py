@@ -25,6 +25,8 @@ from sepme.concept import Concept
 from sepme.delta import DenseDelta
 from sepme.model import Backbone
 
+__all__ = ["PRESETS", "erase"]
+
 
 @dataclass(frozen=True)
 class UCESettings:
@@ -62,8 +64,8 @@ def erase(
 ) -> DenseDelta:
     """Edit every `attn2.to_k` and `attn2.to_v` so that the concept says what its anchor says.
 
-    Args:
-        keep: prompts to preserve (a soft constraint, not a guarantee)."""
+    `keep` is preserved by a soft constraint, not by a guarantee; see `Baseline.erase`.
+    """
     kept = tuple(dict.fromkeys(keep))
     texts = pairs(concept, settings.prompt)
     c = rows(backbone, [text for text, _ in texts], settings.rows)
