@@ -170,7 +170,9 @@ class Backbone:
             ) from error
         guidance, steps = _generation(path / "generation.json")
         try:
-            pipe = pipe.to(device or best_device(), dtype)
+            pipe = pipe.to(device or best_device())
+            # diffusers warns when it is asked for the dtype that the weights have already.
+            pipe = pipe if pipe.unet.dtype == dtype else pipe.to(dtype)
         except (RuntimeError, AssertionError) as error:  # torch's answers to a device it lacks
             raise SepmeError(
                 f"The device '{device}' is not there for this build of torch: leave it out, or "
