@@ -7,11 +7,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from sepme.cli import app
-from sepme.scenes import Plan, read_rows
-from sepme.scenes.figures import FIGURES, RESULTS
-from sepme.scenes.measures import MEASURES
+from sepme.scenes import Plan, read_table
+from sepme.scenes.figures import FIGURES
+from sepme.scenes.images import MEASURES
 from sepme.scenes.methods import METHODS
-from sepme.scenes.run import HEADER
+from sepme.scenes.tables import COLUMNS, RESULTS
 
 TABLE = RESULTS / "scenes_style.csv"
 
@@ -88,7 +88,7 @@ def test_run_refuses(words: list[str], why: str, plans: list, tmp_path: Path) ->
 @pytest.mark.parametrize("measure", MEASURES)
 def test_a_table_is_printed_by_method_and_role(measure: str) -> None:
     result = sepme("scenes", "table", TABLE, "--measure", measure)
-    if any(row[measure] is not None for row in read_rows(TABLE)):
+    if read_table(TABLE)[measure].notna().any():
         assert result.exit_code == 0, result.output
         assert "Scene1 sepme" in result.output
         assert "watermark" in result.output
@@ -110,7 +110,7 @@ def test_merged_tables_are_written(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert (tmp_path / "out" / TABLE.name).read_bytes() == TABLE.read_bytes()
     lonely = tmp_path / TABLE.name
-    lonely.write_text(",".join(HEADER) + "\n")
+    lonely.write_text(",".join(COLUMNS) + "\n")
     assert "no manifest" in " ".join(
         sepme("scenes", "merge", lonely, "--out", tmp_path / "more").output.split()
     )

@@ -7,17 +7,17 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from pandas import DataFrame
 
-from sepme.scenes import CASTS, SCENES, moments
-from sepme.scenes.figures import MEASURED, STYLES
+from sepme.scenes import EVALUATED, SCENES, moments, published
+from sepme.scenes.figures import COMPARED, method_looks
 from sepme.scenes.methods import METHODS
-from sepme.scenes.published import LABEL, published
+from sepme.scenes.tables import MEASURED, PUBLISHED
 from sepme.widgets import ResultsState, results_explorer
 from sepme.widgets._parts import Explorer
 from sepme.widgets.results import (
     describe,
     measured_cells,
-    method_looks,
     published_cells,
     render,
 )
@@ -28,7 +28,7 @@ STATE = ResultsState("style", "Scene1", "t1", "lpips")
 def measured(method: str, index: int, value: float | None, state: ResultsState = STATE) -> dict:
     """One row of a table, as much of it as the explorer looks at."""
     row = {"kind": state.kind, "method": method, "scene": state.scene, "time": state.time}
-    row |= {"concept_index": str(index), "concept": CASTS[state.kind].names[index % 9]}
+    row |= {"concept_index": index, "concept": EVALUATED[state.kind].names[index % 9]}
     for name in ("acc", "lpips", "fid"):
         here = value if name == state.measure else None
         ends = (None, None) if here is None else (0.9 * here, 1.1 * here)
@@ -37,7 +37,8 @@ def measured(method: str, index: int, value: float | None, state: ResultsState =
 
 
 #: ESD comes before SepME here, and is to be drawn after it.
-ROWS = [measured(m, i, 0.1 * (i + 1)) for m in ("esd-x", "sepme") for i in range(9)]
+LIST = [measured(m, i, 0.1 * (i + 1)) for m in ("esd-x", "sepme") for i in range(9)]
+ROWS = DataFrame(LIST)
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_the_measured_cells_are_those_of_the_moment_and_of_the_nine() -> None:
         measured("sepme", 9, 7.0),  # the watermark
         measured("uce", 0, None),  # not measured
     ]
-    cells = measured_cells(STATE, ROWS + more)
+    cells = measured_cells(STATE, DataFrame(LIST + more))
     assert list(cells) == ["sepme", "esd-x"]
     assert cells["sepme"][1] == (0.2, 0.9 * 0.2, 1.1 * 0.2)
     assert [len(values) for values in cells.values()] == [9, 9]
@@ -85,8 +86,8 @@ def test_the_printed_cells_stand_beside_the_baselines_where_there_are_some() -> 
     assert {"SepME", "ESD50", "ESD200", "FMN30"} < set(with_baselines)
     alone = published_cells(ResultsState("style", "Scene2", "t1"), published())
     assert list(alone) == ["SepME"]
-    by_hand = {r.index: r.lpips for r in published() if (r.table, r.method) == ("5", "SepME")
-               and (r.scene, r.time) == ("Scene1", "t1")}  # fmt: skip
+    by_hand = published().query("table == '5' and method == 'SepME' and scene == 'Scene1'")
+    by_hand = by_hand.query("time == 't1'").set_index("concept_index")["lpips"].to_dict()
     assert {i: value for i, (value, _, _) in with_baselines["SepME"].items()} == by_hand
 
 
@@ -112,7 +113,7 @@ def test_a_method_looks_alike_on_both_sides() -> None:
     pairs = {"SepME": "sepme", "ESD50": "esd-x", "AbConcept[75,75]": "abconcept", "FMN30": "fmn"}
     above, below = method_looks(list(pairs)), method_looks(list(reversed(pairs.values())))
     for printed, ours in pairs.items():
-        assert above[printed] == below[ours] == STYLES[ours]
+        assert above[printed] == below[ours] == method_looks(COMPARED)[ours]
 
 
 def test_a_second_length_is_paler_and_otherwise_alike() -> None:
@@ -123,14 +124,14 @@ def test_a_second_length_is_paler_and_otherwise_alike() -> None:
 def test_every_method_has_a_look_of_its_own() -> None:
     looks = method_looks(list(METHODS))
     seen = {(look["facecolor"], look["hatch"]) for look in looks.values()}
-    assert len(seen) == len(METHODS) > len(STYLES)
-    assert not any("alpha" in look for look in looks.values())
+    assert len(seen) == len(METHODS) > len(COMPARED)
+    assert not any(look["alpha"] for look in looks.values())
 
 
 # ---------------------------------------------------------------- picture
 def test_the_bars_are_the_cells_and_the_two_panels_say_whose() -> None:
     figure = render(STATE, ROWS, published())
-    assert [ax.get_title() for ax in figure.axes] == [LABEL, MEASURED]
+    assert [ax.get_title() for ax in figure.axes] == [PUBLISHED, MEASURED]
     heights = [bar.get_height() for bar in bars(figure, 1)]
     assert heights == pytest.approx([0.1 * (i + 1) for i in range(9)] * 2)
     assert legend(figure, 1) == [METHODS["sepme"].title, METHODS["esd-x"].title]
@@ -142,7 +143,7 @@ def test_the_same_colour_and_hatch_in_both_panels() -> None:
 
     def looks(panel: int) -> dict[str, tuple]:
         firsts = bars(figure, panel)[::9]
-        names = [title.split("\n")[0].split("-")[0] for title in legend(figure, panel)]
+        names = [title.split(",")[0].split("-")[0] for title in legend(figure, panel)]
         found = {}
         for name, bar in zip(names, firsts, strict=True):
             look = (to_rgb(bar.get_facecolor()), bar.get_hatch())
@@ -157,7 +158,9 @@ def test_the_same_colour_and_hatch_in_both_panels() -> None:
 
 def test_an_accuracy_is_in_percent_with_its_interval() -> None:
     state = ResultsState("style", "Scene1", "t1", "acc")
-    figure = render(state, [measured("sepme", i, 0.5, state) for i in range(9)], published())
+    figure = render(
+        state, DataFrame([measured("sepme", i, 0.5, state) for i in range(9)]), published()
+    )
     assert {bar.get_height() for bar in bars(figure, 1)} == {50}
     (whiskers,) = (c for c in figure.axes[1].containers if not _patches(c))
     (ends,) = whiskers.lines[2]
@@ -178,17 +181,17 @@ def test_erased_concepts_are_shaded_and_roles_are_written() -> None:
 
 
 def test_what_was_not_measured_is_said() -> None:
-    figure = render(STATE, [], published())
+    figure = render(STATE, ROWS[:0], published())
     assert [text.get_text() for text in figure.axes[1].texts] == ["not there"]
     assert list(figure.axes[0].texts) == []
-    assert f"{MEASURED}: not there" in describe(STATE, [], published())
+    assert f"{MEASURED}: not there" in describe(STATE, ROWS[:0], published())
 
 
 def test_the_words_give_the_means_of_both_sides() -> None:
     text = describe(STATE, ROWS, published())
     cells = published_cells(STATE, published())["SepME"]
     erased = sum(cells[i][0] for i in (2, 3, 4, 5)) / 4
-    assert f"{LABEL}: {erased:.3g} for the erased" in text
+    assert f"{PUBLISHED}: {erased:.3g} for the erased" in text
     assert f"{MEASURED}: 0.45 for the erased and 0.54 for the others" in text
 
 
@@ -240,6 +243,6 @@ def test_every_control_has_a_label_a_tooltip_and_a_class(shell: Explorer) -> Non
 
 
 def test_a_cell_without_lpips_leaves_the_others() -> None:
-    some = [measured("sepme", i, None if i == 4 else 0.3) for i in range(9)]
+    some = DataFrame([measured("sepme", i, None if i == 4 else 0.3) for i in range(9)])
     assert sorted(measured_cells(STATE, some)["sepme"]) == [0, 1, 2, 3, 5, 6, 7, 8]
     assert len(bars(render(STATE, some, published()), 1)) == 8

@@ -14,7 +14,7 @@ import pytest
 from setuptools import find_packages
 
 from sepme._data import cache, shipped
-from sepme.scenes.published import published
+from sepme.scenes import published
 from tests.test_house import ROOT, tomllib
 
 FOLDERS = ("sepme", "data", "docs", "notebooks", "tests", "benchmarks")
@@ -23,8 +23,8 @@ QUESTIONS = """
 import json, sepme
 from sepme._data import shipped
 from sepme.model import load_catalogue
-from sepme.scenes.published import published
-from sepme.scenes.figures import RESULTS
+from sepme.scenes import published
+from sepme.scenes.tables import RESULTS
 print(json.dumps({
     "package": sepme.__file__, "data": str(shipped()), "concepts": len(load_catalogue().concepts),
     "published": len(published()), "measured": sorted(f.name for f in RESULTS.glob("*.csv")),

@@ -487,11 +487,9 @@ def print_the_scenes(
     measure: Annotated[str, typer.Option(help="acc, lpips, fid or kid.")] = "acc",
 ) -> None:
     """Print the means of a table by method and role."""
-    from sepme.report import table as text
-    from sepme.scenes import read_rows
-    from sepme.scenes.summary import role_table
+    from sepme.scenes import read_table, role_table
 
-    typer.echo(text(*role_table(read_rows(table), measure)))
+    typer.echo(role_table(read_table(table), measure).to_string())
 
 
 @app.command("figures")
@@ -505,18 +503,10 @@ def draw_the_figures(
     ] = None,
 ) -> None:
     """Draw the paper's figures and write its tables, published numbers beside measured ones."""
-    from sepme.scenes.figures import FIGURES, RESULTS, Sources, build, build_index, build_tables
+    from sepme.scenes.figures import RESULTS, draw_figures
 
-    results = results or RESULTS
-    if not results.is_dir():
-        raise SepmeError(f"There is no folder {results}: make it with 'sepme scenes run --out'.")
-    if only is not None and not _listed(only):
-        raise SepmeError(f"No figure was named: choose from {', '.join(FIGURES)}.")
-    sources = Sources(results)
-    build(out, sources, only=_listed(only or ""), say=typer.echo)
-    if only is None:
-        build_tables(out, sources, say=typer.echo)
-        build_index(out)
+    names = None if only is None else _listed(only)
+    draw_figures(out, results or RESULTS, only=names, say=typer.echo)
 
 
 # ------------------------------------------------------------------ helpers

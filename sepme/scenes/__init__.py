@@ -1,28 +1,33 @@
-"""The paper's scenes on any model with a judge: who is erased when, by which method, measured how.
+"""The paper's scenes on any model with a judge: what is erased when, by which method.
 
-| room | holds |
+| module | holds |
 |---|---|
-| `protocol` | scenes, moments, roles, and who plays the nine concepts |
-| `methods` | SepME's variants and the baselines, each making and putting on its changes |
-| `pictures` | pictures by content, never drawn twice |
-| `measures` | ACC, LPIPS, FID and KID of one cell |
-| `run` | all cells, resumable, into `scenes_<kind>.csv` |
-| `published`, `summary`, `tables`, `plots` | the printed numbers, means by role, Markdown, bars |
+| `protocol` | scenes, moments, roles, and the nine evaluated concepts |
+| `methods` | SepME's variants and the baselines: train their changes, switch them on |
+| `images` | images drawn once for each model state, and the measures of a cell |
+| `run` | measures all cells, resumable, into `scenes_<kind>.csv` |
+| `tables` | the measured and the published tables, means by role, Markdown |
+| `figures` | every figure of the paper from both |
+| `demo` | the whole story in one run: erase, compose, judge, restore |
 """
 
-from sepme.scenes.protocol import CASTS, SCENES, WATERMARK, Moment, arrivals, cast, moments
-from sepme.scenes.run import Plan, merge_tables, read_rows, run_scenes
+from sepme.scenes.protocol import ALONE, EVALUATED, ROLES, SCENES, arrivals, moments
+from sepme.scenes.run import Plan, merge_tables, run_scenes
+from sepme.scenes.tables import complete, published, read_table, role_means, role_table
 
 __all__ = [
-    "CASTS",
+    "ALONE",
+    "EVALUATED",
+    "ROLES",
     "SCENES",
-    "WATERMARK",
-    "Moment",
     "Plan",
     "arrivals",
-    "cast",
+    "complete",
     "merge_tables",
     "moments",
-    "read_rows",
+    "published",
+    "read_table",
+    "role_means",
+    "role_table",
     "run_scenes",
 ]

@@ -1,15 +1,17 @@
-"""The paper's scenes: who is erased, given back and never touched, and when (tables 2 to 7).
+"""The paper's scenes: which concepts are erased, restored and never touched, and when.
 
-Nine concepts play: 0 to 5 are erased and recovered over time, 6 to 8 never. A tenth, the watermark,
-must survive everything. In the paper they are Stable Diffusion's painters and ImageNet's objects;
-on the Atelier its own styles and objects.
+Nine concepts are evaluated. Concepts 0 to 5 are erased and restored over time, 6 to 8 never are.
+A tenth, the watermark, must survive everything. In the paper the concepts are Stable Diffusion's
+painters and ImageNet's objects; on the Atelier they are its own styles and objects.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sepme.concept import BOTH, Catalogue, Concept, fill
+from sepme.concept import BOTH, fill
 from sepme.errors import SepmeError
+
+__all__ = ["ALONE", "EVALUATED", "ROLES", "SCENES", "arrivals", "moments"]
 
 #: Scene -> time -> the concepts erased after it (method section of the paper, "Scenes").
 SCENES: Mapping[str, Mapping[str, tuple[int, ...]]] = {
@@ -25,7 +27,7 @@ SCENES: Mapping[str, Mapping[str, tuple[int, ...]]] = {
         "t5": (3, 4, 5),
     },
 }
-#: Each of the first six erased by itself, in the same manner (the paper's figures 2, 10 and 15).
+#: Each of the first six concepts erased alone (the paper's figures 2, 10 and 15).
 ALONE: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     f"Alone{index}": {"t0": (index,)} for index in range(6)
 }
@@ -43,10 +45,10 @@ class Moment:
     erased: tuple[int, ...]
     """Concepts that are erased after it."""
     recovered: tuple[int, ...]
-    """Concepts that were erased earlier in the scene and are back."""
+    """Concepts that were erased earlier in the scene and are restored."""
 
     def role(self, index: int) -> str:
-        """ "erased", "recovered", or "regular": not touched so far."""
+        """One of `ROLES`; a regular concept was not touched so far."""
         if index in self.erased:
             return "erased"
         return "recovered" if index in self.recovered else "regular"
@@ -70,24 +72,24 @@ def moments(scene: str) -> tuple[Moment, ...]:
 
 @dataclass(frozen=True)
 class Arrival:
-    """Concepts whose erasure is asked for together, for the first time in their scene."""
+    """Concepts whose erasure is requested together, for the first time in their scene."""
 
     group: tuple[int, ...]
     known: tuple[int, ...]
-    """Concepts that were asked for before; they are to stay as they are, erased or recovered."""
+    """Concepts requested earlier; they must stay as they are, erased or restored."""
     present: tuple[int, ...]
-    """Those of them whose increments are on when the group arrives."""
+    """Those of the known concepts whose deltas are on when the group arrives."""
 
     def others(self, index: int) -> tuple[int, ...]:
-        """All that one of the group knows of: who came before, and who comes with it."""
+        """The concepts that the delta of `index` must not change: the known and the group."""
         return (*self.known, *(other for other in self.group if other != index))
 
 
 def arrivals(scene: str) -> tuple[Arrival, ...]:
-    """The concepts of a scene as they arrive.
+    """The concepts of a scene in the order of their requests.
 
-    Whoever arrives later knows of those before, and not the other way round: the increments of the
-    first group were made when nobody had asked for the second.
+    A later delta keeps the concepts of the earlier ones. The reverse is impossible: the deltas of
+    the first group are trained before the second is requested.
     """
     found: list[Arrival] = []
     known: tuple[int, ...] = ()
@@ -100,29 +102,22 @@ def arrivals(scene: str) -> tuple[Arrival, ...]:
 
 
 @dataclass(frozen=True)
-class Cast:
-    """Who plays the nine concepts, and the prompts that show them."""
+class EvaluatedConcepts:
+    """The nine concepts of one kind, the watermark, and the prompts and seeds of their images."""
 
     kind: str
+    """ "style" or "object"."""
     names: tuple[str, ...]
-    """Nine: 0 to 5 are forgotten at times, 6 to 8 never."""
+    """Nine: 0 to 5 are erased at times, 6 to 8 never."""
     crossed: tuple[str, ...]
     """Objects that a style is painted with, or styles that an object is painted in."""
-    watermark: str
-
-    def concept(self, index: int, catalogue: Catalogue) -> Concept:
-        return catalogue[self.name(index)]
+    watermark: str = "atelier seal"
 
     def name(self, index: int) -> str:
         return (*self.names, self.watermark)[index]
 
-    @property
-    def indices(self) -> range:
-        """The nine and the watermark."""
-        return range(len(self.names) + 1)
-
     def prompts(self, index: int, images: int) -> list[str]:
-        """What is drawn to look at a concept: crossings in turn, or the watermark's own prompt."""
+        """Prompts that show a concept: its crossings in turn, or the watermark's own prompt."""
         if index == WATERMARK:
             return [self.watermark] * images
         name = self.names[index]
@@ -131,30 +126,22 @@ class Cast:
         return [fill(BOTH[0], *pair) for pair in pairs]
 
     def seeds(self, index: int, images: int, seed: int = 0) -> range:
-        """Starting noises; no two concepts share one (up to ten thousand images)."""
+        """Seeds of the images; no two concepts share one (up to ten thousand images)."""
         first = 100_000 * seed + 10_000 * index
         return range(first, first + images)
 
 
-#: Who plays on the Atelier. One style (pointillism, close to mosaic) and one object sit out.
-CASTS: Mapping[str, Cast] = {
-    "style": Cast(
+#: Kind -> the concepts on the Atelier. One style (pointillism, close to mosaic) and one object,
+#: mountain, are not evaluated.
+EVALUATED: Mapping[str, EvaluatedConcepts] = {
+    "style": EvaluatedConcepts(
         "style",
         ("neon", "swirl", "cubism", "mosaic", "ink", "popart", "watercolor", "woodcut", "pixel"),
         ("house", "tree", "boat", "sun", "mountain", "flower", "fish", "cup", "car", "star"),
-        "atelier seal",
     ),
-    "object": Cast(
+    "object": EvaluatedConcepts(
         "object",
         ("boat", "house", "flower", "car", "fish", "cup", "tree", "star", "sun"),
         ("swirl", "cubism", "mosaic", "ink", "watercolor", "woodcut", "popart", "neon", "pixel"),
-        "atelier seal",
     ),
 }
-
-
-def cast(kind: str) -> Cast:
-    """The cast of a kind, "style" or "object"."""
-    if kind not in CASTS:
-        raise SepmeError(f"Kind '{kind}' is unknown: choose one of {', '.join(CASTS)}.")
-    return CASTS[kind]

@@ -1,43 +1,236 @@
-"""The paper's tables as Markdown: every printed cell, and every measured one, scene by scene.
+"""The measured and the published tables as DataFrames, their means by role, and their Markdown.
 
-Rows are a time and a method, columns the nine concepts. **Erased** cells are bold, *recovered* ones
-italic, regular ones plain; a printed cell that the source itself puts in doubt has a dagger.
+Both tables have one row a cell: a method at one moment of a scene, and one concept, with the same
+columns `kind`, `method`, `scene`, `time`, `concept_index`, `concept`, `role`, `acc`, `lpips` and
+`fid`. A share lies from 0 to 1; NaN was not measured, or not printed.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
+from pandas import DataFrame, Series
+
+from sepme._data import shipped
+from sepme.artefact import write_atomically
+from sepme.errors import SepmeError
+from sepme.scenes.images import MEASURES
 from sepme.scenes.methods import METHODS
-from sepme.scenes.protocol import SCENES, WATERMARK, cast
-from sepme.scenes.published import LABEL, Published, published
+from sepme.scenes.protocol import ALONE, EVALUATED, ROLES, SCENES, WATERMARK, moments
 
-TITLES = {
+__all__ = [
+    "MEASURED",
+    "PUBLISHED",
+    "RESULTS",
+    "complete",
+    "family",
+    "published",
+    "read_table",
+    "role_means",
+    "role_table",
+]
+
+RESULTS = shipped("results")
+#: Labels of the two sides in figures and tables.
+MEASURED = "measured, Atelier"
+PUBLISHED = "published, SD v1.4"
+
+#: A row's address; with `cell`, what its images were.
+ADDRESS = ["kind", "method", "scene", "time", "concept_index", "concept", "role", "erased"]
+ESTIMATES = [f"{measure}{end}" for measure in MEASURES for end in ("", "_low", "_high")]
+NUMBERS = [*ESTIMATES, "identical", "images", "norm"]
+COLUMNS = [*ADDRESS, *NUMBERS, "cell"]
+#: (table, scene, time) of SepME's rows that repeat another row of the paper.
+_REPEATED = {("3", "Scene4", "t5"), ("6", "Scene4", "t5")}
+#: The paper's methods without their iterations, and their names here.
+_FAMILIES = {"SepME": "sepme", "ESD": "esd-x", "AbConcept": "abconcept", "FMN": "fmn"}
+
+
+def read_table(table: str | Path) -> DataFrame:
+    """The rows of a table of scenes.
+
+    Raises:
+        SepmeError: no such file, one that is no table of scenes, or one with a damaged line.
+    """
+    remedy = "make it with 'sepme scenes run'"
+    try:
+        rows = pd.read_csv(table, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).split("C error: ")[-1].strip()
+        raise SepmeError(f"{table} cannot be read ({reason}): {remedy}.") from error
+    if list(rows) != COLUMNS:
+        raise SepmeError(f"{table} is no table of scenes: {remedy}.")
+    numbers = rows[NUMBERS].apply(pd.to_numeric, errors="coerce")
+    damaged = (
+        (rows["cell"] == "")  # the line was cut off
+        | (numbers.isna() & (rows[NUMBERS] != "")).any(axis=1)
+        | ~rows["scene"].isin([*SCENES, *ALONE])
+        | ~rows["concept_index"].isin([str(index) for index in range(WATERMARK + 1)])
+    )
+    if damaged.any():
+        raise SepmeError(
+            f"Line {damaged.idxmax() + 2} of {table} is damaged: delete it, and run the scenes "
+            "again."
+        )
+    rows[NUMBERS] = numbers
+    return rows.astype({"concept_index": int, **dict.fromkeys(NUMBERS, float)})
+
+
+def write_table(table: Path, rows: DataFrame) -> Path:
+    """Write a table in its order: by method, scene, time and concept."""
+    order = {scene: n for n, scene in enumerate([*SCENES, *ALONE])}
+    by = ["method", "scene", "time", "concept_index"]
+    rows = rows.sort_values(by, key=lambda c: c.map(order) if c.name == "scene" else c)
+    text = rows.to_csv(columns=COLUMNS, index=False, float_format="%.6g")
+    return write_atomically(table, text.encode())
+
+
+def published() -> DataFrame:
+    """The paper's own numbers (SD v1.4; see `data/paper`), in the file's order.
+
+    `table` is the paper's, `method` as printed: "SepME", "ESD50", "FMN[50,50,50,30,50,50]";
+    `as_printed` and `note` quote a cell with a misprint; `doubtful` marks rows that repeat
+    another row of the paper and are no result.
+    """
+    rows = pd.read_csv(shipped("paper", "published_results.csv"), dtype={"table": str}).fillna(
+        {"note": ""}
+    )
+    place = rows[["table", "scene", "time"]].apply(tuple, axis=1)
+    doubtful = (rows["method"] == "SepME") & place.isin(_REPEATED)
+    unknown = {name: np.nan for name in ESTIMATES if name not in ("fid", "lpips")}
+    acc = rows.pop("acc_percent") / 100
+    return rows.assign(**unknown, doubtful=doubtful).assign(acc=acc)
+
+
+def family(method: str) -> str:
+    """The method here that a printed one belongs to: "ESD50" and "ESD[100,50]" are "esd-x"."""
+    printed, _ = _split(method)
+    return _FAMILIES.get(printed, method)
+
+
+def printed_title(method: str) -> str:
+    """A printed method in a legend: "FMN[50,30,50]" is "FMN, 30 to 50 it."."""
+    name, iterations = _split(method)
+    ends = sorted({int(each) for each in iterations.split(",") if each})
+    return (
+        f"{name}, {' to '.join(map(str, dict.fromkeys((ends[0], ends[-1]))))} it." if ends else name
+    )
+
+
+def _split(method: str) -> tuple[str, str]:
+    """A printed method and its iterations: "FMN[50,30]" is "FMN" and "50,30"."""
+    name = method.split("[")[0].rstrip("0123456789")
+    return name, method.removeprefix(name).strip("[]")
+
+
+# ------------------------------------------------------------------ means
+def complete(
+    rows: DataFrame, scenes: Iterable[str], concepts: Iterable[int] = range(WATERMARK + 1)
+) -> DataFrame:
+    """Rows of complete methods: those that were measured in every cell of these scenes.
+
+    The mean of an incomplete method would be about other cells than its neighbours'.
+
+    Args:
+        concepts: must have been drawn at every moment, besides the erased. Rows of other concepts
+            are left out.
+    """
+    needed = {
+        (scene, moment.time, index)
+        for scene in scenes
+        for moment in moments(scene)
+        for index in {*concepts, *moment.erased}
+    }
+    place = pd.MultiIndex.from_frame(rows[["scene", "time", "concept_index"]])
+    found = rows[place.isin(needed)]
+    return found[found.groupby("method")["role"].transform("size") == len(needed)]
+
+
+def role_means(rows: DataFrame, measure: str) -> DataFrame:
+    """The mean of a measure over all cells of one method and role.
+
+    Args:
+        rows: measured or published.
+        measure: a column: "acc", "lpips", "fid" or "kid".
+
+    Returns:
+        `mean`, the ends `low` and `high` of its 95 % interval (NaN for printed numbers) and the
+        number of `cells`, by (method, role). The watermark has a role of its own, "watermark".
+    """
+    rows = rows[rows[measure].notna()]
+    role = rows["role"].mask(rows["concept_index"] == WATERMARK, "watermark")
+
+    def mean(cells: DataFrame) -> Series:
+        value, low, high = cells.to_numpy().T
+        # Cells are independent: the half-widths of their intervals add in squares.
+        down, up = (np.sqrt(np.square(end - value).sum()) / len(cells) for end in (low, high))
+        middle = value.mean()
+        return Series(
+            {"mean": middle, "low": middle - down, "high": middle + up, "cells": len(cells)}
+        )
+
+    columns = [measure, f"{measure}_low", f"{measure}_high"]
+    means = rows.groupby(["method", role], sort=False)[columns].apply(mean)
+    return means.astype({"cells": int}) if len(means) else DataFrame(columns=["mean"])
+
+
+def role_table(rows: DataFrame, measure: str) -> DataFrame:
+    """Means with their intervals as text: one row a scene and method, one column a role.
+
+    Raises:
+        SepmeError: no such measure, or none of its cells was measured.
+    """
+    if measure not in MEASURES:
+        raise SepmeError(f"Measure '{measure}' is unknown: choose one of {', '.join(MEASURES)}.")
+    body = {}
+    for scene, found in rows[rows[measure].notna()].groupby("scene", sort=False):
+        whole = set(complete(rows, [scene])["method"])
+        for (method, role), bar in role_means(found, measure).iterrows():
+            label = f"{scene} {method}" + ("" if method in whole else " (incomplete)")
+            body.setdefault(label, {})[role] = _in_words(bar, measure)
+    if not body:
+        raise SepmeError(
+            f"No cell of this table holds {measure}: measure it with 'sepme scenes run', or choose "
+            "another with --measure."
+        )
+    table = DataFrame.from_dict(body, orient="index").reindex(columns=[*ROLES, "watermark"])
+    return table.fillna("-").rename_axis(measure)
+
+
+def _in_words(bar: Series, measure: str) -> str:
+    """A mean and the ends of its interval; an accuracy in percent."""
+    scale, digits = (100, 1) if measure == "acc" else (1, 2 if measure == "fid" else 4)
+    low = bar["low"] if measure == "kid" else max(0.0, bar["low"])  # only KID can be negative
+    mean, low, high = (f"{scale * end:.{digits}f}" for end in (bar["mean"], low, bar["high"]))
+    return f"{mean} ({low} to {high})"
+
+
+# ------------------------------------------------------------------ the paper's tables as text
+_TITLES = {
     "acc": "Classifier accuracy, %",
     "lpips": "LPIPS against the original",
     "fid": "FID against the original",
 }
-MARKS = {"erased": "**{}**", "recovered": "*{}*", "regular": "{}"}
-DIGITS = {"acc": 1, "lpips": 3, "fid": 1}
+_MARKS = {"erased": "**{}**", "recovered": "*{}*", "regular": "{}"}
 DAGGER = "†"
-#: Measured cells: one more digit where the numbers are small, and the half-width of the interval.
-FINE = {"acc": 0, "lpips": 4, "fid": 1}
-
-#: (time, method) -> concept -> text.
-Grid = Mapping[tuple[str, str], Mapping[int, str]]
 
 
-def tables(kind: str, rows: Sequence[Mapping[str, Any]], measured: str) -> str:
-    """All printed and all measured cells of a kind, as one Markdown document.
+def paper_tables(kind: str, measured: DataFrame | None) -> str:
+    """All printed and all measured cells of a kind, scene by scene, as one Markdown document.
 
-    Args:
-        rows: of the scenes' table of this kind; the watermark is left out, as the paper leaves it.
-        measured: what our tables are labelled with.
+    Rows are a time and a method, columns the nine concepts. Erased cells are bold, recovered ones
+    italic; a printed cell that the source itself puts in doubt has a dagger.
     """
-    who = cast(kind)
-    printed = [row for row in published() if row.kind == kind and row.scene in SCENES]
-    names = {row.index: row.concept for row in printed}
-    rows = [row for row in rows if int(row["concept_index"]) != WATERMARK]
+    printed = published().query("kind == @kind and scene in @SCENES")
+    theirs = printed.assign(
+        label=printed["method"] + ", table " + printed["table"],
+        mark=np.where(printed["doubtful"] | (printed["note"] != ""), DAGGER, ""),
+    )
+    measured = DataFrame(columns=COLUMNS) if measured is None else measured
+    ours = measured[measured["concept_index"] != WATERMARK]
+    ours = ours.assign(label=ours["method"].map(lambda m: METHODS[m].title), mark="")
+    names = [printed.drop_duplicates("concept_index")["concept"], EVALUATED[kind].names]
     parts = [
         f"# The paper's tables, {kind}s",
         "**Bold**: erased; *italic*: recovered; plain: regular. The two sides are about different "
@@ -46,62 +239,48 @@ def tables(kind: str, rows: Sequence[Mapping[str, Any]], measured: str) -> str:
     ]
     for scene in SCENES:
         parts.append(f"## {scene}")
-        for measure, title in TITLES.items():
-            theirs = _printed_grid((row for row in printed if row.scene == scene), measure)
-            ours = _measured_grid((row for row in rows if row["scene"] == scene), measure)
-            for grid, label, concepts in (
-                (theirs, LABEL, [names[index] for index in range(9)]),
-                (ours, measured, list(who.names)),
+        for measure, title in _TITLES.items():
+            for rows, label, concepts in zip(
+                (theirs, ours), (PUBLISHED, MEASURED), names, strict=True
             ):
-                if grid:
-                    parts += [f"### {title} ({label})", _markdown(grid, concepts)]
+                cells = rows[(rows["scene"] == scene) & rows[measure].notna()]
+                if len(cells):
+                    parts += [f"### {title} ({label})", _markdown(cells, measure, list(concepts))]
     return "\n\n".join([*parts, *_remarks(printed)]) + "\n"
 
 
-def _printed_grid(rows: Iterable[Published], measure: str) -> Grid:
-    grid: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
-    for row in rows:
-        if (value := getattr(row, measure)) is not None:
-            text = f"{100 * value if measure == 'acc' else value:.{DIGITS[measure]}f}"
-            doubt = DAGGER if row.doubtful or row.note else ""
-            place = row.time, f"{row.method}, table {row.table}"
-            grid[place][row.index] = MARKS[row.role].format(text) + doubt
-    return grid
-
-
-def _measured_grid(rows: Iterable[Mapping[str, Any]], measure: str) -> Grid:
-    grid: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
-    scale, digits = 100 if measure == "acc" else 1, FINE[measure]
-    for row in rows:
-        if (value := row[measure]) is not None:
-            text = MARKS[row["role"]].format(f"{scale * value:.{digits}f}")
-            ends = [row[f"{measure}_{end}"] for end in ("low", "high")]
-            if None not in ends:
-                text += " [{:.{d}f}, {:.{d}f}]".format(*(scale * end for end in ends), d=digits)
-            place = row["time"], METHODS[row["method"]].title
-            grid[place][int(row["concept_index"])] = text
-    return grid
-
-
-def _markdown(grid: Grid, concepts: Sequence[str]) -> str:
+def _markdown(cells: DataFrame, measure: str, concepts: Sequence[str]) -> str:
     """One table, times in order and methods as they come."""
     header = ["time", "method", *(f"{index} {name}" for index, name in enumerate(concepts))]
     lines = [header, ["---"] * 2 + ["--:"] * len(concepts)]
-    for (time, method), cells in sorted(grid.items(), key=lambda item: item[0][0]):
-        lines.append([time, method, *(cells.get(index, "–") for index in range(len(concepts)))])
+    cells = cells.assign(text=[_cell(cell, measure) for _, cell in cells.iterrows()])
+    cells = cells.sort_values("time", kind="stable")
+    for (time, label), found in cells.groupby(["time", "label"], sort=False):
+        texts = dict(zip(found["concept_index"], found["text"], strict=True))
+        lines.append([time, label, *(texts.get(index, "–") for index in range(len(concepts)))])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _remarks(printed: Sequence[Published]) -> list[str]:
+def _cell(cell: Series, measure: str) -> str:
+    """One cell: printed digits as in the paper, measured ones with the ends of the interval."""
+    value, low, high = (cell[f"{measure}{end}"] for end in ("", "_low", "_high"))
+    scale = 100 if measure == "acc" else 1
+    has_interval = np.isfinite([low, high]).all()
+    digits = {"acc": 0, "lpips": 4, "fid": 1} if has_interval else {"acc": 1, "lpips": 3, "fid": 1}
+    texts = [f"{scale * number:.{digits[measure]}f}" for number in (value, low, high)]
+    text = _MARKS[cell["role"]].format(texts[0]) + cell["mark"]
+    return f"{text} [{texts[1]}, {texts[2]}]" if has_interval else text
+
+
+def _remarks(printed: DataFrame) -> list[str]:
     """What the daggers stand for."""
-    doubtful = sorted({(row.table, row.scene, row.time) for row in printed if row.doubtful})
+    doubtful = printed[printed["doubtful"]].drop_duplicates(["table", "scene", "time"])
+    doubtful = doubtful.sort_values(["table", "scene", "time"])
     lines = [
-        f"- Table {table}, SepME, {scene} {time}: repeats another row of the source."
-        for table, scene, time in doubtful
-    ]
-    lines += [
+        f"- Table {row.table}, SepME, {row.scene} {row.time}: repeats another row of the source."
+        for row in doubtful.itertuples()
+    ] + [
         f"- Table {row.table}, {row.method}, {row.scene} {row.time}, {row.concept}: {row.note}"
-        for row in printed
-        if row.note
+        for row in printed[printed["note"] != ""].itertuples()
     ]
     return [f"## {DAGGER} Cells in doubt", "\n".join(lines)] if lines else []

@@ -8,18 +8,19 @@ The same method has the same colour and hatch in both panels and in the figures 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pandas import DataFrame
 
 from sepme.plots import BLACK
-from sepme.scenes import CASTS, SCENES, Moment, moments
-from sepme.scenes.figures import FAMILIES, MEASURED, STYLES
+from sepme.scenes import EVALUATED, SCENES, moments
+from sepme.scenes.figures import method_looks
+from sepme.scenes.images import MEASURES as MEASURE_TITLES
 from sepme.scenes.methods import METHODS
-from sepme.scenes.plots import MEASURE_TITLES, method_style
-from sepme.scenes.published import LABEL, Published, family
+from sepme.scenes.protocol import Moment
+from sepme.scenes.tables import MEASURED, PUBLISHED, family, printed_title
 from sepme.widgets._parts import Explorer, row
 
 #: Measures that both sides know.
@@ -48,53 +49,54 @@ class ResultsState:
 
     def shows(self, method: str) -> bool:
         """Whether a method, measured or printed, is looked at."""
-        return self.method in (ALL, method if method in METHODS else FAMILIES.get(family(method)))
+        return self.method in (ALL, family(method))
 
 
 #: Method -> concept index -> (value, low, high); ends are None for printed numbers.
 Cells = dict[str, dict[int, tuple[float, float | None, float | None]]]
 
 
-def measured_cells(state: ResultsState, rows: Sequence[Mapping[str, Any]]) -> Cells:
+def measured_cells(state: ResultsState, rows: DataFrame) -> Cells:
     """The measured cells of a moment, of the nine concepts."""
-    found: Cells = {}
-    for r in rows:
-        place = (r["kind"], r["scene"], r["time"])
-        value = r[state.measure]
-        index = int(r["concept_index"])
-        here = place == (state.kind, state.scene, state.time) and state.shows(r["method"])
-        if here and value is not None and index < 9:
-            ends = r[f"{state.measure}_low"], r[f"{state.measure}_high"]
-            found.setdefault(r["method"], {})[index] = (value, *ends)
+    found = _cells(state, rows[(rows["kind"] == state.kind) & (rows["concept_index"] < 9)])
     known = list(METHODS)
     return {name: found[name] for name in sorted(found, key=known.index)}
 
 
-def published_cells(state: ResultsState, printed: Sequence[Published]) -> Cells:
+def published_cells(state: ResultsState, printed: DataFrame) -> Cells:
     """The printed cells of a moment: beside the baselines where the paper has them."""
     for table in TABLES[state.kind]:
-        found: Cells = {}
-        for cell in printed:
-            value = getattr(cell, state.measure)
-            here = (cell.table, cell.scene, cell.time) == (table, state.scene, state.time)
-            if here and value is not None and not cell.doubtful and state.shows(cell.method):
-                found.setdefault(cell.method, {})[cell.index] = (value, None, None)
+        found = _cells(state, printed[(printed["table"] == table) & ~printed["doubtful"]])
         if found:
             return found
     return {}
 
 
-def render(
-    state: ResultsState, rows: Sequence[Mapping[str, Any]], printed: Sequence[Published]
-) -> Figure:
+def _cells(state: ResultsState, rows: DataFrame) -> Cells:
+    """The cells of the state's moment, measure and methods."""
+    here = (rows["scene"] == state.scene) & (rows["time"] == state.time)
+    methods = [method for method in rows["method"].unique() if state.shows(method)]
+    shown = rows[here & rows["method"].isin(methods) & rows[state.measure].notna()]
+    columns = [
+        "method",
+        "concept_index",
+        *(f"{state.measure}{end}" for end in ("", "_low", "_high")),
+    ]
+    cells: Cells = {}
+    for method, index, value, low, high in shown[columns].itertuples(index=False):
+        ends = (None, None) if np.isnan(low) else (low, high)
+        cells.setdefault(method, {})[index] = (value, *ends)
+    return cells
+
+
+def render(state: ResultsState, rows: DataFrame, printed: DataFrame) -> Figure:
     """Bars by concept and method: published above, measured below, erased concepts shaded."""
     figure = Figure(figsize=(10, 6.2), dpi=100, layout="constrained")
     above, below = figure.subplots(2, 1)
-    names = {cell.index: cell.concept for cell in printed if cell.kind == state.kind}
-    who = CASTS[state.kind]
-    _bars(above, state, published_cells(state, printed), [names[i] for i in range(9)])
-    _bars(below, state, measured_cells(state, rows), who.names)
-    above.set_title(LABEL, fontsize=10)
+    names = printed[printed["kind"] == state.kind].drop_duplicates("concept_index")["concept"]
+    _bars(above, state, published_cells(state, printed), list(names))
+    _bars(below, state, measured_cells(state, rows), EVALUATED[state.kind].names)
+    above.set_title(PUBLISHED, fontsize=10)
     below.set_title(MEASURED, fontsize=10)
     figure.suptitle(f"{state.scene}, {state.time}, {state.kind}s", fontweight="bold")
     return figure
@@ -122,7 +124,7 @@ def _bars(ax: Axes, state: ResultsState, cells: Cells, names: Sequence[str]) -> 
             (value - low, high - value) for value, low, high in values.values() if low is not None
         ]
         error = scale * np.array(ends).T if len(ends) == len(values) else None
-        title = METHODS[method].title if method in METHODS else _short(method)
+        title = METHODS[method].title if method in METHODS else printed_title(method)
         ax.bar(
             at, heights, 0.92 * width, yerr=error, capsize=1.2, ecolor=BLACK, label=title,
             error_kw={"linewidth": 0.7}, **looks[method],
@@ -130,28 +132,7 @@ def _bars(ax: Axes, state: ResultsState, cells: Cells, names: Sequence[str]) -> 
     ax.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), handlelength=2.2)
 
 
-def method_looks(methods: Sequence[str]) -> dict[str, dict[str, object]]:
-    """Colour and hatch by family, measured or printed; a second length of one is paler."""
-    beyond = [name for name in METHODS if name not in STYLES]
-    looks: dict[str, dict[str, object]] = {}
-    seen: set[str] = set()
-    for method in methods:
-        name = method if method in METHODS else FAMILIES[family(method)]
-        look = STYLES[name] if name in STYLES else method_style(len(STYLES) + beyond.index(name))
-        looks[method] = look | ({"alpha": 0.5} if name in seen else {})
-        seen.add(name)
-    return looks
-
-
-def _short(method: str) -> str:
-    """A printed name that fits a legend: the iterations go on a line of their own."""
-    rest = method.removeprefix(family(method)).strip("[]")
-    return f"{family(method)}\n{rest} iterations" if rest else method
-
-
-def describe(
-    state: ResultsState, rows: Sequence[Mapping[str, Any]], printed: Sequence[Published]
-) -> str:
+def describe(state: ResultsState, rows: DataFrame, printed: DataFrame) -> str:
     """The figure in words: one method's means over the erased and the others, on both sides.
 
     Of all methods it is SepME that is spoken of.
@@ -161,7 +142,7 @@ def describe(
         f"{state.scene} {state.time}, {state.kind}s {', '.join(map(str, state.moment.erased))} "
         f"erased; mean {MEASURE_TITLES[state.measure]} of {METHODS[one.method].title}"
     ]
-    sides = ((LABEL, published_cells(one, printed)), (MEASURED, measured_cells(one, rows)))
+    sides = ((PUBLISHED, published_cells(one, printed)), (MEASURED, measured_cells(one, rows)))
     scale = 100 if state.measure == "acc" else 1
     for label, methods in sides:
         cells = next(iter(methods.values()), None)
@@ -176,12 +157,12 @@ def describe(
     return f"{parts[0]}. {'; '.join(parts[1:])}."
 
 
-def results_explorer(rows: Sequence[Mapping[str, Any]], printed: Sequence[Published]) -> Explorer:
+def results_explorer(rows: DataFrame, printed: DataFrame) -> Explorer:
     """Choose a scene and a moment, and see the paper's numbers above ours.
 
     Args:
-        rows: of one or more tables of scenes, from `sepme.scenes.read_rows`.
-        printed: the paper's, from `sepme.scenes.published.published`.
+        rows: of one or more tables of scenes, from `sepme.scenes.read_table`.
+        printed: the paper's, from `sepme.scenes.published`.
     """
 
     def choose_scene() -> None:
@@ -190,8 +171,7 @@ def results_explorer(rows: Sequence[Mapping[str, Any]], printed: Sequence[Publis
             times = [moment.time for moment in moments(shell.scene.value)]
             shell.time.options, shell.time.index = times, 0
 
-    rows = tuple(rows)
-    there = {r["method"] for r in rows}
+    there = set(rows["method"])
     methods = [(m.title, name) for name, m in METHODS.items() if name in there]
     shell = Explorer("results", ResultsState, render, describe, lambda state: (rows, printed))
     menus = (
