@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from sepme.artefact import versions, write_atomically
 from sepme.composition import Composition
+from sepme.concept import evenly
 from sepme.delta import ConceptDelta
 from sepme.errors import SepmeError
 from sepme.model import Backbone
@@ -349,8 +350,7 @@ def own_prompts(deltas: Mapping[str, ConceptDelta], n: int = 4) -> dict[str, tup
                 f"Every prompt of {name!r} is forgotten by another concept too: say by `prompts` "
                 "what to look at."
             )
-        few = min(n, len(own))
-        chosen[name] = tuple(own[i * len(own) // few] for i in range(few))
+        chosen[name] = tuple(evenly(own, min(n, len(own))))
     return chosen
 
 

@@ -26,8 +26,8 @@ from PIL import Image, UnidentifiedImageError
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from sepme.artefact import writable_folder
 from sepme.errors import SepmeError
-from sepme.report import writable_folder
 
 __all__ = [
     "ERASED",
@@ -101,13 +101,12 @@ def correlation_decay(
     ax.axhline(1, color=GREY, linewidth=0.8, linestyle="--", label="original model")
     if tau is not None:
         ax.axhline(tau, color=GREY, linewidth=1, linestyle=":", label=f"stop at τ = {tau:g}")
-    several, ends = len(steps_by_concept) > 1, {}
+    ends = {}
     for index, (name, steps) in enumerate(steps_by_concept.items()):
         style, n = line_style(index), [step.iteration for step in steps]
         each = [float(np.mean(step.correlation)) for step in steps]
         ax.plot(n, each, linewidth=0.8, alpha=0.45, color=style["color"])
-        label = name if several else f"{name}: momentum $m_n$"
-        ax.plot(n, [step.momentum for step in steps], linewidth=2, label=label, **style)
+        ax.plot(n, [step.momentum for step in steps], linewidth=2, label=name, **style)
         if limit is not None and steps:
             stopped = n[-1] < limit or (tau is not None and steps[-1].momentum <= tau)
             how = "stopped by $m_n$" if stopped else f"limit of {limit} iterations"
@@ -116,8 +115,7 @@ def correlation_decay(
             ax.plot(n[-1:], [steps[-1].momentum], color=style["color"], **mark)
             ends[how] = Line2D([], [], color=GREY, label=how, **mark)
     handles, _ = ax.get_legend_handles_labels()
-    if several:
-        handles.append(Line2D([], [], color=GREY, linewidth=2, label="momentum $m_n$"))
+    handles.append(Line2D([], [], color=GREY, linewidth=2, label="momentum $m_n$"))
     handles.append(Line2D([], [], color=GREY, linewidth=0.8, alpha=0.6, label="each iteration"))
     _legend_beside(ax, [*handles, *(ends[how] for how in sorted(ends, reverse=True))])
     ax.set(xlabel="iteration", ylabel="correlation with the original concept")
