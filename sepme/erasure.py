@@ -215,22 +215,18 @@ def erase(
     """Train the delta that makes the model forget a concept and leaves the retain set alone.
 
     Args:
-        model: it is never changed.
-        concepts: what to forget. A list trains one delta each in one run, with the sum of all on
-            (SepME-dagger); each keeps the others' prompts.
+        concepts: what to forget. A list gives one delta each, trained in one run (SepME-dagger).
         keep: the retain set. The empty prompt always belongs to it; "full" keeps nothing.
         seed: decides the images of the concept, the noise and the timesteps.
         after: deltas that are already on (iterative erasure). Their prompts are kept too.
         trainer: callback, checkpoint and progress bar.
 
     Raises:
-        SepmeError: a prompt both kept and forgotten, no free direction, a delta of another model,
-            or a loss that is no longer finite.
+        SepmeError: a contradiction, no free direction, or a loss that is no longer finite.
     """
     group = _checked_group(model, concepts, after)
     increments = [_Increment(model, c, group, keep, settings, seed, after) for c in group]
     weights = [weight for increment in increments for weight in increment.weights.values()]
-    optimiser = torch.optim.Adam(weights, settings.learning_rate)
     momentum = Momentum(settings.alpha, settings.tau, settings.earliest_stop)
     theta, present = model.cross_attention(), _sum_of(model, after)
 
@@ -244,10 +240,9 @@ def erase(
             seen.append(_Correlation.of(r, r0, t, settings.objective))
         losses = torch.stack([one.loss for one in seen])  # L_cor(c_i), eq. 2
         eta = balance(losses)
-        total, norm = (eta * losses).sum(), _norm(changes)
+        total, norm = (eta * losses).sum(), _norm(changes)  # eq. 3 is total + lambda norm
         momentum.update((eta * torch.stack([one.signed for one in seen])).sum())  # eq. 4
-        found = _described(momentum, total, norm, eta, seen) | {"deltas": deltas}
-        return total + settings.lam * norm, found  # eq. 3
+        return total + settings.lam * norm, _described(momentum, total, norm, eta, seen, deltas)
 
     def deltas() -> list[ConceptDelta]:
         return [increment.delta(momentum.iteration) for increment in increments]
@@ -255,7 +250,7 @@ def erase(
     with model.original():
         (trainer or Trainer()).train(
             loss,
-            optimiser,
+            torch.optim.Adam(weights, settings.learning_rate),
             settings.iterations,
             seed=seed,
             key=[[asdict(i.concept), i.provenance.to_dict()] for i in increments],
@@ -263,7 +258,6 @@ def erase(
             report=ErasureStep,
             prepare=lambda: {i.concept.name: i.draw() for i in increments},
             state=[momentum],
-            stopped=lambda: momentum.stopped,
         )
     return deltas()[0] if isinstance(concepts, Concept) else deltas()
 
@@ -438,7 +432,12 @@ class _Correlation:
 
 
 def _described(
-    momentum: Momentum, total: Tensor, norm: Tensor, eta: Tensor, seen: Sequence[_Correlation]
+    momentum: Momentum,
+    total: Tensor,
+    norm: Tensor,
+    eta: Tensor,
+    seen: Sequence[_Correlation],
+    deltas: Callable[[], list[ConceptDelta]],
 ) -> dict[str, Any]:
     """The fields of an `ErasureStep`."""
     return {
@@ -449,6 +448,7 @@ def _described(
         "correlation_by_timestep": tuple(seen[0].ratio.tolist()),
         "eta": tuple(eta.tolist()),
         "norm": float(norm.detach()),
+        "deltas": deltas,
     }
 
 

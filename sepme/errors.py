@@ -3,6 +3,8 @@
 import sys
 import warnings
 
+__all__ = ["SepmeError", "SepmeWarning", "warn"]
+
 
 class SepmeError(ValueError):
     """Bad input, in one sentence: what was wrong and what to do about it.

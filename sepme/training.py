@@ -66,7 +66,6 @@ class Trainer:
         report: type[Step] = Step,
         prepare: Callable[[], dict[str, Tensor]] = dict,
         state: Sequence[Stateful] = (),
-        stopped: Callable[[], bool] = lambda: False,
         before_step: Callable[[], object] = lambda: None,
         after_step: Callable[[], object] = lambda: None,
     ) -> None:
@@ -75,7 +74,7 @@ class Trainer:
         Args:
             loss: gets what `prepare` made and the iteration's generator. Returns the value to
                 descend on, and the fields of `report` besides `iteration` and `loss`.
-            iterations: the most; `stopped` may end the training earlier.
+            iterations: the most; a part of `state` that is `stopped` ends the training earlier.
             seed: with the iteration it decides everything random.
             key: JSON values that decide the run. A checkpoint of another key is not used.
             title: what the progress bar says.
@@ -97,7 +96,7 @@ class Trainer:
             fixed = prepare()
             self._save(key, optimiser, state, done, fixed)
         with tqdm(total=iterations, initial=done, desc=title, disable=not self.progress) as bar:
-            while done < iterations and not stopped():
+            while done < iterations and not any(getattr(part, "stopped", False) for part in state):
                 value, found = loss(fixed, torch.Generator().manual_seed(mix(seed, done)))
                 done += 1
                 step = report(**{"iteration": done, "loss": float(value.detach()), **found})

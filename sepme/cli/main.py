@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from sepme.concept import Catalogue, Concept
     from sepme.delta import ConceptDelta
 
+__all__ = ["app"]
+
 #: What to do after Ctrl-C, by command.
 RESUME = {
     "erase": "The same command goes on from the last checkpoint.",
