@@ -6,18 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sepme.concept import PAPER_OBJECTS, PAPER_STYLES, Catalogue, catalogue_of
-from sepme.course.chapter import (
-    Claims,
-    LiveDecay,
-    banner,
-    choose_concepts,
-    deltas_of,
-    of_kind,
-    open_model,
-    seen,
-    shipped_deltas,
-)
+from sepme.composition import shipped_deltas
+from sepme.concept import PAPER_OBJECTS, PAPER_STYLES, catalogue_of
+from sepme.course import chapter
+from sepme.course.chapter import Claims, banner, choose_concepts, of_kind, open_model, seen
 from sepme.erasure import PRESETS, erase
 from sepme.model import Backbone
 from sepme.training import Trainer
@@ -48,6 +40,7 @@ def test_an_argument_outweighs_the_environment(
     monkeypatch.setenv("SEPME_MODEL", str(folder))
     backbone, judge, _ = open_model()
     assert (backbone.name, judge) == ("mine", None)
+    assert seen(judge, torch.zeros(2, 3, 64, 64)) == ["", ""]
     monkeypatch.setenv("SEPME_MODEL", "no/such/folder")
     assert open_model(folder)[0].name == "mine"
     with refused("no/such/folder"):
@@ -69,14 +62,8 @@ def test_names_of_ones_own_replace_the_catalogue(
     (folder / "catalogue.json").unlink()
 
 
-@pytest.fixture
-def catalogue() -> Catalogue:
-    return catalogue_of(["Monet", "ink", "Degas"], ["dog", "cat"])
-
-
-def test_a_concept_stands_for_itself_and_others_for_those_that_are_missing(
-    catalogue: Catalogue,
-) -> None:
+def test_a_concept_stands_for_itself_and_others_for_those_that_are_missing() -> None:
+    catalogue = catalogue_of(["Monet", "ink", "Degas"], ["dog", "cat"])
     chosen = choose_concepts(catalogue, style=("neon", "ink", "swirl"), object=("boat",))
     assert chosen == {"neon": "Monet", "ink": "ink", "swirl": "Degas", "boat": "dog"}
     assert list(chosen) == ["neon", "ink", "swirl", "boat"]
@@ -100,13 +87,13 @@ def test_the_deltas_beside_a_model_are_found_and_must_be_its_own(folder: Path) -
 def test_deltas_that_are_missing_are_erased_and_found_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sepme.course.chapter.CACHE", tmp_path)
+    monkeypatch.setattr(chapter, "CACHE", tmp_path)
     monkeypatch.setitem(PRESETS, "default", QUICK)
     backbone, catalogue = fresh(), catalogue_of(["oil"], ["cat"])
-    made = deltas_of(backbone, catalogue, ["oil"])["oil"]
+    made = chapter.deltas_of(backbone, catalogue, ["oil"])["oil"]
     (file,) = tmp_path.rglob("*.safetensors")
     written = file.stat().st_mtime_ns
-    assert deltas_of(backbone, catalogue, ["oil"])["oil"].digest == made.digest
+    assert chapter.deltas_of(backbone, catalogue, ["oil"])["oil"].digest == made.digest
     assert file.stat().st_mtime_ns == written
     assert set(made.kept) == set(catalogue.kept_prompts([catalogue["oil"]]))
 
@@ -137,11 +124,7 @@ def test_a_claim_that_fails_ends_the_chapter_only_as_it_was_written(shipped: Bac
         assert re.findall("<td>(.*?)</td>", table) == ["one is one", "yes", "one is two", "NO"]
 
 
-def test_without_a_judge_nothing_is_seen() -> None:
-    assert seen(None, torch.zeros(2, 3, 64, 64)) == ["", ""]
-
-
 def test_the_live_decay_collects_every_step() -> None:
-    live = LiveDecay("neon", every=2)
+    live = chapter.LiveDecay("neon", every=2)
     erase(fresh(), NEON, ["a cat"], QUICK, trainer=Trainer(callback=live, progress=False))
     assert [step.iteration for step in live.steps] == [1, 2, 3, 4, 5]

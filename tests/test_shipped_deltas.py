@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sepme.atelier.paintings import OBJECTS, STYLES
-from sepme.course.chapter import shipped_deltas
+from sepme.composition import shipped_deltas
 from sepme.erasure import PRESETS, erase, recorded_settings
 from sepme.model import Backbone, load_catalogue
 from tests.miniature import QUIET
