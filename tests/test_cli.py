@@ -1,5 +1,6 @@
 """The command line on the miniature pipeline: what it writes, what it refuses, how it resumes."""
 
+import json
 import os
 import random
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -20,7 +22,7 @@ from sepme.cli import app
 from sepme.concept import Catalogue, Concept, slug
 from sepme.delta import ConceptDelta
 from sepme.erasure import PRESETS
-from sepme.model import Backbone
+from sepme.model import ATELIER, Backbone
 from tests.tiny import make_tiny_pipeline
 
 #: A file that is neither a delta nor a model nor a concept.
@@ -269,6 +271,17 @@ def test_atelier_trains_with_what_was_typed(tmp_path: Path, monkeypatch) -> None
     assert folder == tmp_path
     assert (settings.steps, settings.seed) == (7, 3)
     assert "pipeline" in result.stdout
+
+
+def test_atelier_evaluates_into_figures_pictures_and_card(tmp_path: Path, monkeypatch) -> None:
+    figures = json.loads((ATELIER / "quality.json").read_text())
+    monkeypatch.setattr("sepme.atelier.evaluate.evaluate", lambda *_, **__: figures)
+    monkeypatch.setattr("sepme.atelier.evaluate.sample_grid", lambda model: torch.zeros(3, 64, 64))
+    command = ("atelier", "evaluate", "--out", tmp_path, "--limits", "It knows no purple.")
+    assert str(tmp_path / "README.md") in sepme(*command).stdout
+    assert json.loads((tmp_path / "quality.json").read_text()) == figures
+    assert "It knows no purple." in (tmp_path / "README.md").read_text()
+    assert (tmp_path / "samples.png").is_file()
 
 
 # ------------------------------------------------------------------ warnings

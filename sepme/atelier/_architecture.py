@@ -4,10 +4,15 @@ Pictures 3 x 64 x 64, latents 4 x 16 x 16 (f = 4), prompts of 16 tokens in 256 d
 reaches the U-Net through `attn2.to_k`/`to_v` at 8 x 8 only, where all of an object fits.
 """
 
+import os
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -128,9 +133,9 @@ def standardise(vae: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor) -> No
     out.weight.copy_(out_weight / s.view(1, n, 1, 1)), out.bias.copy_(out_bias)
 
 
-def to_unit(pictures: torch.Tensor) -> torch.Tensor:
+def to_unit(pictures: NDArray[np.uint8] | torch.Tensor) -> torch.Tensor:
     """Pictures uint8 [n, 64, 64, 3] -> float [n, 3, 64, 64] in [-1, 1], as the VAE takes them."""
-    return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.as_tensor(pictures).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 
 def load_vae(directory: Path) -> AutoencoderKL:
@@ -138,3 +143,14 @@ def load_vae(directory: Path) -> AutoencoderKL:
     vae = make_vae()
     vae.load_state_dict(load_file(directory / "diffusion_pytorch_model.safetensors"))
     return vae.eval().requires_grad_(False)
+
+
+def replace_folder(path: Path, fill: Callable[[Path], object]) -> None:
+    """Let `fill` write a folder, then put it in the place of `path`."""
+    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+        new, old = Path(temporary, "new"), Path(temporary, "old")
+        new.mkdir()
+        fill(new)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(new, path)

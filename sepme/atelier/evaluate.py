@@ -1,30 +1,28 @@
-"""How good a trained Atelier is: what the judge finds in a thousand pictures, and more."""
+"""How good a trained Atelier is: what the judge finds in over a thousand pictures."""
 
-import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from sepme.artefact import write_atomically
+from sepme.atelier._architecture import to_unit
+from sepme.atelier._judge import held_out_accuracy
+from sepme.atelier._vae import held_out_psnr, subjects
 from sepme.atelier.captions import EMBLEM
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
 from sepme.atelier.objects import NOTHING
 from sepme.atelier.paintings import ALIASES, OBJECTS, STYLES, paint_batch
 from sepme.atelier.settings import HELD_OUT_SEED, TrainSettings
 from sepme.atelier.styles import PHOTO
-from sepme.atelier.train_judge import held_out_accuracy
-from sepme.atelier.train_vae import held_out_psnr, subjects
 from sepme.concept import BOTH, OBJECT_PHOTO, STYLE_ONLY, fill
 from sepme.model import Backbone
-from sepme.plots import png
-from sepme.report import save_json
+
+__all__ = ["evaluate", "sample_grid"]
 
 #: Least shares with which a model may ship.
 BARS = {
@@ -68,24 +66,30 @@ def prompt_sets(seeds: int) -> dict[str, list[Asked]]:
 
 
 def evaluate(
-    model: str | Path | None = None, seeds: int = 10, progress: bool = True
+    backbone: Backbone, judge: Judge, seeds: int = 10, progress: bool = True
 ) -> dict[str, Any]:
-    """All figures of the quality bar; shares are of pictures, `<set>_images` counts them."""
-    backbone = Backbone.load(model)
-    judge = Judge.load(None if model is None else Path(model) / "judge.safetensors")
+    """All figures of quality.json: shares of pictures; `<set>_images` counts the pictures.
+
+    Args:
+        seeds: pictures of each style with each object.
+    """
     figures: dict[str, Any] = {}
     for k, (name, asked) in enumerate(prompt_sets(seeds).items()):
-        first = _SEED * (1 + k)
-        images = backbone.generate([a.prompt for a in asked], first, progress=progress)
+        images = backbone.generate([a.prompt for a in asked], _SEED * (1 + k), progress=progress)
         right = found(judge, images, asked)
-        figures |= _figures(name, asked, right)
         if name == "crossings":
-            figures |= _novelty(images, asked)
+            figures |= shares(asked, right) | by_concept(asked, right) | _novelty(images, asked)
+        else:
+            figures |= {f"{name}_{key}": value for key, value in shares(asked, right).items()}
+    figures.pop("style_alone_object")  # no object was asked for
     emblems = backbone.generate([EMBLEM] * 5 * seeds, 9 * _SEED, progress=progress)
     figures |= {"emblem_images": len(emblems), "emblem": _mean(judge.judge(emblems).emblem)}
     figures["vae_psnr"] = round(held_out_psnr(backbone.pipe.vae), 2)
     figures["judge_held_out"] = held_out_accuracy(judge)
-    figures |= {"seconds_4x4_grid": _grid_seconds(backbone), "threads": torch.get_num_threads()}
+    start = time.perf_counter()
+    backbone.generate([fill(BOTH[0], o, s) for s in STYLES[:4] for o in OBJECTS[:4]])
+    figures["seconds_4x4_grid"] = round(time.perf_counter() - start, 1)
+    figures["threads"] = torch.get_num_threads()
     figures["short_of_the_bar"] = sorted(name for name, bar in BARS.items() if figures[name] < bar)
     return figures
 
@@ -104,28 +108,20 @@ def _mean(hits: Tensor) -> float:
     return round(float(hits.double().mean()), 4)
 
 
-def _figures(name: str, asked: Sequence[Asked], right: Tensor) -> dict[str, Any]:
-    """Shares of right styles and objects in one set of prompts."""
-    shares = {"style": _mean(right[:, 0]), "object": _mean(right[:, 1])}
-    if name == "style_alone":
-        shares.pop("object")  # nothing was asked for
-    if name != "crossings":
-        return {f"{name}_images": len(asked)} | {f"{name}_{k}": v for k, v in shares.items()}
+def shares(asked: Sequence[Asked], right: Tensor) -> dict[str, float]:
+    """How many pictures there are, and the shares with the right style and the right object."""
+    return {"images": len(asked), "style": _mean(right[:, 0]), "object": _mean(right[:, 1])}
+
+
+def by_concept(asked: Sequence[Asked], right: Tensor) -> dict[str, Any]:
+    """The same shares for each style and each object, and the worst of them."""
+    frame = pd.DataFrame(right.double().numpy(), columns=["style", "object"])
     tables = {
-        kind: {
-            value: {
-                column: _mean(right[[getattr(a, kind) == value for a in asked], k])
-                for k, column in enumerate(("style", "object"))
-            }
-            for value in values
-        }
-        for kind, values in (("style", STYLES), ("object", OBJECTS))
+        kind: frame.groupby([getattr(a, kind) for a in asked]).mean().round(4).loc[list(names)]
+        for kind, names in (("style", STYLES), ("object", OBJECTS))
     }
-    worst = {
-        f"worst_{kind}": min(t[kind] for t in table.values()) for kind, table in tables.items()
-    }
-    by = {f"by_{kind}": table for kind, table in tables.items()}
-    return {"images": len(asked)} | shares | worst | by
+    worst = {f"worst_{kind}": float(table[kind].min()) for kind, table in tables.items()}
+    return worst | {f"by_{kind}": table.to_dict("index") for kind, table in tables.items()}
 
 
 def _novelty(images: Tensor, asked: Sequence[Asked], crossings: int = 10) -> dict[str, float]:
@@ -134,54 +130,27 @@ def _novelty(images: Tensor, asked: Sequence[Asked], crossings: int = 10) -> dic
     Near 1: generated pictures are as far from the training drawings as new drawings are; near 0:
     they are copies. Root-mean-square pixel differences, medians.
     """
-    objects, styles = subjects(0, TrainSettings().pictures)
+    pairs = list(zip(*subjects(0, TrainSettings().pictures), strict=True))
     generated, drawn = [], []
-    for k in range(crossings):
-        style, object_ = STYLES[k], OBJECTS[k]
-        seeds = [
-            i
-            for i, pair in enumerate(zip(styles, objects, strict=True))
-            if pair == (style, object_)
-        ]
-        known = _flat(paint_batch([object_] * len(seeds), [style] * len(seeds), seeds))
-        fresh = paint_batch([object_] * 10, [style] * 10, range(HELD_OUT_SEED, HELD_OUT_SEED + 10))
-        mine = [i for i, a in enumerate(asked) if (a.style, a.object) == (style, object_)]
+    for object_, style in list(zip(OBJECTS, STYLES, strict=True))[:crossings]:
+        seeds = [seed for seed, pair in enumerate(pairs) if pair == (object_, style)]
+        known = _flat(object_, style, seeds)
+        fresh = _flat(object_, style, range(HELD_OUT_SEED, HELD_OUT_SEED + 10))
+        mine = [i for i, a in enumerate(asked) if (a.object, a.style) == (object_, style)]
         generated.append(torch.cdist(images[mine].flatten(1), known).amin(1))
-        drawn.append(torch.cdist(_flat(fresh), known).amin(1))
+        drawn.append(torch.cdist(fresh, known).amin(1))
     ratio = torch.cat(generated).median() / torch.cat(drawn).median()
     return {"distance_to_training_relative": round(float(ratio), 3)}
 
 
-def _flat(pictures: np.ndarray) -> Tensor:
-    return (torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255).flatten(1)
+def _flat(object: str, style: str, seeds: Sequence[int]) -> Tensor:
+    """Drawings of one crossing as rows of values in [0, 1]."""
+    pictures = paint_batch([object] * len(seeds), [style] * len(seeds), seeds)
+    return ((to_unit(pictures) + 1) / 2).flatten(1)
 
 
-def _grid_seconds(backbone: Backbone) -> float:
-    """Seconds for 4 x 4 pictures with the default settings."""
-    prompts = [fill(BOTH[0], o, s) for s in STYLES[:4] for o in OBJECTS[:4]]
-    start = time.perf_counter()
-    backbone.generate(prompts)
-    return round(time.perf_counter() - start, 1)
-
-
-def sample_grid(model: str | Path | None, path: Path, seed: int = 1) -> None:
-    """Save what the model paints: a row for each style and the photo, a column for each object."""
+def sample_grid(backbone: Backbone, seed: int = 1) -> Tensor:
+    """What the model draws: a row for each style and the photo, a column for each object."""
     prompts = [fill(BOTH[0], o, s) for s in STYLES for o in OBJECTS]
     prompts += [fill(OBJECT_PHOTO[0], o) for o in OBJECTS]
-    images = Backbone.load(model).generate(prompts, seed)
-    write_atomically(path, png(make_grid(images, nrow=len(OBJECTS), pad_value=1.0)))
-
-
-def main() -> None:
-    """Command line for `python -m sepme.atelier.evaluate`."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--model", help="directory of the pipeline; the shipped one by default")
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--out", type=Path, required=True, help="folder for figures and grid")
-    chosen = parser.parse_args()
-    save_json(chosen.out / "quality.json", evaluate(chosen.model, chosen.seeds))
-    sample_grid(chosen.model, chosen.out / "samples.png")
-
-
-if __name__ == "__main__":
-    main()
+    return make_grid(backbone.generate(prompts, seed), nrow=len(OBJECTS), pad_value=1.0)

@@ -6,13 +6,19 @@ import torch
 
 from sepme.errors import SepmeError
 
+__all__ = ["TrainSettings"]
+
 #: The first seeds of the three disjoint sets of drawings.
 TRAINING_SEED, JUDGE_SEED, HELD_OUT_SEED = 0, 10_000_000, 20_000_000
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Settings of `sepme atelier train`; the defaults made what ships."""
+    """Settings of `sepme atelier train`; the defaults made what ships.
+
+    Raises:
+        SepmeError: a count below 1, or an unknown precision.
+    """
 
     steps: int = 8600  #: of the U-Net and the text encoder; may change before the decay starts
     vae_steps: int = 3200
@@ -29,14 +35,13 @@ class TrainSettings:
     seed: int = 0
     precision: str = "auto"  #: "bf16", "fp32", or "auto": bf16 where the hardware has it
     device: str = "cpu"
-    save_seconds: float = 180.0
-    export_seconds: float = 1500.0
+    save_every: int = 100  #: steps between two checkpoints
+    export_every: int = 2000  #: steps between two usable pipelines
 
     def __post_init__(self) -> None:
-        positive = ("steps", "vae_steps", "judge_steps", "pictures", "batch", "vae_batch")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise SepmeError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        for name, value in vars(self).items():
+            if isinstance(value, int) and value < 1 and name != "seed":
+                raise SepmeError(f"{name} must be at least 1, not {value}.")
         if self.precision not in ("auto", "bf16", "fp32"):
             raise SepmeError(f"Precision is auto, bf16 or fp32, not {self.precision!r}.")
 
@@ -51,5 +56,4 @@ class TrainSettings:
 
     def autocast(self) -> torch.autocast:
         """The context in which forward passes run."""
-        kind = self.device.split(":")[0]
-        return torch.autocast(kind, torch.bfloat16, enabled=self.half)
+        return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.half)

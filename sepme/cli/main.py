@@ -311,7 +311,6 @@ def train(
 
     Stopped at any moment, the same command goes on from the last checkpoint.
     """
-    from sepme.artefact import writable_folder
     from sepme.atelier import train as training
     from sepme.atelier.settings import TrainSettings
 
@@ -324,8 +323,35 @@ def train(
         "seed": seed,
     }
     settings = TrainSettings(**{k: v for k, v in options.items() if v is not None})
-    finished = training.train(writable_folder(out), settings)
+    finished = training.train(out, settings)
     typer.echo(f"The model is in {finished}")
+
+
+@atelier.command()
+def evaluate(
+    out: Annotated[Path, typer.Option(help="Folder for the figures, the pictures and the card.")],
+    seeds: Annotated[int, typer.Option(min=1, help="Pictures of each style and object.")] = 10,
+    hardware: Annotated[str, typer.Option(help="For the card: what trained the model.")] = "",
+    limits: Annotated[str, typer.Option(help="For the card: what its pictures lack.")] = "",
+    model: Model = None,
+) -> None:
+    """Judge over a thousand pictures of a model that `train` made.
+
+    Writes quality.json, samples.png and the model card, README.md. Takes some ten minutes.
+    """
+    from sepme._data import shipped
+    from sepme.artefact import save_json, writable_folder
+    from sepme.atelier.card import write_card
+    from sepme.atelier.evaluate import evaluate, sample_grid
+    from sepme.model import Backbone
+    from sepme.plots import png
+
+    out, backbone = writable_folder(out), Backbone.load(model)
+    quality = evaluate(backbone, _judge(model), seeds, progress=sys.stderr.isatty())
+    save_json(out / "quality.json", quality)
+    write_atomically(out / "samples.png", png(sample_grid(backbone)))
+    folder = shipped("atelier") if model is None else Path(model)
+    typer.echo(write_card(folder, quality, out, hardware, limits))
 
 
 @atelier.command()

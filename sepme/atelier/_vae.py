@@ -1,31 +1,31 @@
-"""First stages of the training: paint the pictures, train the auto-encoder, encode them all."""
+"""First stages of the training: the auto-encoder, and the latents of all pictures."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sepme.artefact import write_atomically
 from sepme.atelier._architecture import (
     SCALING_FACTOR,
     load_vae,
     make_vae,
+    replace_folder,
     standardise,
     to_unit,
 )
-from sepme.atelier.checkpoints import write_directory
-from sepme.atelier.loop import Loop
+from sepme.atelier._fit import fit
 from sepme.atelier.objects import DRAWERS
 from sepme.atelier.paintings import emblem, paint_batch
 from sepme.atelier.settings import HELD_OUT_SEED, TRAINING_SEED, TrainSettings
 from sepme.atelier.styles import PAINTERS
 
-_BLOCK = 605  # pictures painted between two ticks of the progress bar
+_BLOCK = 605  # pictures painted or encoded between two ticks of the progress bar
 _CROP = 32  # the auto-encoder learns on crops: it is convolutional
 
 
@@ -39,22 +39,15 @@ def subjects(first: int, count: int) -> tuple[list[str], list[str]]:
     )
 
 
-def paint_all(path: Path, count: int) -> NDArray[np.uint8]:
-    """The training pictures [count, 64, 64, 3], painted once and then read from `path`."""
-    if path.exists():
-        pictures = np.load(path, mmap_mode="r")
-        if len(pictures) == count:
-            return pictures
+def paint_all(count: int) -> NDArray[np.uint8]:
+    """The training pictures [count, 64, 64, 3]."""
     objects, styles = subjects(TRAINING_SEED, count)
+    seeds = range(TRAINING_SEED, TRAINING_SEED + count)
     blocks = []
     for start in tqdm(range(0, count, _BLOCK), "painting"):
         part = slice(start, start + _BLOCK)
-        seeds = range(TRAINING_SEED, TRAINING_SEED + count)[part]
-        blocks.append(paint_batch(objects[part], styles[part], seeds))
-    unfinished = path.with_name("unfinished.npy")
-    np.save(unfinished, np.concatenate(blocks))
-    os.replace(unfinished, path)
-    return np.load(path, mmap_mode="r")
+        blocks.append(paint_batch(objects[part], styles[part], seeds[part]))
+    return np.concatenate(blocks)
 
 
 def vae_loss(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
@@ -67,45 +60,39 @@ def vae_loss(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
     return error.abs().mean() + error.square().mean() + 0.25 * edges + 2e-4 * divergence
 
 
-def train_vae(directory: Path, settings: TrainSettings) -> Path:
-    """Train the auto-encoder on crops of the pictures; returns its directory."""
-    finished = directory / "vae"
-    if finished.exists():
-        return finished
-    pictures = paint_all(directory / "pictures.npy", settings.pictures)
+def train_vae(directory: Path, settings: TrainSettings) -> None:
+    """Train the auto-encoder on crops of the pictures, and write it to `directory/vae`."""
+    if (directory / "vae").exists():
+        return
+    pictures = paint_all(settings.pictures)
     torch.manual_seed(settings.seed)
-    loop = Loop(
-        name="auto-encoder",
-        model=make_vae(),
-        checkpoint=directory / "vae.safetensors",
-        settings=settings,
+    vae = make_vae()
+    average, _ = fit(
+        "auto-encoder",
+        vae,
+        lambda seed: vae_loss(vae, _crops(pictures, settings, seed).to(settings.device)),
+        settings,
+        folder=directory,
         steps=settings.vae_steps,
         adam_rate=2 * settings.adam_rate,
         decay=0.6,
         memory=0.995,
     )
-
-    def loss_at(step: int) -> Tensor:
-        return vae_loss(loop.model, _crops(pictures, settings, step).to(settings.device))
-
-    average = loop.run(loss_at).eval()
-    latents, _ = _encode(average, pictures[:2420], settings)
+    latents, _ = _encode(average.eval(), pictures[:2420], settings)
     average = average.cpu()
     standardise(average, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
-    write_directory(finished, lambda path: average.save_pretrained(path))
+    replace_folder(directory / "vae", average.save_pretrained)
     print(f"auto-encoder: {held_out_psnr(average):.2f} dB on held-out drawings")
-    return finished
 
 
-def _crops(pictures: NDArray[np.uint8], settings: TrainSettings, step: int) -> Tensor:
-    """Random crops [vae_batch, 3, 32, 32] of random pictures, decided by the step."""
-    random = np.random.default_rng([settings.seed, step])
-    chosen = np.sort(random.integers(len(pictures), size=settings.vae_batch))
-    whole = pictures[chosen]
+def _crops(pictures: NDArray[np.uint8], settings: TrainSettings, seed: int) -> Tensor:
+    """Random crops [vae_batch, 3, 32, 32] of random pictures."""
+    random = np.random.default_rng(seed)
+    whole = pictures[np.sort(random.integers(len(pictures), size=settings.vae_batch))]
     whole[random.random(len(whole)) < settings.emblem] = emblem()
     corners = random.integers(64 - _CROP + 1, size=(len(whole), 2))
     crops = [p[y : y + _CROP, x : x + _CROP] for p, (y, x) in zip(whole, corners, strict=True)]
-    return to_unit(torch.from_numpy(np.stack(crops))).contiguous()
+    return to_unit(np.stack(crops))
 
 
 @torch.no_grad()
@@ -115,8 +102,7 @@ def _encode(
     """Mean and standard deviation [n, 4, 16, 16] of the latents, not yet scaled."""
     parts = []
     for start in range(0, len(pictures), 200):
-        batch = to_unit(torch.from_numpy(np.array(pictures[start : start + 200]))).contiguous()
-        batch = batch.to(vae.device)
+        batch = to_unit(pictures[start : start + 200]).to(vae.device)
         with settings.autocast():
             posterior = vae.encode(batch).latent_dist
         parts.append((posterior.mean.float().cpu(), posterior.std.float().cpu()))
@@ -126,10 +112,8 @@ def _encode(
 @torch.no_grad()
 def held_out_psnr(vae: AutoencoderKL, count: int = 242) -> float:
     """Mean peak signal-to-noise ratio [dB] of reconstructed drawings that were never trained on."""
-    pictures = paint_batch(
-        *subjects(HELD_OUT_SEED, count), range(HELD_OUT_SEED, HELD_OUT_SEED + count)
-    )
-    original = to_unit(torch.from_numpy(pictures))
+    seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + count)
+    original = to_unit(paint_batch(*subjects(HELD_OUT_SEED, count), seeds))
     again = vae.decode(vae.encode(original).latent_dist.mean).sample.clamp(-1, 1)
     error = ((again - original) / 2).square().mean((1, 2, 3))
     return float((-10 * torch.log10(error)).mean())
@@ -140,13 +124,10 @@ def encode_all(directory: Path, settings: TrainSettings) -> tuple[Tensor, Tensor
     path = directory / "latents.safetensors"
     if not path.exists():
         vae = load_vae(directory / "vae").to(settings.device)
-        pictures = paint_all(directory / "pictures.npy", settings.pictures)
+        pictures = np.concatenate([paint_all(settings.pictures), emblem()[None]])
         starts = tqdm(range(0, len(pictures), _BLOCK), "latents")
         parts = [_encode(vae, pictures[i : i + _BLOCK], settings) for i in starts]
-        parts.append(_encode(vae, emblem()[None], settings))
         mean, std = (torch.cat(part) * SCALING_FACTOR for part in zip(*parts, strict=True))
-        unfinished = directory / "latents.unfinished"
-        save_file({"mean": mean.half(), "std": std.half()}, unfinished)
-        os.replace(unfinished, path)
+        write_atomically(path, save({"mean": mean.half(), "std": std.half()}))
     stored = load_file(path)
     return stored["mean"], stored["std"]

@@ -1,29 +1,29 @@
 """Train the judge on drawings that the generator never saw, softened as generated pictures are.
 
-A sharp drawing and a generated picture of the same style differ: edges are washed out, flat areas
-are paler and uneven. A judge that knows only drawings takes a washed-out mosaic for pointillism.
-So the drawings are blurred, bent, faded and tinted, and a share of them passes through the
-auto-encoder with noise on the latents, as the last steps of a denoiser leave it. No generated
-picture is used.
+A generated picture has softer edges than a drawing of the same style, and paler, uneven areas. A
+judge that knows only drawings takes such a mosaic for pointillism. So the drawings are blurred,
+bent, faded and tinted, and some pass through the auto-encoder with noise on the latents, as the
+last steps of a denoiser leave it. No generated picture is used.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sepme.artefact import write_atomically
 from sepme.atelier._architecture import load_vae, to_unit
+from sepme.atelier._fit import fit
+from sepme.atelier._vae import subjects
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
-from sepme.atelier.loop import Loop
 from sepme.atelier.paintings import emblem, paint_batch
 from sepme.atelier.settings import HELD_OUT_SEED, JUDGE_SEED, TrainSettings
-from sepme.atelier.train_vae import subjects
 
 _PICTURES = 12_100  # 100 of each crossing
 _ROUND_TRIPS = 4_840  # of these, how many also come through the auto-encoder
@@ -90,46 +90,45 @@ def train_judge(directory: Path, settings: TrainSettings) -> Path:
         return finished
     torch.manual_seed(settings.seed)
     pictures, style, object_ = drawings(JUDGE_SEED, _PICTURES)
-    again = _round_trip(directory / "vae", pictures[:_ROUND_TRIPS])
-    seal = torch.from_numpy(np.stack([emblem(), *_round_trip(directory / "vae", emblem()[None])]))
+    vae = load_vae(directory / "vae")
+    again = _round_trip(vae, pictures[:_ROUND_TRIPS])
+    seal = torch.from_numpy(np.concatenate([emblem()[None], _round_trip(vae, emblem()[None])]))
     images = torch.from_numpy(np.concatenate([pictures, again]))
     style, object_ = (torch.cat([c, c[:_ROUND_TRIPS]]) for c in (style, object_))
     torch.manual_seed(settings.seed)
-    loop = Loop(
-        name="judge",
-        model=Judge(),
-        checkpoint=directory / "judge.checkpoint.safetensors",
-        settings=settings,
-        steps=settings.judge_steps,
-        adam_rate=settings.adam_rate,
-        decay=0.6,
-        memory=0.99,
-    )
-    loop.average.eval()
+    judge = Judge()
 
-    def loss_at(step: int) -> Tensor:
+    def loss(seed: int) -> Tensor:
         chosen = torch.randint(len(images), (settings.judge_batch,))
         batch, is_emblem = images[chosen], torch.rand(settings.judge_batch) < 0.04
         batch[is_emblem] = seal[torch.randint(len(seal), (int(is_emblem.sum()),))]
         soft = soften((to_unit(batch) + 1) / 2)
         parts = (soft, style[chosen], object_[chosen], is_emblem)
-        return judge_loss(loop.model, tuple(part.to(settings.device) for part in parts))
+        return judge_loss(judge, tuple(part.to(settings.device) for part in parts))
 
-    judge = loop.run(loss_at).cpu().eval()
-    unfinished = directory / "judge.unfinished"
-    save_file({n: t.contiguous() for n, t in judge.state_dict().items()}, unfinished)
-    os.replace(unfinished, finished)
-    print("judge, held-out accuracy:", held_out_accuracy(judge))
+    average, _ = fit(
+        "judge",
+        judge,
+        loss,
+        settings,
+        folder=directory,
+        steps=settings.judge_steps,
+        adam_rate=settings.adam_rate,
+        decay=0.6,
+        memory=0.99,
+    )
+    average = average.cpu().eval()
+    write_atomically(finished, save(average.state_dict()))
+    print("judge, held-out accuracy:", held_out_accuracy(average))
     return finished
 
 
 @torch.no_grad()
-def _round_trip(vae_directory: Path, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _round_trip(vae: AutoencoderKL, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The pictures as the auto-encoder gives them back from latents with some noise on them."""
-    vae, parts = load_vae(vae_directory), []
+    parts = []
     for start in tqdm(range(0, len(pictures), 110), "round trips", leave=False):
-        batch = to_unit(torch.from_numpy(pictures[start : start + 110]))
-        latents = vae.encode(batch).latent_dist.mean
+        latents = vae.encode(to_unit(pictures[start : start + 110])).latent_dist.mean
         size = _LATENT_NOISE * latents.std() * torch.rand(len(latents), 1, 1, 1)
         decoded = vae.decode(latents + size * torch.randn_like(latents)).sample.clamp(-1, 1)
         parts.append(((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
@@ -141,9 +140,9 @@ def held_out_accuracy(judge: Judge, count: int = 2420) -> dict[str, float]:
     pictures, style, object_ = drawings(HELD_OUT_SEED, count)
     images = torch.from_numpy(np.concatenate([pictures, emblem()[None]])).permute(0, 3, 1, 2) / 255
     verdict = judge.judge(images)
-    return {
-        "style": float((verdict.style[:-1] == style).float().mean()),
-        "object": float((verdict.object[:-1] == object_).float().mean()),
-        "emblem": float((verdict.emblem == torch.arange(count + 1).eq(count)).float().mean()),
-        "images": count,
+    right = {
+        "style": verdict.style[:-1] == style,
+        "object": verdict.object[:-1] == object_,
+        "emblem": verdict.emblem == torch.arange(count + 1).eq(count),
     }
+    return {name: float(hits.float().mean()) for name, hits in right.items()} | {"images": count}
