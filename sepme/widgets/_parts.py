@@ -8,7 +8,6 @@ needs a model waits its turn: all widgets of a process share one lock.
 import base64
 import threading
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
@@ -21,12 +20,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from sepme.concept import slug
-from sepme.errors import SepmeError, SepmeWarning
+from sepme.errors import SepmeError
 from sepme.plots import png
 
 #: Called by long work with what is done and what there is to do; raises `Stopped` after Stop.
 Report = Callable[[int, int], None]
-
 LABEL = {"description_width": "initial"}
 WIDE = "1000px"
 #: The layout of a field for a number.
@@ -41,30 +39,26 @@ class Stopped(Exception):
 class Picture(widgets.HTML):
     """A figure as a PNG file inside an `<img>` element, with words for those who cannot see it."""
 
-    GREY = "<style>.sepme-stale img { opacity: 0.35; filter: grayscale(1); }</style>"
-
     def __init__(self, hook: str) -> None:
         super().__init__("<p>No picture yet.</p>")
-        self.png, self.alt, self.hook = b"", "", hook
+        self.png, self.alt, self.stale, self.hook = b"", "", False, hook
         self.add_class(f"{hook}-box")
 
     def show(self, figure: Figure, alt: str) -> None:
         """Replace the picture; the same figure always gives the same bytes."""
-        self.png, self.alt, self.stale = png(figure), alt, False
+        self.png, self.alt = png(figure), alt
         data = base64.b64encode(self.png).decode()
         self.value = (
-            f'{self.GREY}<img class="{self.hook}" alt="{escape(alt)}" '
+            "<style>.sepme-stale img { opacity: 0.35; filter: grayscale(1); }</style>"
+            f'<img class="{self.hook}" alt="{escape(alt)}" '
             f'style="width: 100%; max-width: {WIDE}" src="data:image/png;base64,{data}">'
         )
+        self.grey(False)
 
-    @property
-    def stale(self) -> bool:
-        """Whether the picture is greyed, because the controls now say something else."""
-        return "sepme-stale" in self._dom_classes
-
-    @stale.setter
-    def stale(self, value: bool) -> None:
-        (self.add_class if value else self.remove_class)("sepme-stale")
+    def grey(self, stale: bool) -> None:
+        """Grey the picture while the controls say something else than what it shows."""
+        self.stale = stale
+        (self.add_class if stale else self.remove_class)("sepme-stale")
 
 
 class Status(widgets.HTML):
@@ -100,26 +94,25 @@ class BackgroundTask:
         #: Controls that are disabled while the work runs.
         self.locked: tuple[widgets.Widget, ...] = ()
         self.status, self.running = status, False
-        self._stop_asked, self._threaded, self._alone = threading.Event(), threaded, alone
-        self._thread: threading.Thread | None = None
+        self._lock = _ONE_AT_A_TIME if alone else nullcontext()
+        self._stop_asked, self._threaded = threading.Event(), threaded
+        self._thread = threading.Thread()
 
     def start(self, work: Callable[[Report], str], text: str) -> None:
         """Begin, unless something is still running. `work` returns the last status line."""
         if self.running:
             return
         self._stop_asked.clear()
-        self._set_running(True)
-        self.bar.value = 0.0
+        self._set_running(True, 0.0)
         self.status.say(text)
-        if self._threaded:
-            self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
-            self._thread.start()
-        else:
-            self._run(work)
+        self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
+        self._thread.start()
+        if not self._threaded:
+            self._thread.join()
 
     def wait(self, timeout: float | None = None) -> None:
         """Return when nothing is running any more."""
-        if self._thread is not None:
+        if self.running:
             self._thread.join(timeout)
 
     def pause(self, seconds: float) -> None:
@@ -134,37 +127,40 @@ class BackgroundTask:
     def _run(self, work: Callable[[Report], str]) -> None:
         done = 0.0
         try:
-            with _ONE_AT_A_TIME if self._alone else nullcontext():
+            with self._lock:
                 text = work(self._report)
-            self.status.say(text)
             done = 1.0
         except Stopped:
-            self.status.say("Stopped; nothing was changed.")
+            text = "Stopped; nothing was changed."
         except SepmeError as error:
-            self.status.say(f"⚠ {error}")
+            text = f"⚠ {error}"
         except Exception as error:  # a bug: nobody else would hear of it in this thread
             traceback.print_exc()
-            self.status.say(f"⚠ This failed unexpectedly ({type(error).__name__}: {error}).")
-        finally:
-            self.bar.value = done
-            self._set_running(False)
+            text = f"⚠ This failed unexpectedly ({type(error).__name__}: {error})."
+        self.status.say(text)
+        self._set_running(False, done)
 
-    def _set_running(self, running: bool) -> None:
-        self.running = running
-        self.stop.disabled = not running
+    def _set_running(self, running: bool, done: float) -> None:
+        self.running, self.bar.value, self.stop.disabled = running, done, not running
         for control in self.locked:
             control.disabled = running
+
+
+def part(report: Report, index: int, parts: int) -> Report:
+    """The report of one of several equal parts of the work."""
+    return lambda done, total: report(index * total + done, parts * total)
 
 
 class Shell(widgets.VBox):
     """Controls, a status line and a picture of the state that the controls say.
 
     `control` makes a control, which becomes the attribute of its name; its class for tests and
-    styles is `sepme-<widget>-<name>`. `arrange` puts rows of controls above the picture.
+    styles is `sepme-<widget>-<name>`. `arrange` puts rows of controls above the picture. After a
+    control has got another value, `changed` is called, which a subclass defines.
     """
 
     def __init__(self, name: str, state: type, text: str = "", **task: bool) -> None:
-        super().__init__(layout=widgets.Layout(max_width=WIDE))
+        super().__init__(layout={"max_width": WIDE})
         self.hook, self.state_type = f"sepme-{name}", state
         self.add_class(self.hook)
         self.status = Status().add_class(f"{self.hook}-status")
@@ -182,13 +178,8 @@ class Shell(widgets.VBox):
     @property
     def state(self) -> Any:
         """What the controls say now: each field of the state is the control of its name."""
-        return self.state_type(
-            **{f.name: getattr(self, f.name).value for f in fields(self.state_type)}
-        )
-
-    def changed(self) -> None:
-        """Called after a control has got another value."""
-        raise NotImplementedError
+        names = [field.name for field in fields(self.state_type)]
+        return self.state_type(**{name: getattr(self, name).value for name in names})
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -237,26 +228,18 @@ class Shell(widgets.VBox):
 class Explorer(Shell):
     """A shell that shows every new state at once.
 
-    Args:
-        render, describe: `render(state, *data)` is the figure, `describe(state, *data)` its words.
-        data: what there is to show of a state.
+    `data(state)` is what there is to show, `render(state, *data)` the figure and
+    `describe(state, *data)` its words.
     """
 
     def __init__(
-        self,
-        name: str,
-        state: type,
-        render: Callable,
-        describe: Callable,
-        data: Callable,
-        **task: bool,
+        self, name: str, state: type, render: Any, describe: Any, data: Any, **task: bool
     ) -> None:
         super().__init__(name, state, **task)
         self.render, self.describe, self.data = render, describe, data
 
     def arrange(self, *rows: widgets.Widget) -> "Explorer":
-        super().arrange(*rows)
-        self.changed()
+        super().arrange(*rows).changed()
         return self
 
     def changed(self) -> None:
@@ -268,7 +251,7 @@ class Explorer(Shell):
             self.status.say(words)
         except SepmeError as error:
             self.status.say(f"⚠ {error}")
-            self.picture.stale = True
+            self.picture.grey(True)
 
 
 class Ticks(widgets.VBox):
@@ -287,23 +270,21 @@ class Ticks(widgets.VBox):
 
     def add(self, concept: str, kind: str, *, value: bool = False) -> None:
         if kind not in self._lines:
-            heading = widgets.HTML(f"<b>{escape(f'{self.verb} {kind}s')}</b>", layout=_HEADING)
+            heading = f"<b>{escape(f'{self.verb} {kind}s')}</b>"
             self._lines[kind] = row(gap="0 12px")
-            self.children += (widgets.HBox([heading, self._lines[kind]]),)
-        self.boxes[concept] = self.shell.control(
-            widgets.Checkbox, f"{self.name}-{slug(concept)}", concept, f"{self.verb} {concept}",
-            value=value, indent=False, layout={"width": "auto", "min_width": "150px"},
-        )  # fmt: skip
-        self._lines[kind].children += (self.boxes[concept],)
+            left = widgets.HTML(heading, layout={"flex": "0 0 140px"})
+            self.children += (widgets.HBox([left, self._lines[kind]]),)
+        name, tooltip = f"{self.name}-{slug(concept)}", f"{self.verb} {concept}"
+        look = {"indent": False, "layout": {"width": "auto", "min_width": "150px"}}
+        box = self.shell.control(widgets.Checkbox, name, concept, tooltip, value=value, **look)
+        self.boxes[concept] = box
+        self._lines[kind].children += (box,)
 
     def set(self, value: bool) -> None:
         """Tick all or none."""
         with self.shell.together():
             for box in self.boxes.values():
                 box.value = value
-
-
-_HEADING = {"flex": "0 0 140px"}
 
 
 def row(*children: widgets.Widget, gap: str = "2px 12px") -> widgets.Box:
@@ -318,21 +299,3 @@ def show_image(image: Tensor, ax: Axes, title: str = "", frame: str | None = Non
     ax.set_title(title, fontsize=10)
     ax.imshow(image.clamp(0, 1).movedim(0, -1).numpy(), interpolation="nearest")
     ax.spines[:].set(visible=frame is not None, color=frame, linewidth=3)
-
-
-@contextmanager
-def remarks() -> Iterator[list[str]]:
-    """What `SepmeWarning`s say within the block: for the status line, not for the cell's output."""
-    said: list[str] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", SepmeWarning)
-        show = warnings.showwarning
-
-        def listen(message: Warning, category: type, *place: Any, **more: Any) -> None:
-            if issubclass(category, SepmeWarning):
-                said.append(str(message))
-            else:
-                show(message, category, *place, **more)
-
-        warnings.showwarning = listen
-        yield said

@@ -43,8 +43,8 @@ class Budget:
     """What a state comes to."""
 
     constraint: Constraint
-    taken: tuple[tuple[str, int], ...]
-    """Kept prompts and the dimensions that they take, in pivoted-QR order, the largest first."""
+    taken: dict[str, int]
+    """Kept prompt to the dimensions that it takes, in pivoted-QR order, the largest first."""
 
 
 def measure(backbone: Backbone, catalogue: Catalogue, state: BudgetState) -> Budget:
@@ -55,20 +55,14 @@ def measure(backbone: Backbone, catalogue: Catalogue, state: BudgetState) -> Bud
     """
     concept, settings = catalogue[state.forget], PRESETS["default"]
     prompts = [prompt for name in state.keep for prompt in catalogue[name].prompts]
-    found = constrain(
-        backbone,
-        concept,
-        [prompt for prompt in dict.fromkeys(prompts) if prompt not in concept.prompts],
-        keep_rtol=state.tolerance,
-        concept_rtol=settings.concept_rtol,
-        method=settings.method,
-        quiet=True,
-    )
+    keep = [prompt for prompt in dict.fromkeys(prompts) if prompt not in concept.prompts]
+    method = {"concept_rtol": settings.concept_rtol, "method": settings.method, "quiet": True}
+    found = constrain(backbone, concept, keep, keep_rtol=state.tolerance, **method)
     tokens = len(found.kept_rows) // len(found.kept)
     # As many rows as dimensions are taken: each is the farthest from the span of those before.
     order = pivot_rows(found.kept_rows)[: found.space.rank]
     taken = Counter(found.kept[row // tokens] for row in order)
-    return Budget(found, tuple(taken.most_common()))
+    return Budget(found, dict(taken.most_common()))
 
 
 def describe(state: BudgetState, budget: Budget) -> str:
@@ -126,14 +120,11 @@ def _bar(ax: Axes, found: Constraint) -> None:
     ax.legend(ncols=3, frameon=False, fontsize=8.5, loc="lower right", bbox_to_anchor=(1, 1))
 
 
-def _prompts(ax: Axes, taken: tuple[tuple[str, int], ...], most: int = 9) -> None:
-    shown, rest = taken[:most], taken[most:]
-    names = [fill(f"“{prompt}”", 28) if prompt else "the empty prompt" for prompt, _ in shown]
-    sizes = [size for _, size in shown]
-    if rest:
-        names.append(f"{len(rest)} others")
-        sizes.append(sum(size for _, size in rest))
-    colours = [BLUE] * len(shown) + [ORANGE] * bool(rest)
+def _prompts(ax: Axes, taken: dict[str, int], most: int = 9) -> None:
+    names = [fill(f"“{prompt}”", 28) if prompt else "the empty prompt" for prompt in taken]
+    sizes, colours = list(taken.values()), [BLUE] * len(taken)
+    if rest := sizes[most:]:
+        names[most:], sizes[most:], colours[most:] = [f"{len(rest)} others"], [sum(rest)], [ORANGE]
     bars = ax.barh(range(len(names)), sizes, color=colours)
     ax.bar_label(bars, padding=3, fontsize=8)
     ax.set_yticks(range(len(names)), names, fontsize=7.5)
@@ -156,29 +147,25 @@ def null_space_budget(backbone: Backbone, catalogue: Catalogue | None) -> Explor
             "Catalogue of your own."
         )
 
-    def data(state: BudgetState) -> tuple[Budget]:
-        shell.status.say("Measuring ...")
-        return (measure(backbone, catalogue, state),)
-
     def choose() -> None:
         with shell.together():
-            for name, box in keep.boxes.items():
+            for name, box in shell.keep.boxes.items():
                 box.disabled = name == shell.forget.value  # nobody keeps what is to be forgotten
 
+    def data(state: BudgetState) -> tuple[Budget]:
+        return (measure(backbone, catalogue, state),)
+
     shell = Explorer("budget", BudgetState, render, describe, data)
-    shell.keep = keep = Ticks(shell, "keep", "Keep")
+    shell.keep = Ticks(shell, "keep", "Keep")
     for concept in catalogue.concepts.values():
-        keep.add(concept.name, concept.kind, value=True)
-    names = list(catalogue.concepts)
-    tolerances = [(f"{value:g}", value) for value in TOLERANCES]
+        shell.keep.add(concept.name, concept.kind, value=True)
+    names, tolerances = list(catalogue.concepts), {f"{value:g}": value for value in TOLERANCES}
+    more, look = "A larger one leaves more free, and leaks more", {"value": 1e-3, "layout": NARROW}
     controls = (
         shell.menu("forget", "Forget", "What the delta is for", names, act=choose),
-        shell.menu(
-            "tolerance", "Tolerance", "A larger one leaves more free, and leaks more", tolerances,
-            value=1e-3, layout=NARROW,
-        ),
-        shell.button("all", "Keep all", "Keep every concept", lambda: keep.set(True)),
-        shell.button("none", "Keep none", "Keep the empty prompt only", lambda: keep.set(False)),
-    )  # fmt: skip
+        shell.menu("tolerance", "Tolerance", more, tolerances, **look),
+        shell.button("all", "Keep all", "Keep every concept", lambda: shell.keep.set(True)),
+        shell.button("none", "Keep none", "Only the empty prompt", lambda: shell.keep.set(False)),
+    )
     choose()
-    return shell.arrange(row(*controls), keep)
+    return shell.arrange(row(*controls), shell.keep)

@@ -1,8 +1,7 @@
 """The decay player: what a concept adds to the noise, and how it fades while its delta is trained.
 
-`render(state, recording)` and `describe` are pure; `DecayPlayer` is the shell. Classes of its
-controls: `sepme-decay-recording`, `-iteration`, `-timestep`, `-play`, `-stop`, `-status`,
-`-picture`.
+`render(state, recording)` and `describe` are pure. Classes of the controls:
+`sepme-decay-recording`, `-iteration`, `-timestep`, `-play`, `-stop`, `-status`, `-picture`.
 """
 
 from collections.abc import Mapping
@@ -89,62 +88,7 @@ def _map(ax: Axes, values: Tensor, title: str, colours: str, low: float, high: f
     ax.figure.colorbar(drawn, cax=scale, orientation="horizontal")
 
 
-class DecayPlayer(Explorer):
-    """The controls around `render`; Play shows one iteration after the other.
-
-    Attributes:
-        pause: seconds between two iterations while it plays.
-    """
-
-    pause = 0.7
-
-    def __init__(self, recordings: Mapping[str, Recording], threaded: bool) -> None:
-        self.recordings = dict(recordings)
-        task = {"threaded": threaded, "alone": False}
-        super().__init__("decay", DecayState, render, describe, self._recorded, **task)
-        choices = row(
-            self.menu(
-                "recording", "Training", "Which recorded training", list(recordings),
-                act=self._choose,
-            ),
-            self.menu("iteration", "Iteration", "How long it was trained", (), layout=NARROW),
-            self.menu(
-                "timestep", "Timestep", "How noisy: the last is nearly pure noise", (),
-                layout=NARROW,
-            ),
-        )  # fmt: skip
-        # Not ipywidgets.Play, whose buttons have no name that a screen reader could say.
-        self.button("play", "Play", "Show one iteration after the other", self._play)
-        self.background.locked = (self.recording, self.iteration, self.play)
-        self._choose()
-        self.arrange(choices, row(self.play, self.stop))
-
-    def _recorded(self, state: DecayState) -> tuple[Recording]:
-        return (self.recordings[state.recording],)
-
-    def _choose(self) -> None:
-        """Another recording: its own iterations and timesteps, from the beginning."""
-        recording = self.recordings[self.recording.value]
-        with self.together():
-            self.iteration.options, self.iteration.index = recording.iterations, 0
-            self.timestep.options = recording.timesteps
-            self.timestep.index = len(recording.timesteps) // 2
-
-    def _play(self) -> None:
-        self.background.start(self._played, "Playing ...")
-
-    def _played(self, _: Report) -> str:
-        """From here to the end, or from the beginning if this is the end."""
-        last = len(self.iteration.options) - 1
-        start = self.iteration.index if self.iteration.index < last else 0
-        with suppress(Stopped):
-            for index in range(start, last + 1):
-                self.iteration.index = index
-                self.background.pause(self.pause)
-        return self.picture.alt
-
-
-def decay_player(recordings: Mapping[str, Recording], *, threaded: bool = True) -> DecayPlayer:
+def decay_player(recordings: Mapping[str, Recording], *, threaded: bool = True) -> Explorer:
     """Move through the iterations and timesteps of recorded trainings.
 
     Args:
@@ -156,4 +100,42 @@ def decay_player(recordings: Mapping[str, Recording], *, threaded: bool = True) 
     """
     if not recordings:
         raise SepmeError("There is no recording to play: make one with sepme.probe.record.")
-    return DecayPlayer(recordings, threaded)
+
+    def choose() -> None:
+        """Another recording: its own iterations and timesteps, from the beginning."""
+        recording = recordings[shell.recording.value]
+        with shell.together():
+            shell.iteration.options, shell.iteration.index = recording.iterations, 0
+            shell.timestep.options = recording.timesteps
+            shell.timestep.index = len(recording.timesteps) // 2
+
+    def played(_: Report) -> str:
+        """From here to the end, or from the beginning if this is the end."""
+        last = len(shell.iteration.options) - 1
+        start = shell.iteration.index if shell.iteration.index < last else 0
+        with suppress(Stopped):
+            for index in range(start, last + 1):
+                shell.iteration.index = index
+                shell.background.pause(shell.pause)
+        return shell.picture.alt
+
+    def play() -> None:
+        shell.background.start(played, "Playing ...")
+
+    def data(state: DecayState) -> tuple[Recording]:
+        return (recordings[state.recording],)
+
+    task = {"threaded": threaded, "alone": False}
+    shell = Explorer("decay", DecayState, render, describe, data, **task)
+    shell.pause = 0.7  # seconds between two iterations while it plays
+    noise, names = "How noisy: the last is nearly pure noise", list(recordings)
+    menus = (
+        shell.menu("recording", "Training", "Which recorded training", names, act=choose),
+        shell.menu("iteration", "Iteration", "How long it was trained", (), layout=NARROW),
+        shell.menu("timestep", "Timestep", noise, (), layout=NARROW),
+    )
+    # Not ipywidgets.Play, whose buttons have no name that a screen reader could say.
+    shell.button("play", "Play", "Show one iteration after the other", play)
+    shell.background.locked = (shell.recording, shell.iteration, shell.play)
+    choose()
+    return shell.arrange(row(*menus), row(shell.play, shell.stop))

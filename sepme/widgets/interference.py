@@ -6,6 +6,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
@@ -16,7 +17,7 @@ from sepme.errors import SepmeError
 from sepme.interference import Interference
 from sepme.model import Backbone
 from sepme.plots import ERASED, GREY, interference_map
-from sepme.widgets._parts import Explorer, Report, row, show_image
+from sepme.widgets._parts import Explorer, Report, part, row, show_image
 
 __all__ = ["PairState", "interference_explorer", "render"]
 
@@ -98,42 +99,14 @@ def _table(ax: Axes, found: list[tuple[str, str]]) -> None:
         ax.axhline(y - 0.5 / lines, color=GREY, linewidth=0.3)
 
 
-def _pictures(part: SubFigure, state: PairState, pictures: Pictures) -> None:
+def _pictures(figure: SubFigure, state: PairState, pictures: Pictures) -> None:
     n = min(MOST_PICTURES, len(pictures[0]))
-    axes = part.subplots(2, n, squeeze=False)
+    axes = figure.subplots(2, n, squeeze=False)
     sides = (("before", None), (f"{state.erased}'s delta on", ERASED))
     for line, images, (label, frame) in zip(axes, pictures, sides, strict=True):
         for ax, image in zip(line, images[:n], strict=True):
             show_image(image, ax, frame=frame)
         line[0].set_ylabel(label, fontsize=9)
-
-
-def draw_pair(
-    state: PairState, report: Interference, backbone: Backbone, progress: Report
-) -> Pictures:
-    """The pictures of a pair with the deltas that are on the pipeline, which is left as it was.
-
-    Raises:
-        SepmeError: no composition on the pipeline, or none with the delta of the erased concept.
-    """
-    composition = backbone.composition
-    if composition is None or state.erased not in composition.deltas:
-        raise SepmeError(
-            f"The pipeline carries no delta of '{state.erased}': attach the deltas with "
-            "Composition(backbone, deltas.values())."
-        )
-    prompts = report.prompts[state.evaluated][:MOST_PICTURES]
-
-    def pictures(earlier: int) -> Tensor:
-        def on_step(done: int, total: int) -> None:
-            progress(earlier * total + done, 2 * total)
-
-        return backbone.generate(prompts, report.seed, on_step=on_step)
-
-    with backbone.original():
-        before = pictures(0)
-    with composition.erased(state.erased):
-        return before, pictures(1)
 
 
 def interference_explorer(
@@ -151,15 +124,25 @@ def interference_explorer(
     def data(state: PairState) -> tuple[Interference, Pictures | None]:
         return report, drawn.get(state, recorded(state, report))
 
+    def drawing(state: PairState, progress: Report) -> str:
+        """Draw a pair with the deltas that are on the pipeline, which is left as it was."""
+        composition = backbone.composition
+        if composition is None or state.erased not in composition.deltas:
+            raise SepmeError(
+                f"The pipeline carries no delta of '{state.erased}': attach the deltas with "
+                "Composition(backbone, deltas.values())."
+            )
+        prompts = report.prompts[state.evaluated][:MOST_PICTURES]
+        with backbone.original():
+            before = backbone.generate(prompts, report.seed, on_step=part(progress, 0, 2))
+        with composition.erased(state.erased):
+            after = backbone.generate(prompts, report.seed, on_step=part(progress, 1, 2))
+        drawn[state] = before, after
+        shell.changed()
+        return shell.status.text
+
     def draw() -> None:
-        state = shell.state
-
-        def work(progress: Report) -> str:
-            drawn[state] = draw_pair(state, report, backbone, progress)
-            shell.changed()
-            return shell.status.text
-
-        shell.background.start(work, "Drawing ...")
+        shell.background.start(partial(drawing, shell.state), "Drawing ...")
 
     shell = Explorer("pair", PairState, render, describe, data, threaded=threaded)
     erased, evaluated = report.erased, report.evaluated
@@ -170,5 +153,5 @@ def interference_explorer(
     )
     shell.button("draw", "Draw its pictures", "Draw before and after", draw)
     shell.background.locked = (shell.draw,)
-    drawing = [row(shell.draw, shell.stop, shell.background.bar)] if backbone else []
-    return shell.arrange(pair, *drawing)
+    buttons = [row(shell.draw, shell.stop, shell.background.bar)] if backbone else []
+    return shell.arrange(pair, *buttons)

@@ -1,18 +1,18 @@
 """The concept mixer: tick what the model is to forget, draw, and compare before with after.
 
-* `MixerState`: what is asked for. Plain data.
-* `Mixer`: draws it. All deltas are put on the pipeline once; switching takes milliseconds.
-* `render(state, drawing)`: both pictures and the judge's bars, as a figure; `describe` in words.
-* `ConceptMixer`, made by `concept_mixer(...)`: the controls. Their classes for tests and styles are
-  `sepme-mixer-draw`, `-stop`, `-restore`, `-prompt`, `-object`, `-style`, `-seed`, `-pictures`,
-  `-steps`, `-progress`, `-status`, `-picture` (the `<img>`), and for each concept
-  `-tick-<name>` and `-strength-<name>`; for a concept without a delta `-new` and `-erase`.
+`MixerState` says what is asked for, `Mixer` draws it, `render(state, drawing)` and `describe` show
+it. All deltas are put on the pipeline once; switching takes milliseconds. Classes of the controls:
+`sepme-mixer-draw`, `-stop`, `-restore`, `-prompt`, `-object`, `-style`, `-seed`, `-pictures`,
+`-steps`, `-progress`, `-status`, `-picture` (the `<img>`), and for each concept `-tick-<name>` and
+`-strength-<name>`; for a concept without a delta `-new` and `-erase`.
 """
 
 import math
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import ipywidgets as widgets
 import numpy as np
@@ -24,11 +24,11 @@ from sepme.composition import Composition
 from sepme.concept import BOTH, OBJECT_PHOTO, PHOTO, STYLE_ONLY, Catalogue, Concept, fill, slug
 from sepme.delta import ConceptDelta
 from sepme.erasure import PRESETS, ErasureStep, erase
-from sepme.errors import SepmeError
+from sepme.errors import SepmeError, SepmeWarning
 from sepme.model import Backbone
 from sepme.plots import ERASED, SKY
 from sepme.training import Trainer
-from sepme.widgets._parts import NARROW, Report, Shell, Ticks, remarks, row, show_image
+from sepme.widgets._parts import NARROW, Report, Shell, Ticks, part, row, show_image
 
 __all__ = ["Mixer", "concept_mixer"]
 
@@ -88,16 +88,15 @@ class Mixer:
     def composition(self) -> Composition:
         """The one on the pipeline if it carries these very deltas, else a new one in its place."""
         there = self.backbone.composition
-        if there is not None and all(
-            there.deltas.get(name) is delta for name, delta in self.deltas.items()
-        ):
+        on = there.deltas if there else {}
+        if there and all(on.get(name) is delta for name, delta in self.deltas.items()):
             return there
         return Composition(self.backbone, self.deltas.values())
 
     def draw(self, state: MixerState, report: Report = lambda done, total: None) -> Drawing:
         """The pictures of a state; the pipeline is left as it was found.
 
-        The pictures of the original model are drawn once a prompt, seeds and steps. Those after
+        The pictures of the original model are drawn once for a prompt, seeds and steps. Those after
         erasing are always drawn, even where nothing is erased: that they are the same again is
         then a finding and not a memory.
 
@@ -107,15 +106,8 @@ class Mixer:
         """
         self._check(state.prompt)
         composition, key = self.composition(), (state.prompt, state.seeds, state.steps)
-        passes = 1 if key in self._originals else 2
-
-        def generate(earlier: int) -> Tensor:
-            def on_step(done: int, total: int) -> None:
-                report(earlier * total + done, passes * total)
-
-            prompts = [state.prompt] * state.pictures
-            return self.backbone.generate(prompts, state.seeds, steps=state.steps, on_step=on_step)
-
+        prompts, passes = [state.prompt] * state.pictures, 1 if key in self._originals else 2
+        draw = partial(self.backbone.generate, prompts, state.seeds, steps=state.steps)
         before = composition.strengths
         try:
             start = time.perf_counter()
@@ -123,8 +115,8 @@ class Mixer:
             seconds = time.perf_counter() - start
             if key not in self._originals:
                 with self.backbone.original():
-                    self._originals[key] = generate(0)
-            after = generate(passes - 1)
+                    self._originals[key] = draw(on_step=part(report, 0, passes))
+            after = draw(on_step=part(report, passes - 1, passes))
         finally:
             composition.set(before)
         original = self._originals[key]
@@ -147,8 +139,7 @@ def render(state: MixerState, drawing: Drawing) -> Figure:
     heights = [3.1 if state.pictures == 2 else 4.5] + [2.2] * bool(drawing.seen)
     figure = Figure(figsize=(10, sum(heights)), dpi=100, layout="constrained")
     rows = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    seeds = f"seed {state.seed}" + f" to {state.seeds[-1]}" * (state.pictures > 1)
-    title = f"“{state.prompt}”, {seeds}, {state.steps} steps"
+    title = f"“{state.prompt}”, {_seeds(state)}, {state.steps} steps"
     rows[0].suptitle(title, fontsize=10, parse_math=False)
     left, right = rows[0].subfigures(1, 2)
     _pictures(left, drawing.before, "before", None)
@@ -158,8 +149,13 @@ def render(state: MixerState, drawing: Drawing) -> Figure:
     return figure
 
 
+def _seeds(state: MixerState) -> str:
+    first, last = state.seeds[0], state.seeds[-1]
+    return f"seed {first}" if first == last else f"seeds {first} to {last}"
+
+
 def _title(state: MixerState) -> str:
-    """At most four names, then how many more there are."""
+    """At most four names, or three and how many more there are."""
     names = [name if s == 1 else f"{name} × {s:g}" for name, s in state.erased.items()]
     if len(names) > 4:
         names = [*names[:3], f"{len(names) - 3} more"]
@@ -167,20 +163,19 @@ def _title(state: MixerState) -> str:
     return f"after, without {listed}" if names else "after, nothing erased"
 
 
-def _pictures(part: SubFigure, images: Tensor, title: str, frame: str | None) -> None:
+def _pictures(figure: SubFigure, images: Tensor, title: str, frame: str | None) -> None:
     """One large picture, or up to four smaller ones."""
-    columns = 1 if len(images) == 1 else 2
-    grid = part.subplots(math.ceil(len(images) / columns), columns, squeeze=False).flatten()
-    part.suptitle(title, fontsize=12, fontweight="bold", parse_math=False)
-    for ax in grid[len(images) :]:
-        ax.set_axis_off()
-    for ax, image in zip(grid, images, strict=False):
+    figure.suptitle(title, fontsize=12, fontweight="bold", parse_math=False)
+    axes = figure.subplots(math.ceil(len(images) / 2), min(len(images), 2), squeeze=False).flatten()
+    for ax, image in zip(axes, images, strict=False):
         show_image(image, ax, frame=frame)
+    for ax in axes[len(images) :]:
+        ax.set_axis_off()
 
 
-def _bars(part: SubFigure, seen: tuple[Verdict, Verdict]) -> None:
+def _bars(figure: SubFigure, seen: tuple[Verdict, Verdict]) -> None:
     """The judge's mean probability of every style and of every object."""
-    axes = part.subplots(1, 2, sharey=True)
+    axes = figure.subplots(1, 2, sharey=True)
     after = {"color": ERASED, "hatch": "////", "edgecolor": "white", "linewidth": 0}
     looks = (("before", -0.2, {"color": SKY}), ("after", 0.2, after))
     for ax, what, names in zip(axes, ("style", "object"), (STYLE_NAMES, OBJECT_NAMES), strict=True):
@@ -192,15 +187,14 @@ def _bars(part: SubFigure, seen: tuple[Verdict, Verdict]) -> None:
         ax.set(title=f"which {what} the judge sees", ylim=(0, 105))
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("probability, %" if len(seen[0].style) == 1 else "mean probability, %")
-    part.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside right", frameon=False, fontsize=9
-    )
+    bars = axes[0].get_legend_handles_labels()
+    figure.legend(*bars, loc="outside right", frameon=False, fontsize=9)
 
 
 def describe(state: MixerState, drawing: Drawing) -> str:
     """The figure in words."""
     many = "A picture" if state.pictures == 1 else f"{state.pictures} pictures"
-    text = f"{many} of “{state.prompt}” from seed {state.seed}, before and {_title(state)}."
+    text = f"{many} of “{state.prompt}” from {_seeds(state)}, before and {_title(state)}."
     if drawing.seen is None:
         return text
     before, after = map(_likeliest, drawing.seen)
@@ -227,22 +221,16 @@ class ConceptMixer(Shell):
     def __init__(self, mixer: Mixer, catalogue: Catalogue | None, threaded: bool) -> None:
         first = "Tick what to forget" if mixer.deltas else "Name a concept and press Erase now"
         super().__init__("mixer", MixerState, f"{first}, then press Draw.", threaded=threaded)
-        self.mixer, self.catalogue = mixer, catalogue
-        self.concepts = catalogue.concepts if catalogue else {}
+        self.mixer, self.catalogue = mixer, catalogue or Catalogue({})
         self.drawing: Drawing | None = None
         self._drawn_state: MixerState | None = None
         self.choices, self.strength_fields = Ticks(self, "tick", "Forget"), row()
         self.ticks, self.strengths = self.choices.boxes, {}
         for name in mixer.deltas:
             self._add_concept(name)
-        self.arrange(
-            self._prompt_row(),
-            self.choices,
-            self.strength_fields,
-            self._erase_row(),
-            self._number_row(),
-            self._button_row(),
-        )
+        prompt, erasing, numbers, buttons = self._controls()
+        self.background.locked = (self.draw, self.restore, self.erase)
+        self.arrange(prompt, self.choices, self.strength_fields, erasing, numbers, buttons)
 
     @property
     def state(self) -> MixerState:
@@ -254,18 +242,15 @@ class ConceptMixer(Shell):
         """Grey a picture that is not of what the controls say now."""
         if self.drawing is None:
             return
-        stale = self.picture.stale = self.state != self._drawn_state
-        if not self.background.running:
-            self.status.say(
-                "The picture is of other settings: press Draw."
-                if stale
-                else "The picture is of these settings."
-            )
+        stale = self.state != self._drawn_state
+        if stale != self.picture.stale and not self.background.running:
+            other = "other settings: press Draw" if stale else "these settings"
+            self.status.say(f"The picture is of {other}.")
+        self.picture.grey(stale)
 
     # -------------------------------------------------------------- what the buttons do
     def _draw(self) -> None:
-        state = self.state
-        self.background.start(lambda report: self._drawn(state, report), "Drawing ...")
+        self.background.start(partial(self._drawn, self.state), "Drawing ...")
 
     def _drawn(self, state: MixerState, report: Report) -> str:
         start = time.perf_counter()
@@ -286,112 +271,90 @@ class ConceptMixer(Shell):
         self._draw()
 
     def _erase(self) -> None:
-        text = self.new.value
-        self.background.start(
-            lambda report: self._erased(self._wanted(text), report),
-            "Drawing what the concept looks like ...",
-        )
+        work = partial(self._erased, self.new.value)
+        self.background.start(work, "Drawing what the concept looks like ...")
 
     def _wanted(self, text: str) -> Concept:
         """The concept that was typed: the catalogue's, or the bare words."""
         if not text.strip():
             raise SepmeError("No concept was named: write one, like watercolor.")
         try:
-            concept = self.catalogue[text] if self.catalogue else Concept.from_text(text)
+            concept = self.catalogue[text]
         except SepmeError:
             concept = Concept.from_text(text)
         if concept.name in self.ticks:
             raise SepmeError(f"'{concept.name}' has a delta already: tick it.")
         return concept
 
-    def _erased(self, concept: Concept, report: Report) -> str:
+    def _erased(self, text: str, report: Report) -> str:
+        concept = self._wanted(text)
         settings, start = PRESETS["default"], time.perf_counter()
 
         def callback(step: ErasureStep) -> None:
             report(step.iteration, settings.iterations)
-            self.status.say(
-                f"Erasing {concept.name}: the correlation is {sum(step.correlation):.2f}."
-            )
+            correlation = sum(step.correlation)
+            self.status.say(f"Erasing {concept.name}: the correlation is {correlation:.2f}.")
 
         report(0, settings.iterations)
-        keep = self.catalogue.kept_prompts([concept]) if self.catalogue else ("",)
-        with remarks() as said:
-            delta = erase(
-                self.mixer.backbone,
-                concept,
-                keep,
-                settings,
-                trainer=Trainer(callback=callback, progress=False),
-            )
+        keep = self.catalogue.kept_prompts([concept])
+        trainer = Trainer(callback=callback, progress=False)
+        with warnings.catch_warnings(record=True) as caught:  # for the status line
+            warnings.simplefilter("always", SepmeWarning)
+            delta = erase(self.mixer.backbone, concept, keep, settings, trainer=trainer)
         self.mixer.deltas[concept.name] = delta
         self._add_concept(concept.name)
         self.ticks[concept.name].value = True
         seconds = time.perf_counter() - start
         text = f"Erased {concept.name} in {seconds:.0f} s and ticked it: press Draw."
-        return " ".join([text, *said])
+        return " ".join([text, *(str(warning.message) for warning in caught)])
 
     # -------------------------------------------------------------- what the controls are
-    def _prompt_row(self) -> widgets.Box:
-        """The prompt, and menus of the catalogue's objects and styles that write it."""
-        self.menus: dict[str, widgets.Dropdown] = {}
-        for kind in ("object", "style"):
-            names = [concept.name for concept in self.concepts.values() if concept.kind == kind]
-            options = [NO_STYLE, *names] if kind == "style" else names
-            if names:
-                self.menus[kind] = self.menu(
-                    kind, kind.capitalize(), f"The {kind} of the prompt", options,
-                    value=next((name for name in self.mixer.deltas if name in names), options[0]),
-                    act=self._fill_prompt,
-                )  # fmt: skip
-        self.control(
-            widgets.Text, "prompt", "Prompt", "What to draw, in your own words",
-            placeholder="write what to draw", layout={"flex": "1 1 420px"},
-        )  # fmt: skip
-        if self.menus:
-            self._fill_prompt()
-        return row(*self.menus.values(), self.prompt)
-
-    def _fill_prompt(self) -> None:
-        chosen = {kind: menu.value for kind, menu in self.menus.items()}
-        self.prompt.value = prompt_of(chosen.get("object"), chosen.get("style"))
-
-    def _erase_row(self) -> widgets.Box:
-        names = tuple(name for name in self.concepts if name not in self.mixer.deltas)
-        tooltip = "What to erase that has no check box yet"
-        return row(
-            self.control(
-                widgets.Combobox, "new", "Another concept", tooltip, act=lambda: None,
-                placeholder="a name, or words of your own", layout={"width": "350px"},
-                options=names,
-            ),
-            self.button("erase", "Erase now", "Train its delta; Stop ends it", self._erase),
-        )  # fmt: skip
-
-    def _number_row(self) -> widgets.Box:
-        steps = self.mixer.backbone.steps
-        return row(
-            self.number("seed", "Seed", "The noise of the first picture", 0, max=2**31 - 1),
-            self.menu("pictures", "Pictures", "How many, from consecutive seeds", range(1, 5),
-                      layout=NARROW),
-            self.number("steps", "Steps", "Sampling steps: fewer are quicker and coarser", steps,
-                        min=1, max=max(50, steps)),
-        )  # fmt: skip
-
-    def _button_row(self) -> widgets.Box:
+    def _controls(self) -> tuple[widgets.Box, ...]:
+        """The rows of the prompt, of one more concept, of numbers and of buttons."""
+        free = [name for name in self.catalogue.concepts if name not in self.mixer.deltas]
+        most, steps, wide = 2**31 - 1, self.mixer.backbone.steps, {"flex": "1 1 420px"}
+        self.menus = {kind: self._menu(kind) for kind in ("object", "style") if self._named(kind)}
+        self.control(widgets.Text, "prompt", "Prompt", "What to draw, in any words", layout=wide)
+        self._fill_prompt()
+        own = "What has no check box yet: a name, or words of your own"
+        self.control(widgets.Combobox, "new", "Another concept", own, options=free)
+        self.button("erase", "Erase now", "Train its delta; Stop ends it", self._erase)
+        self.number("seed", "Seed", "The noise of the first picture", 0, max=most)
+        self.menu("pictures", "Pictures", "From consecutive seeds", range(1, 5), layout=NARROW)
+        self.number("steps", "Steps", "Fewer are coarser", steps, min=1, max=max(50, steps))
         self.button("draw", "Draw", "Draw before and after", self._draw, button_style="primary")
         self.button("restore", "Restore all", "Give all back, and draw", self._restore)
-        self.background.locked = (self.draw, self.restore, self.erase)
-        return row(self.draw, self.stop, self.restore, self.background.bar)
+        return (
+            row(*self.menus.values(), self.prompt),
+            row(self.new, self.erase),
+            row(self.seed, self.pictures, self.steps),
+            row(self.draw, self.stop, self.restore, self.background.bar),
+        )
+
+    def _named(self, kind: str) -> list[str]:
+        concepts = self.catalogue.concepts.values()
+        return [concept.name for concept in concepts if concept.kind == kind]
+
+    def _menu(self, kind: str) -> widgets.Dropdown:
+        """Objects or styles of the catalogue, which write the prompt; first one with a delta."""
+        names = self._named(kind)
+        options = [NO_STYLE, *names] if kind == "style" else names
+        first = next((name for name in self.mixer.deltas if name in names), options[0])
+        title, tooltip = kind.capitalize(), f"The {kind} of the prompt"
+        return self.menu(kind, title, tooltip, options, value=first, act=self._fill_prompt)
+
+    def _fill_prompt(self) -> None:
+        if self.menus:  # else the reader writes
+            chosen = {kind: menu.value for kind, menu in self.menus.items()}
+            self.prompt.value = prompt_of(chosen.get("object"), chosen.get("style"))
 
     def _add_concept(self, name: str) -> None:
         """A check box among those of its kind, and a field that is shown while it is ticked."""
         self.choices.add(name, self.mixer.deltas[name].provenance.kind)
         self.ticks[name].observe(self._ticked, "value")
-        self.strengths[name] = self.number(
-            f"strength-{slug(name)}", f"Strength of {name}",
-            "1 forgets it whole, 0 not at all, below 0 exaggerates it", 1.0,
-            min=-1.0, max=2.0, step=0.25, layout={"width": "220px"},
-        )  # fmt: skip
+        hook, tooltip = f"strength-{slug(name)}", "1 forgets it whole, 0 not, below 0 exaggerates"
+        look = {"min": -1.0, "max": 2.0, "step": 0.25, "layout": {"width": "220px"}}
+        self.strengths[name] = self.number(hook, f"Strength of {name}", tooltip, 1.0, **look)
 
     def _ticked(self, _: object) -> None:
         """A field for the strength of what is ticked, and of nothing else."""

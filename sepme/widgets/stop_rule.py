@@ -96,16 +96,13 @@ def stop_rule_playground(losses: Mapping[str, Sequence[float]]) -> Explorer:
     if not losses or not all(losses.values()):
         raise SepmeError("There is no series of losses to try the rule on: record a training.")
     low, high, step = _scale(float(loss) for series in losses.values() for loss in series)
-    longest = max(map(len, losses.values()))
+    last, first = max(map(len, losses.values())), "The first iteration that may stop"
+    falls, past = "Stop where m_n falls to it", "How much of the past m_n remembers"
     shell = Explorer("stop", StopRuleState, render, describe, lambda now: (losses[now.series],))
     controls = (
         shell.menu("series", "Training", "Which recorded training", list(losses)),
-        shell.number("alpha", "α", "How much of the past m_n remembers", 0.9, max=0.99, step=0.01),
-        shell.number(
-            "tau", "τ", "Stop where m_n falls to it", min(0.1, high), min=low, max=high, step=step
-        ),
-        shell.number(
-            "earliest", "Earliest stop", "The first iteration that may stop", 11, min=1, max=longest
-        ),
+        shell.number("alpha", "α", past, 0.9, max=0.99, step=0.01),
+        shell.number("tau", "τ", falls, min(0.1, high), min=low, max=high, step=step),
+        shell.number("earliest", "Earliest stop", first, 11, min=1, max=last),
     )
     return shell.arrange(row(*controls))
