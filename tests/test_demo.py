@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -18,73 +17,58 @@ from sepme.delta import ConceptDelta
 from sepme.erasure import PRESETS
 from sepme.errors import SepmeWarning
 from sepme.model import Backbone
-from sepme.report import demo_table, table
-from sepme.scenes.demo import CONCEPTS, Exhibition, _decay, evenly, run_demo, scenes
+from sepme.scenes.demo import CONCEPTS, DemoGrid, _decay, crossings, demo_table, run_demo
 from tests.refusals import refused
 from tests.tiny import make_tiny_pipeline
 
 ATELIER = atelier_catalogue()
 
 
-def exhibition(names: str) -> Exhibition:
-    return Exhibition(ATELIER, ATELIER.parse(names))
+def grid_of(names: str) -> DemoGrid:
+    return DemoGrid(ATELIER, ATELIER.parse(names))
 
 
 # ------------------------------------------------------------------ what is shown
-def test_scenes_name_one_style_and_one_object() -> None:
-    found = scenes(ATELIER)
-    assert {(scene.style, scene.object) for scene in found} == {
+def test_crossings_name_one_style_and_one_object() -> None:
+    found = crossings(ATELIER)
+    assert {(crossing.style, crossing.object) for crossing in found} == {
         (style, object) for style in STYLE_NAMES[:-1] for object in OBJECT_NAMES[:-1]
     }
-    assert all(scene.style in scene.prompt and scene.object in scene.prompt for scene in found)
+    assert all(c.style in c.prompt and c.object in c.prompt for c in found)
 
 
 def test_every_erased_row_has_a_counterpart_that_stays() -> None:
-    show = exhibition(",".join(CONCEPTS))
-    for name, gone, stays in zip(show.names, show.erased_rows, show.kept_rows, strict=True):
+    grid = grid_of(",".join(CONCEPTS))
+    for name, gone, stays in zip(grid.names, grid.erased_rows, grid.kept_rows, strict=True):
         assert name in (gone.style, gone.object)
-        assert not {stays.style, stays.object} & set(show.names)
+        assert not {stays.style, stays.object} & set(grid.names)
         assert (gone.style == stays.style) != (gone.object == stays.object)
-    assert len({scene.prompt for scene in show.rows}) == 8
-
-
-def test_the_rows_show_styles_that_cannot_be_taken_for_one_another() -> None:
-    """The shipped model's dots of pointillism look like the tiles of a mosaic."""
-    shown = {scene.style for scene in exhibition(",".join(CONCEPTS)).rows}
-    assert not {"pointillism", "mosaic"} <= shown
+    assert len({row.prompt for row in grid.rows}) == 8
+    shown = {row.style for row in grid.rows}
+    assert not {"pointillism", "mosaic"} <= shown  # the shipped model draws them alike
     assert len(shown) >= 6
 
 
-def test_columns_show_simultaneous_iterative_and_restored() -> None:
-    columns = exhibition(",".join(CONCEPTS)).columns
-    assert list(columns.values()) == [
-        (),
-        ("neon",),
-        ("neon", "swirl"),
-        CONCEPTS,
-        CONCEPTS[1:],
-        (),
-    ]
-    assert list(exhibition("neon").columns.values()) == [(), ("neon",), ()]
-    assert list(exhibition("ship, ink").columns.values()) == [
-        (),
-        ("boat",),
-        ("boat", "ink"),
-        ("ink",),
-        (),
-    ]
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [
+        (
+            ",".join(CONCEPTS),
+            [(), ("neon",), ("neon", "swirl"), CONCEPTS, CONCEPTS[1:], ()],
+        ),
+        ("neon", [(), ("neon",), ()]),
+        ("ship, ink", [(), ("boat",), ("boat", "ink"), ("ink",), ()]),
+    ],
+)
+def test_columns_show_simultaneous_iterative_and_restored(names: str, columns: list) -> None:
+    assert list(grid_of(names).columns.values()) == columns
 
 
 def test_what_cannot_be_shown() -> None:
     with refused("atelier seal", "neither"):
-        exhibition("atelier seal, neon")
+        grid_of("atelier seal, neon")
     with refused("Nothing is left"):
-        exhibition(", ".join(STYLE_NAMES[:-1]))
-
-
-def test_evenly() -> None:
-    assert evenly("abcdef", 3) == ["a", "c", "e"]
-    assert evenly("ab", 5) == ["a", "b", "a", "b", "a"]
+        grid_of(", ".join(STYLE_NAMES[:-1]))
 
 
 # ------------------------------------------------------------------ the whole, in miniature
@@ -114,33 +98,32 @@ class Guess:
         return self.judge(images).style % 2 == 0
 
 
+def miniature(
+    backbone: Backbone, out: Path, erase: tuple[str, ...] = ("neon",), n: int = 4
+) -> dict:
+    quiet = {"say": lambda _: None, "progress": False}
+    about = {"catalogue": SMALL, "erase": erase, "settings": QUICK, "samples": n, "retained": 4}
+    return run_demo(backbone, Guess(), out, **about, **quiet)  # type: ignore[arg-type]
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], Backbone]:
     out = tmp_path_factory.mktemp("demo") / "new"
     backbone = Backbone(make_tiny_pipeline(), "miniature", steps=3)
     with pytest.warns(SepmeWarning, match="'neon' can hardly be told"):  # at such a tolerance
-        report = run_demo(
-            backbone,
-            Guess(),  # type: ignore[arg-type]
-            out,
-            catalogue=SMALL,
-            erase=("neon",),
-            settings=QUICK,
-            samples=4,
-            retained=4,
-            say=lambda _: None,
-            progress=False,
-        )
-    return out, report, backbone
+        return out, miniature(backbone, out), backbone
 
 
-def test_report_holds_what_was_promised(small: tuple[Path, dict[str, Any], Backbone]) -> None:
+def test_the_report_holds_what_was_promised(small) -> None:
     out, report, backbone = small
     assert json.loads((out / "report.json").read_text()) == report
-    wanted = {"accuracy_before", "accuracy_after", "iterations", "seconds"}
+    shipped = Path(__file__).parent.parent / "figures" / "shipped" / "report.json"
+    promised = json.loads(shipped.read_text())
+    assert report.keys() == promised.keys()
+    for part in ("retained", "restored", "composition", "seconds", "provenance"):
+        assert report[part].keys() == promised[part].keys()
     assert report["erased"].keys() == {"neon"}
-    assert wanted <= report["erased"]["neon"].keys()
-    assert {"accuracy_before", "accuracy_after", "lpips"} <= report["retained"].keys()
+    assert report["erased"]["neon"].keys() == promised["erased"]["neon"].keys()
     assert report["seconds"]["total"] > report["erased"]["neon"]["seconds"] > 0
     assert report["provenance"]["fingerprint"] == backbone.fingerprint
 
@@ -160,10 +143,7 @@ def test_pictures_and_deltas_are_written(small) -> None:
     delta = ConceptDelta.load(out / "deltas" / "neon.safetensors", base=backbone.fingerprint)
     assert delta.concept == "neon"
     assert sorted(path.name for path in out.iterdir()) == [
-        "before_after.png",
-        "correlation_decay.png",
-        "deltas",
-        "report.json",
+        *("before_after.png", "correlation_decay.png", "deltas", "report.json"),
     ]
 
 
@@ -177,29 +157,27 @@ def test_the_decay_has_a_title_and_says_how_each_training_ended(start: str, said
     assert ax.get_legend().get_texts()[-1].get_text() == "limit of 3 iterations"
 
 
-def test_the_table_says_the_figures(small) -> None:
-    _, report, _ = small
+def test_the_table_says_the_figures() -> None:
+    shipped = Path(__file__).parent.parent / "figures" / "shipped" / "report.json"
+    report = json.loads(shipped.read_text())
+    lines = [line.split() for line in demo_table(report).splitlines()]
+    assert lines[0][:4] == ["erased", "concept", "seen", "before"]
+    assert ["neon", "100.0%", "0.0%", "20", "40", "18.8"] in lines
+    assert ["both", "right", "100.0%", "100.0%", "40"] in lines
     text = demo_table(report)
-    assert "neon" in text
+    assert "0.0011 (mean LPIPS" in text
     assert "bit for bit the original" in text
     assert "makes no difference" in text
+    report["restored"] |= {"bit_exact": False, "max_abs_diff": 0.1}
+    report["composition"]["order_independent"] = False
+    assert "NOT the original (largest difference 0.1)" in demo_table(report)
+    assert "MAKES A difference" in demo_table(report)
 
 
 @pytest.mark.filterwarnings("ignore:'neon' can hardly be told")
 def test_without_alexnet_the_table_says_why(small, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("sepme.scenes.demo.alexnet_available", lambda: False)
-    report = run_demo(
-        small[2],
-        Guess(),  # type: ignore[arg-type]
-        tmp_path,
-        catalogue=SMALL,
-        erase=("neon",),
-        settings=QUICK,
-        samples=1,
-        retained=1,
-        say=lambda _: None,
-        progress=False,
-    )
+    report = miniature(small[2], tmp_path, n=1)
     assert report["retained"]["lpips"] is None
     assert "LPIPS needs AlexNet's weights" in demo_table(report)
 
@@ -214,14 +192,8 @@ def test_bad_input_is_refused_before_any_work(small, tmp_path: Path) -> None:
         (("neon",), file, 1, "cannot be written"),
     ):
         with refused(words):
-            run_demo(small[2], Guess(), out, catalogue=SMALL, erase=erase, samples=samples)  # type: ignore[arg-type]
+            miniature(small[2], out, erase, samples)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def test_tables_line_up() -> None:
-    assert table(("name", "n"), [("a", 1), ("longer", 22)]) == (
-        "name     n\n------  --\na        1\nlonger  22"
-    )
 
 
 # ------------------------------------------------------------------ the shipped model
@@ -229,7 +201,6 @@ def test_tables_line_up() -> None:
 def test_the_shipped_model_forgets_composes_and_remembers(
     backbone: Backbone, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    torch.manual_seed(0)
     model = request.config.getoption("--model")
     report = run_demo(
         backbone,

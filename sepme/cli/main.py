@@ -118,8 +118,7 @@ def demo(
     Writes before_after.png, correlation_decay.png, report.json and the deltas, and prints a table.
     """
     from sepme.model import Backbone, load_catalogue
-    from sepme.report import demo_table
-    from sepme.scenes.demo import run_demo
+    from sepme.scenes.demo import demo_table, run_demo
 
     _check_folder(out)
     catalogue = load_catalogue(model)

@@ -1,59 +1,35 @@
-"""The whole story in one run: erase concepts one at a time, compose them, judge, give them back."""
+"""The whole story in one run: erase concepts one at a time, compose, judge, and restore them."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from pandas import DataFrame
 from torch import Tensor
 
 from sepme import erasure
-from sepme.artefact import versions, write_atomically
+from sepme.artefact import save_json, versions, writable_folder, write_atomically
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
 from sepme.composition import Composition
-from sepme.concept import Catalogue, Concept
+from sepme.concept import Catalogue, Concept, evenly
 from sepme.delta import ConceptDelta
-from sepme.erasure import PRESETS, ErasureSettings
-from sepme.erasure import ErasureStep as Step
+from sepme.erasure import PRESETS, ErasureSettings, ErasureStep
 from sepme.errors import SepmeError
-from sepme.metrics.lpips import alexnet_available, lpips_distance
+from sepme.metrics import alexnet_available, lpips_distance
 from sepme.model import Backbone
 from sepme.plots import ERASED, correlation_decay, image_grid, png
-from sepme.report import save_json, writable_folder
 from sepme.training import Trainer
 
-#: Three styles, neon's darkness the hardest of them, and an object.
+__all__ = ["demo_table", "run_demo"]
+
+#: Three styles (the darkness of neon is the hardest to erase) and an object.
 CONCEPTS = ("neon", "swirl", "ink", "boat")
 #: Where the seeds of the judged pictures begin; those of the grid begin at the run's own seed.
 JUDGED = 10_000
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A prompt that names a style and an object, so that both can be checked in its picture."""
-
-    prompt: str
-    style: str
-    object: str
-
-
-@dataclass
-class _Clock:
-    """Seconds spent, by activity."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def measure(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def run_demo(
@@ -73,7 +49,6 @@ def run_demo(
     """Erase, compose and restore; write pictures, deltas and `report.json` into `out`.
 
     Args:
-        backbone, judge, catalogue: the model, who looks at its pictures, what it knows.
         erase: names of styles and objects; at least one style and one object must be left.
         samples: judged pictures for each erased concept, with all concepts erased at once.
         retained: judged pictures of everything else.
@@ -87,35 +62,69 @@ def run_demo(
         SepmeError: an unknown concept, nothing left to keep, a folder that cannot be written to.
     """
     concepts = catalogue.parse(",".join(erase))
-    show = Exhibition(catalogue, concepts)
+    grid = DemoGrid(catalogue, concepts)
     if min(samples, retained) < 1:
         raise SepmeError("There must be at least one picture to judge: raise the number.")
-    out = writable_folder(out)
-    clock = _Clock()
-    with clock.measure("total"):
-        trained = []
-        for concept in concepts:
-            with clock.measure("erasing"):
-                trained.append(_erase(backbone, concept, catalogue, settings, seed, progress))
-            trained[-1].delta.save(out / "deltas" / f"{concept.name}.safetensors")
-            say(f"Erased {concept.name} in {trained[-1].seconds:.0f} s")
-        deltas = [entry.delta for entry in trained]
-        with clock.measure("composing"):
-            say(f"Composing the {len(deltas)} deltas, restoring, and drawing before_after.png ...")
-            pictures, proof = _compose(backbone, deltas, show, seed)
-        with clock.measure("judging"):
-            say(f"Judging {2 * (samples * len(concepts) + retained)} pictures ...")
-            found = _judge(backbone, judge, deltas, show, samples, retained)
-        write_atomically(out / "before_after.png", png(before_after(pictures, show, judge)))
-        write_atomically(out / "correlation_decay.png", png(_decay(trained, settings)))
-    report = _report(trained, found, proof, clock.seconds)
+    out, watch, trained = writable_folder(out), _Stopwatch(), []
+    for concept in concepts:
+        trained.append(_erase(backbone, concept, catalogue, settings, seed, progress))
+        trained[-1].delta.save(out / "deltas" / f"{concept.name}.safetensors")
+        say(f"Erased {concept.name} in {trained[-1].seconds:.0f} s")
+    watch.lap("erasing")
+    deltas = [entry.delta for entry in trained]
+    say(f"Composing the {len(deltas)} deltas, restoring, and drawing before_after.png ...")
+    pictures, proof = _compose(backbone, deltas, grid, seed)
+    watch.lap("composing")
+    say(f"Judging {2 * (samples * len(concepts) + retained)} pictures ...")
+    report = _judge(backbone, judge, trained, grid, samples, retained)
+    watch.lap("judging")
+    write_atomically(out / "before_after.png", png(before_after(pictures, grid, judge)))
+    write_atomically(out / "correlation_decay.png", png(_decay(trained, settings)))
+    report |= proof | {"seconds": watch.total()}
     report["provenance"] = _provenance(backbone, deltas, settings, seed)
     save_json(out / "report.json", report)
     return report
 
 
+@dataclass
+class _Stopwatch:
+    """Seconds spent, by activity."""
+
+    start: float = field(default_factory=time.perf_counter)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def lap(self, name: str) -> None:
+        spent = time.perf_counter() - self.start - sum(self.seconds.values())
+        self.seconds[name] = round(spent, 3)
+
+    def total(self) -> dict[str, float]:
+        return self.seconds | {"total": round(time.perf_counter() - self.start, 3)}
+
+
 # ------------------------------------------------------------------ what is shown
-class Exhibition:
+@dataclass(frozen=True)
+class Crossing:
+    """A prompt that names a style and an object, so that both can be checked in its picture."""
+
+    prompt: str
+    style: str
+    object: str
+
+
+def crossings(catalogue: Catalogue) -> list[Crossing]:
+    """The catalogue's prompts that belong to one style and one object, in its order."""
+    owners: dict[str, dict[str, str]] = {}
+    for concept in catalogue.concepts.values():
+        for prompt in concept.prompts:
+            owners.setdefault(prompt, {})[concept.kind] = concept.name
+    return [
+        Crossing(prompt, kinds["style"], kinds["object"])
+        for prompt, kinds in owners.items()
+        if kinds.keys() == {"style", "object"}
+    ]
+
+
+class DemoGrid:
     """Which prompts are the demo's rows, and which sets of concepts are its columns.
 
     Each erased concept has a row ("a painting of a house in the style of neon"), and each such row
@@ -131,29 +140,24 @@ class Exhibition:
                 )
         self.concepts = tuple(concepts)
         self.names = tuple(concept.name for concept in concepts)
-        crossed = scenes(catalogue)
-        self.kept = [s for s in crossed if not {s.style, s.object} & set(self.names)]
+        every = crossings(catalogue)
+        self.kept = [c for c in every if not {c.style, c.object} & set(self.names)]
         if not self.kept:
             raise SepmeError("Nothing is left to keep: erase fewer styles or fewer objects.")
-        self.erased_rows, self.kept_rows = self._rows(crossed)
-
-    def _rows(self, crossed: list[Scene]) -> tuple[list[Scene], list[Scene]]:
         # From the last on: the shipped model's first, pointillism and mosaic, look alike.
-        styles = list(dict.fromkeys(scene.style for scene in self.kept))[::-1]
-        objects = list(dict.fromkeys(scene.object for scene in self.kept))
-        by_pair: dict[tuple[str, str], Scene] = {}
-        for scene in crossed:
-            by_pair.setdefault((scene.style, scene.object), scene)
-        gone, stays = [], []
+        styles = list(dict.fromkeys(c.style for c in self.kept))[::-1]
+        objects = list(dict.fromkeys(c.object for c in self.kept))
+        by_pair = {(c.style, c.object): c for c in reversed(every)}  # the first of a pair counts
+        self.erased_rows, self.kept_rows = [], []
         for i, concept in enumerate(self.concepts):
             style, object = styles[i % len(styles)], objects[i % len(objects)]
             is_style = concept.kind == "style"
-            gone.append(by_pair[(concept.name, object) if is_style else (style, concept.name)])
-            stays.append(by_pair[style, object])
-        return gone, stays
+            erased = (concept.name, object) if is_style else (style, concept.name)
+            self.erased_rows.append(by_pair[erased])
+            self.kept_rows.append(by_pair[style, object])
 
     @property
-    def rows(self) -> list[Scene]:
+    def rows(self) -> list[Crossing]:
         return [*self.erased_rows, *self.kept_rows]
 
     @property
@@ -170,44 +174,31 @@ class Exhibition:
         return columns | {"all\ngiven back": ()}
 
 
-def scenes(catalogue: Catalogue) -> list[Scene]:
-    """The catalogue's prompts that belong to one style and one object, in its order."""
-    owners: dict[str, dict[str, str]] = {}
-    for concept in catalogue.concepts.values():
-        for prompt in concept.prompts:
-            owners.setdefault(prompt, {})[concept.kind] = concept.name
-    return [
-        Scene(prompt, kinds["style"], kinds["object"])
-        for prompt, kinds in owners.items()
-        if kinds.keys() == {"style", "object"}
-    ]
-
-
-def before_after(pictures: Mapping[str, Tensor], show: Exhibition, judge: Judge) -> Figure:
+def before_after(pictures: Mapping[str, Tensor], grid: DemoGrid, judge: Judge) -> Figure:
     """The demo's picture: prompts by what is erased, what should change framed."""
-    original = next(iter(pictures.values()))
-    rows, columns = show.rows, show.columns
-    framed = [
-        [ERASED if {scene.style, scene.object} & set(gone) else None for gone in columns.values()]
-        for scene in rows
-    ]
-    seen = {label: _seen(judge, images) for label, images in pictures.items()}
-    change = {label: _change(original, images) for label, images in pictures.items()}
-    notes = [
-        [f"{seen[label][r]}\n{change[label][r]}" for label in columns] for r in range(len(rows))
-    ]
+    original, notes = pictures["original"], []
+    for label in grid.columns:
+        verdict = judge.judge(pictures[label])
+        change = (pictures[label] - original).abs().flatten(1).mean(1).tolist()
+        words = ["identical" if size == 0 else f"Δ {100 * size:.1f} %" for size in change]
+        words = [""] * len(words) if label == "original" else words
+        seen = zip(verdict.style.tolist(), verdict.object.tolist(), words, strict=True)
+        notes.append([f"{STYLE_NAMES[s]}, {OBJECT_NAMES[o]}\n{word}" for s, o, word in seen])
+    names, gone = grid.names, [set(each) for each in grid.columns.values()]
     return image_grid(
-        [[pictures[label][r] for label in columns] for r in range(len(rows))],
-        [scene.prompt for scene in rows],
-        list(columns),
-        frames=framed,
-        notes=notes,
+        [[pictures[label][r] for label in grid.columns] for r in range(len(grid.rows))],
+        [row.prompt for row in grid.rows],
+        list(grid.columns),
+        frames=[
+            [ERASED if {row.style, row.object} & each else None for each in gone]
+            for row in grid.rows
+        ],
+        notes=[list(row) for row in zip(*notes, strict=True)],
         groups={
             0: "Prompts that name an erased concept: framed where it must be gone",
-            len(show.erased_rows): "Prompts that must stay as they are",
+            len(grid.erased_rows): "Prompts that must stay as they are",
         },
-        title="Forgetting "
-        + " and ".join(filter(None, [", ".join(show.names[:-1]), show.names[-1]])),
+        title="Forgetting " + " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])),
         footer="Below each picture: what an independent judge sees, and the mean change of its "
         "pixels.\nEach row starts from the same noise in every column.",
         cell=1.2,
@@ -224,26 +215,11 @@ def _decay(trained: "Sequence[_Trained]", settings: ErasureSettings) -> Figure:
     return figure
 
 
-def _seen(judge: Judge, images: Tensor) -> list[str]:
-    """The judge's words for each picture."""
-    verdict = judge.judge(images)
-    pairs = zip(verdict.style.tolist(), verdict.object.tolist(), strict=True)
-    return [f"{STYLE_NAMES[style]}, {OBJECT_NAMES[object]}" for style, object in pairs]
-
-
-def _change(original: Tensor, images: Tensor) -> list[str]:
-    """How much each picture differs from the original's, in words."""
-    if images is original:
-        return [""] * len(images)
-    sizes = (images - original).abs().flatten(1).mean(1).tolist()
-    return ["identical" if size == 0 else f"Δ {100 * size:.1f} %" for size in sizes]
-
-
 # ------------------------------------------------------------------ what is done
 @dataclass(frozen=True)
 class _Trained:
     delta: ConceptDelta
-    steps: list[Step]
+    steps: list[ErasureStep]
     seconds: float
 
 
@@ -255,37 +231,31 @@ def _erase(
     seed: int,
     progress: bool,
 ) -> _Trained:
-    steps: list[Step] = []
-    start = time.perf_counter()
-    delta = erasure.erase(
-        backbone,
-        concept,
-        catalogue.kept_prompts([concept]),
-        settings,
-        seed=seed,
-        trainer=Trainer(callback=steps.append, progress=progress),
-    )
+    steps: list[ErasureStep] = []
+    start, keep = time.perf_counter(), catalogue.kept_prompts([concept])
+    trainer = Trainer(callback=steps.append, progress=progress)
+    delta = erasure.erase(backbone, concept, keep, settings, seed=seed, trainer=trainer)
     return _Trained(delta, steps, time.perf_counter() - start)
 
 
 def _compose(
-    backbone: Backbone, deltas: list[ConceptDelta], show: Exhibition, seed: int
+    backbone: Backbone, deltas: list[ConceptDelta], grid: DemoGrid, seed: int
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Pictures of all columns, and whether restoring and the order are exact."""
-    prompts = [scene.prompt for scene in show.rows]
+    prompts = [row.prompt for row in grid.rows]
     original = backbone.generate(prompts, seed, output="latents")
     with Composition(backbone, deltas) as composition:
         pictures = {}
-        for label, gone in show.columns.items():
+        for label, gone in grid.columns.items():
             composition.set(gone)
             pictures[label] = backbone.generate(prompts, seed)
-        for name in show.names:  # one after the other, as in iterative erasure
+        for name in grid.names:  # one after the other, as in iterative erasure
             composition.erase(name)
         forwards = backbone.generate(prompts, seed, output="latents")
         composition.restore_all()
         restored = backbone.generate(prompts, seed, output="latents")
     with Composition(backbone, deltas[::-1]) as composition:
-        for name in show.names[::-1]:
+        for name in grid.names[::-1]:
             composition.erase(name)
         backwards = backbone.generate(prompts, seed, output="latents")
     return pictures, {
@@ -305,33 +275,37 @@ def _compose(
 def _judge(
     backbone: Backbone,
     judge: Judge,
-    deltas: list[ConceptDelta],
-    show: Exhibition,
+    trained: list[_Trained],
+    grid: DemoGrid,
     samples: int,
     retained: int,
 ) -> dict[str, Any]:
     """What the judge finds in the pictures of the original, and with every concept erased."""
-    prompts = {c.name: evenly(c.prompts, samples) for c in show.concepts}
-    kept = evenly(show.kept, retained)
-    everything = [p for some in prompts.values() for p in some] + [s.prompt for s in kept]
-    before = backbone.generate(everything, JUDGED)
-    with Composition(backbone, deltas) as composition, composition.erased(*show.names):
-        after = backbone.generate(everything, JUDGED)
+    kept = evenly(grid.kept, retained)
+    prompts = [p for concept in grid.concepts for p in evenly(concept.prompts, samples)]
+    prompts += [crossing.prompt for crossing in kept]
+    before = backbone.generate(prompts, JUDGED)
+    deltas = [entry.delta for entry in trained]
+    with Composition(backbone, deltas) as composition, composition.erased(*grid.names):
+        after = backbone.generate(prompts, JUDGED)
     found: dict[str, Any] = {"erased": {}}
-    for i, name in enumerate(show.names):
-        some = slice(i * samples, (i + 1) * samples)
+    for i, entry in enumerate(trained):
+        name, some = entry.delta.concept, slice(i * samples, (i + 1) * samples)
         found["erased"][name] = {
             "accuracy_before": _share(judge.sees(before[some], name)),
             "accuracy_after": _share(judge.sees(after[some], name)),
             "pictures": samples,
+            "iterations": entry.delta.provenance.iterations,
+            "seconds": round(entry.seconds, 3),
+            "rank": entry.delta.rank,
         }
-    found["retained"] = _retained(judge, before[-retained:], after[-retained:], kept)
-    return found
+    return found | {"retained": _retained(judge, before[-retained:], after[-retained:], kept)}
 
 
-def _retained(judge: Judge, before: Tensor, after: Tensor, kept: list[Scene]) -> dict[str, Any]:
-    style = torch.tensor([STYLE_NAMES.index(scene.style) for scene in kept])
-    object = torch.tensor([OBJECT_NAMES.index(scene.object) for scene in kept])
+def _retained(judge: Judge, before: Tensor, after: Tensor, kept: list[Crossing]) -> dict[str, Any]:
+    """What the judge finds in the pictures that must stay, and how far they moved."""
+    style = torch.tensor([STYLE_NAMES.index(crossing.style) for crossing in kept])
+    object = torch.tensor([OBJECT_NAMES.index(crossing.object) for crossing in kept])
     row: dict[str, Any] = {}
     for when, images in (("before", before), ("after", after)):
         verdict = judge.judge(images)
@@ -339,29 +313,18 @@ def _retained(judge: Judge, before: Tensor, after: Tensor, kept: list[Scene]) ->
         row[f"accuracy_{when}"] = _share(right_style & right_object)
         row[f"style_{when}"] = _share(right_style)
         row[f"object_{when}"] = _share(right_object)
-    row["lpips"] = row["lpips_note"] = None
-    if alexnet_available():
-        row["lpips"] = float(lpips_distance(before, after).mean())
-    else:
-        row["lpips_note"] = "not measured: LPIPS needs AlexNet's weights (`make test` gets them)"
-    row["mean_pixel_difference"] = float((before - after).abs().mean())
-    row["pictures"] = len(kept)
-    return row
+    known = alexnet_available()
+    note = "not measured: LPIPS needs AlexNet's weights (`make test` gets them)"
+    return row | {
+        "lpips": float(lpips_distance(before, after).mean()) if known else None,
+        "lpips_note": None if known else note,
+        "mean_pixel_difference": float((before - after).abs().mean()),
+        "pictures": len(kept),
+    }
 
 
-def _report(
-    trained: list[_Trained],
-    found: dict[str, Any],
-    proof: dict[str, Any],
-    seconds: dict[str, float],
-) -> dict[str, Any]:
-    for entry in trained:
-        found["erased"][entry.delta.concept] |= {
-            "iterations": entry.delta.provenance.iterations,
-            "seconds": round(entry.seconds, 3),
-            "rank": entry.delta.rank,
-        }
-    return found | proof | {"seconds": {name: round(s, 3) for name, s in seconds.items()}}
+def _share(true: Tensor) -> float:
+    return float(true.float().mean())
 
 
 def _provenance(
@@ -381,12 +344,45 @@ def _provenance(
     }
 
 
-def evenly(items: Sequence[Any], n: int) -> list[Any]:
-    """n of the items, evenly spread over them all, repeated in turn where there are fewer."""
-    if n >= len(items):
-        return [items[i % len(items)] for i in range(n)]
-    return [items[i * len(items) // n] for i in range(n)]
+# ------------------------------------------------------------------ what is said
+def demo_table(report: dict[str, Any]) -> str:
+    """What `sepme demo` prints: the figures of report.json, in words."""
+    percent = "{:.1%}".format
+    erased = DataFrame.from_dict(report["erased"], orient="index").drop(columns="rank")
+    erased = erased.assign(
+        accuracy_before=erased["accuracy_before"].map(percent),
+        accuracy_after=erased["accuracy_after"].map(percent),
+        seconds=erased["seconds"].map("{:.1f}".format),
+    )
+    erased.columns = ["seen before", "seen after", "pictures", "iterations", "seconds"]
+    kept = report["retained"]
+    parts = {"style right": "style", "object right": "object", "both right": "accuracy"}
+    retained = DataFrame(
+        {
+            when: [percent(kept[f"{part}_{when}"]) for part in parts.values()]
+            for when in ("before", "after")
+        },
+        index=list(parts),
+    ).assign(pictures=kept["pictures"])
+    return "\n\n".join(
+        [
+            erased.rename_axis(columns="erased concept").to_string(),
+            retained.rename_axis(columns="everything else").to_string(),
+            _findings(report),
+        ]
+    )
 
 
-def _share(true: Tensor) -> float:
-    return float(true.float().mean())
+def _findings(report: dict[str, Any]) -> str:
+    lpips, restored = report["retained"]["lpips"], report["restored"]
+    distance = report["retained"]["lpips_note"] or f"{lpips:.4f} (mean LPIPS, AlexNet)"
+    exact = "bit for bit the original"
+    if not restored["bit_exact"]:
+        exact = f"NOT the original (largest difference {restored['max_abs_diff']:.2g})"
+    independent = report["composition"]["order_independent"]
+    return (
+        f"Change of everything else   {distance}\n"
+        f"All concepts given back     {exact}\n"
+        f"Order of erasing            {'makes no' if independent else 'MAKES A'} difference\n"
+        f"Seconds in total            {report['seconds']['total']:.0f}"
+    )
