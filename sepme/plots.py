@@ -17,10 +17,9 @@ import seaborn as sns
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, UnidentifiedImageError
 from scipy.stats import spearmanr
@@ -274,22 +273,9 @@ def predicted_and_measured(
         x = np.asarray(values, dtype=float).ravel()
         _axes(panel).scatter(x, 100 * y, s=14, color=COLOURS[index], alpha=0.6, linewidth=0)
         panel.set(xscale="log" if x.max() > 10 * x.min() else "linear", yscale="log", xlabel=name)
-        for axis in (panel.xaxis, panel.yaxis):
-            if axis.get_scale() == "log":
-                _few_ticks(axis)
         panel.set_title(f"rank correlation {spearmanr(x, y).statistic:.2f}", fontsize=9)
     ax[0].set_ylabel("measured change, %")
     return ax
-
-
-def _few_ticks(axis: Axis) -> None:
-    """1, 2 and 5 of each power of ten as plain numbers, or the powers where there are many."""
-    low, high = axis.get_view_interval()
-    many = high > 200 * low
-    axis.set_major_locator(LogLocator(subs=(1.0,) if many else (1.0, 2.0, 5.0)))
-    axis.set_minor_formatter(NullFormatter())
-    if not many:
-        axis.set_major_formatter("{x:g}")
 
 
 # ------------------------------------------------------------------ tables in colours
@@ -430,18 +416,14 @@ def image_grid(
 
 
 def _grid_shape(images: Any, rows: Any, columns: Any, *details: Any) -> tuple[int, int]:
-    if not len(images) or not len(images[0]):
-        raise SepmeError("There is no picture to draw: give at least one row of one picture.")
-    shape = (len(images), len(images[0]))
-    fits = all(len(row) == shape[1] for row in images)
-    fits &= rows is None or len(rows) == shape[0]
-    fits &= columns is None or len(columns) == shape[1]
-    for detail in details:
-        fits &= detail is None or [len(row) for row in detail] == [shape[1]] * shape[0]
-    if not fits:
+    shape = len(images), len(images[0]) if len(images) else 0
+    fits = (rows is None or len(rows) == shape[0]) and (columns is None or len(columns) == shape[1])
+    for table in (images, *details):
+        fits &= table is None or [len(row) for row in table] == [shape[1]] * shape[0]
+    if not fits or 0 in shape:
         raise SepmeError(
-            f"A grid of {shape[0]} x {shape[1]} pictures needs a label a row and a column, and a "
-            "frame and a note a picture: make them match."
+            f"A grid of {shape[0]} x {shape[1]} pictures needs at least one of them, a label a row "
+            "and a column, and a frame and a note a picture: make them match."
         )
     return shape
 
