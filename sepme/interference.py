@@ -374,7 +374,7 @@ def measure_noise(
 
     Raises:
         SepmeError: fewer than two concepts, one that is not in the composition, or an evaluated
-            one whose own delta changes nothing.
+            one without prompts or whose own delta changes nothing.
     """
 
     def look(backbone: Backbone, name: str) -> Tensor:
@@ -405,15 +405,11 @@ def measure_pictures(
     before ("seen before").
 
     Args:
-        composition: carries the deltas; it is left as it was.
         prompts: evaluated concept -> what to draw, for example its `own_prompts`.
-        erased: concepts whose delta is switched on, alone; all of the composition by default.
         judge: `judge.sees(images, name)` says for each picture whether it shows the concept.
         seed: the i-th prompt of a concept is drawn from seed + i.
 
-    Raises:
-        SepmeError: fewer than two concepts, one that is not in the composition, an evaluated one
-            without prompts, or one whose own delta changes nothing.
+    Other arguments and errors are those of `measure_noise`.
     """
 
     def look(backbone: Backbone, name: str) -> Tensor:

@@ -7,7 +7,6 @@ dashes, so that a grey print can still be read.
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from textwrap import fill
 from typing import Any
 
@@ -21,16 +20,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from sepme.artefact import writable_folder
 from sepme.errors import SepmeError
 
 __all__ = [
     "ERASED",
-    "check_name",
     "correlation_decay",
     "correlation_over_timesteps",
     "cosine_distribution",
@@ -42,7 +39,6 @@ __all__ = [
     "noise_maps",
     "png",
     "predicted_and_measured",
-    "read_picture",
     "recorded_decay",
     "spectrum",
 ]
@@ -498,36 +494,3 @@ def png(picture: Figure | Tensor | NDArray[np.uint8]) -> bytes:
         picture = (picture * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     Image.fromarray(picture).save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def read_picture(file: Path, size: int) -> Tensor:
-    """A picture file as `[3, size, size]` in [0, 1].
-
-    Raises:
-        SepmeError: no picture, or one of another size.
-    """
-    try:
-        with Image.open(file) as image:
-            pixels = np.array(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise SepmeError(f"{file} cannot be read as a picture: give PNG files.") from error
-    height, width, _ = pixels.shape
-    if (height, width) != (size, size):
-        raise SepmeError(
-            f"{file} has {width} x {height} pixels where {size} x {size} are needed: give pictures "
-            "that the shipped model drew."
-        )
-    return torch.from_numpy(pixels).permute(2, 0, 1) / 255
-
-
-def check_name(path: Path) -> None:
-    """Refuse, before any work, a name that no PNG file can be written to.
-
-    Raises:
-        SepmeError: another ending, a folder of that name, or a folder that cannot be written to.
-    """
-    if path.suffix.lower() != ".png":
-        raise SepmeError(f"{path} is not a name for a picture: end it in .png.")
-    if path.is_dir():
-        raise SepmeError(f"{path} is a folder: name a file in it.")
-    writable_folder(path.parent)

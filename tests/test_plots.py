@@ -15,6 +15,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from sepme import plots
+from sepme.cli.pictures import read_picture
 from tests.refusals import refused
 
 
@@ -288,14 +289,14 @@ def test_prediction_and_measurement_are_ranked() -> None:
 def test_a_picture_survives_its_file(tmp_path: Path) -> None:
     file = tmp_path / "picture.png"
     file.write_bytes(plots.png(PICTURES[0, 0]))
-    again = plots.read_picture(file, 8)
+    again = read_picture(file, 8)
     assert torch.equal(again, (PICTURES[0, 0] * 255).round() / 255)
     assert plots.png((again * 255).byte().permute(1, 2, 0).numpy()) == file.read_bytes()
     with refused("8 x 8", "9 x 9"):
-        plots.read_picture(file, 9)
+        read_picture(file, 9)
     file.write_bytes(b"no picture")
     with refused("picture.png"):
-        plots.read_picture(file, 8)
+        read_picture(file, 8)
 
 
 def test_pictures_that_make_no_grid_are_refused() -> None:

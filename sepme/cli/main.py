@@ -235,9 +235,10 @@ def generate(
     model: Model = None,
 ) -> None:
     """Draw a picture with any concepts erased."""
+    from sepme.cli.pictures import check_name
     from sepme.composition import Composition
     from sepme.model import Backbone
-    from sepme.plots import check_name, png
+    from sepme.plots import png
 
     _check_folder(out.parent)
     check_name(out)
@@ -272,7 +273,8 @@ def inspect(
     Where it comes from, how large it is, what it forgets and what it promises to keep.
     """
     from sepme.cli.inspection import describe, spectrum_figure
-    from sepme.plots import check_name, png
+    from sepme.cli.pictures import check_name
+    from sepme.plots import png
 
     if spectrum is not None:
         check_name(spectrum)
@@ -362,7 +364,8 @@ def paint(
 ) -> None:
     """Draw a painting as the model was shown."""
     from sepme.atelier import paintings
-    from sepme.plots import check_name, png
+    from sepme.cli.pictures import check_name
+    from sepme.plots import png
 
     _check_folder(out.parent)
     check_name(out)
@@ -382,7 +385,7 @@ def judge(
     from sepme.atelier.captions import EMBLEM
     from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES
     from sepme.atelier.objects import SIZE
-    from sepme.plots import read_picture
+    from sepme.cli.pictures import read_picture
 
     verdict = _judge(model).judge(torch.stack([read_picture(file, SIZE) for file in files]))
     rows = []
