@@ -70,13 +70,7 @@ def test_an_estimate_is_a_number_and_says_what_it_is() -> None:
     assert str(found) == "0.5 (95 %: 0.25 to 0.75, n = 8)"
 
 
-@pytest.mark.parametrize("values", [[], [[1.0, 2.0]], [1.0, math.nan]])
-def test_what_has_no_average_is_refused(values: list) -> None:
-    for estimate in (estimate_mean, estimate_share):
-        with refused("finite"):
-            estimate(values)
-
-
-def test_a_share_of_other_values_is_refused() -> None:
-    with refused("true and false"):
-        estimate_share([0.0, 0.5])
+@pytest.mark.parametrize("hits", [[], [[True, False]], [1.0, math.nan], [0.0, 0.5]])
+def test_what_is_no_share_is_refused(hits: list) -> None:
+    with refused("true or false"):
+        estimate_share(hits)

@@ -121,10 +121,9 @@ def read_arrays(content: bytes) -> dict[str, Any]:
 
 def check_images(images: Tensor) -> None:
     """Raise a `SepmeError` unless these are images `[n, 3, h, w]` with values in [0, 1]."""
-    if images.ndim != 4 or images.shape[1] != 3 or images.numel() == 0:
+    fits = images.ndim == 4 and images.shape[1] == 3 and len(images) and images.is_floating_point()
+    if not (fits and images.min() >= 0 and images.max() <= 1):  # which NaN is not either
         raise SepmeError(
-            f"Images have the shape [n, 3, h, w] and at least one is needed, not "
-            f"{list(images.shape)}."
+            "Images are floating point tensors of shape [n, 3, h, w] with values in [0, 1], not "
+            f"{images.dtype} of shape {list(images.shape)}."
         )
-    if not (images.is_floating_point() and images.min() >= 0 and images.max() <= 1):  # or NaN
-        raise SepmeError("Images have floating point values in [0, 1]: rescale them first.")

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from scipy import stats
 from torch import Tensor
@@ -46,11 +47,8 @@ def estimate_mean(values: ArrayLike | Tensor) -> Estimate:
     """The mean of `values` `[n]`, one for each image, with the BCa interval of 2000 resamples.
 
     The resamples are drawn from a fixed seed: equal values give an equal interval.
-
-    Raises:
-        SepmeError: there are no values, or one is not finite.
     """
-    x = _values(values)
+    x = torch.as_tensor(values).double().cpu().numpy()
     mean, n = float(x.mean()), len(x)
     if np.ptp(x) == 0:  # BCa divides by the spread; one image shows none
         end = math.nan if n == 1 else mean
@@ -67,18 +65,8 @@ def estimate_share(hits: ArrayLike | Tensor) -> Estimate:
     Raises:
         SepmeError: there are no values, or one is neither true nor false.
     """
-    x = _values(hits)
-    if not np.isin(x, (0, 1)).all():
-        raise SepmeError("A share counts images that are hits or not: give true and false.")
+    x = torch.as_tensor(hits).cpu().numpy()
+    if x.ndim != 1 or not len(x) or not np.isin(x, (0, 1)).all():
+        raise SepmeError("A share counts images that are hits or not: give n times true or false.")
     interval = stats.binomtest(int(x.sum()), len(x)).proportion_ci(CONFIDENCE, method="wilson")
     return Estimate(float(x.mean()), float(interval.low), float(interval.high), len(x))
-
-
-def _values(values: ArrayLike | Tensor) -> np.ndarray:
-    x = np.asarray(values.cpu() if isinstance(values, Tensor) else values, dtype=float)
-    if x.ndim != 1 or not len(x) or not np.isfinite(x).all():
-        raise SepmeError(
-            f"An average needs one finite value for each image and at least one image, and the "
-            f"values have the shape {list(x.shape)}."
-        )
-    return x

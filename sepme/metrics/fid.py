@@ -19,6 +19,7 @@ one size, and neither of the two knows paired sets or intervals.
 """
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -40,6 +41,8 @@ __all__ = [
 
 #: Pixels a side that the network's last pooling is made for, and images a pass.
 _SIDE, _BATCH = 299, 32
+#: A distance of two sets of images, named by their indices, `[n]` and `[m]`.
+_Distance: TypeAlias = Callable[[Tensor, Tensor], float]
 
 
 def inception_available() -> bool:
@@ -145,27 +148,25 @@ def kernel_distance(x: Tensor, y: Tensor, paired: bool = False) -> float:
         SepmeError: the features do not fit, or a set has fewer than two images.
     """
     x, y = _features(x, y, paired)
-    return _discrepancy(x, y, paired)(np.arange(len(x)), np.arange(len(y)))
+    return _discrepancy(x, y, paired)(torch.arange(len(x)), torch.arange(len(y)))
 
 
-def _discrepancy(x: Tensor, y: Tensor, paired: bool) -> Callable[[np.ndarray, np.ndarray], float]:
-    """The function from indices into x and y to the `kernel_distance` of the images they name.
+def _discrepancy(x: Tensor, y: Tensor, paired: bool) -> _Distance:
+    """The `kernel_distance` of resamples of x and y.
 
-    How often a resample holds each image is all that changes, so the kernels are computed once. A
-    pair of an image with itself, drawn twice, is left out like `i = j`.
+    A resample changes only how often each image counts, so the kernels are computed once. A pair
+    of an image with itself, drawn twice, is left out like `i = j`.
     """
     k_xx, k_yy, k_xy = ((u @ v.T / x.shape[1] + 1) ** 3 for u, v in ((x, x), (y, y), (x, y)))
     for kernel in (k_xx, k_yy, *([k_xy] if paired else [])):
         kernel.fill_diagonal_(0)
 
     def mean(kernel: Tensor, v: Tensor, w: Tensor, apart: bool) -> Tensor:
-        """The mean of a kernel's entries, weighted; of those beside the diagonal if `apart`."""
-        pairs = v.sum() * w.sum() - (v @ w if apart else 0)
-        return v @ kernel @ w / pairs
+        """The mean of a kernel with counts v and w; of pairs of different images if `apart`."""
+        return v @ kernel @ w / (v.sum() * w.sum() - (v @ w if apart else 0))
 
-    def discrepancy(i: np.ndarray, j: np.ndarray) -> float:
-        v = torch.bincount(torch.from_numpy(i), minlength=len(x)).double()
-        w = torch.bincount(torch.from_numpy(j), minlength=len(y)).double()
+    def discrepancy(i: Tensor, j: Tensor) -> float:
+        v, w = i.bincount(minlength=len(x)).double(), j.bincount(minlength=len(y)).double()
         within = mean(k_xx, v, v, apart=True) + mean(k_yy, w, w, apart=True)
         return float(within - 2 * mean(k_xy, v, w, apart=paired))
 
@@ -174,14 +175,9 @@ def _discrepancy(x: Tensor, y: Tensor, paired: bool) -> Callable[[np.ndarray, np
 
 # ------------------------------------------------------------------ both
 def _resampled(
-    distance: Callable[[np.ndarray, np.ndarray], float],
-    x: Tensor,
-    y: Tensor,
-    paired: bool,
-    resamples: int,
-    least: float = -np.inf,
+    distance: _Distance, x: Tensor, y: Tensor, paired: bool, resamples: int, least: float = -np.inf
 ) -> Estimate:
-    """A distance of x and y, as a function of indices into them, with its bootstrap interval.
+    """The distance of x and y with its bootstrap interval.
 
     A resample repeats some images and leaves others out. A distance of sets sees that as a
     difference, so most resamples lie above the value, and the intervals of `scipy.stats.bootstrap`
@@ -191,10 +187,10 @@ def _resampled(
     n, m, rng = len(x), len(y), np.random.default_rng(0)
     drawn = np.empty(resamples)
     for k in range(resamples):
-        i = rng.integers(n, size=n)
-        drawn[k] = distance(i, i if paired else rng.integers(m, size=m))
+        i = torch.from_numpy(rng.integers(n, size=n))
+        drawn[k] = distance(i, i if paired else torch.from_numpy(rng.integers(m, size=m)))
     drawn = drawn[np.isfinite(drawn)]  # one image, drawn n times, has no pairs
-    value, tail = distance(np.arange(n), np.arange(m)), (1 - CONFIDENCE) / 2
+    value, tail = distance(torch.arange(n), torch.arange(m)), (1 - CONFIDENCE) / 2
     low, high = value + np.quantile(drawn, (tail, 1 - tail)) - drawn.mean()
     return Estimate(value, max(float(low), least), float(high), min(n, m))
 
