@@ -18,6 +18,7 @@ _MODULES = {
     "errors": ("SepmeError", "SepmeWarning"),
     "model": ("Backbone", "load_catalogue"),
     "nullspace": ("NullSpace", "constrain", "null_space"),
+    "probe": ("Probe",),
     "training": ("Trainer",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

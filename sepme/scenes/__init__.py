@@ -11,19 +11,40 @@
 | `demo` | the whole story in one run: erase, compose, judge, restore |
 """
 
+from sepme.scenes.figures import COMPARED, FIGURES, Sources, method_looks
+from sepme.scenes.methods import METHODS
 from sepme.scenes.protocol import ALONE, EVALUATED, ROLES, SCENES, arrivals, moments
 from sepme.scenes.run import Plan, merge_tables, run_scenes
-from sepme.scenes.tables import complete, published, read_table, role_means, role_table
+from sepme.scenes.tables import (
+    MEASURED,
+    PUBLISHED,
+    RESULTS,
+    complete,
+    family,
+    published,
+    read_table,
+    role_means,
+    role_table,
+)
 
 __all__ = [
     "ALONE",
+    "COMPARED",
     "EVALUATED",
+    "FIGURES",
+    "MEASURED",
+    "METHODS",
+    "PUBLISHED",
+    "RESULTS",
     "ROLES",
     "SCENES",
     "Plan",
+    "Sources",
     "arrivals",
     "complete",
+    "family",
     "merge_tables",
+    "method_looks",
     "moments",
     "published",
     "read_table",
