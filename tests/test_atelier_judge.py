@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from sepme._data import shipped
+from sepme.atelier._judge import held_out_accuracy, soften, warp
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
 from sepme.atelier.paintings import ALIASES, emblem, paint_batch
 from sepme.atelier.settings import HELD_OUT_SEED
-from sepme.atelier.train_judge import held_out_accuracy, soften, warp
 from sepme.errors import SepmeError
 
 SHIPPED = shipped("atelier", "judge.safetensors")

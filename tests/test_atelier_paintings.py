@@ -5,11 +5,11 @@ import pytest
 from sklearn.ensemble import ExtraTreesClassifier
 
 from sepme.atelier import paintings
+from sepme.atelier._vae import subjects
 from sepme.atelier.objects import DRAWERS, MARGIN, NOTHING, SIZE, draw_scenes
 from sepme.atelier.paintings import ALIASES, OBJECTS, STYLES, paint, paint_batch
 from sepme.atelier.settings import HELD_OUT_SEED
 from sepme.atelier.styles import PAINTERS, PHOTO
-from sepme.atelier.train_vae import subjects
 from sepme.errors import SepmeError
 
 
