@@ -250,8 +250,6 @@ class Interference:
     """(erased, evaluated) -> the same with the erased concept's delta on."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "erased", tuple(self.erased))
-        object.__setattr__(self, "evaluated", tuple(self.evaluated))
         _check_names(self.erased, self.evaluated)
         shape = (len(self.erased), len(self.evaluated))
         for name, matrix in {self.measure: self.matrix, **self.details}.items():
@@ -300,6 +298,7 @@ class Interference:
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content |= {name: tuple(content[name]) for name in ("erased", "evaluated")}
             content["matrix"] = _matrix(content["matrix"])
             content["details"] = {name: _matrix(m) for name, m in content["details"].items()}
             content["prompts"] = {name: tuple(p) for name, p in content["prompts"].items()}

@@ -7,6 +7,7 @@ same ones every time. A `Recording` is one training run seen through one probe.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -323,27 +324,20 @@ def record(
     prompts, references = _watched(concept, prompts, settings.reference)
     start = erase(backbone, concept, keep, replace(settings, iterations=0), seed=seed)
     probe = Probe.draw(backbone, prompts, timesteps, seed)
-    r0 = noise_differences(backbone, probe, references=references)
+    look = partial(noise_differences, backbone, probe, references=references)
+    r0, r = look(), {0: look(delta=start)}  # r: iteration -> [timesteps, pictures, c, h, w]
     steps: list[ErasureStep] = []
-    seen: list[tuple[int, Tensor, Tensor]] = []
-
-    def look(iteration: int, delta: ConceptDelta) -> None:
-        r = noise_differences(backbone, probe, references=references, delta=delta)
-        seen.append((iteration, r[:, 0], correlations(r, r0)))
 
     def watch(step: ErasureStep) -> None:
         steps.append(step)
         if callback is not None:
             callback(step)
         if step.iteration % every == 0:
-            look(step.iteration, step.deltas()[0])
+            r[step.iteration] = look(delta=step.deltas()[0])
 
-    look(0, start)
     trainer = Trainer(watch, progress=progress)
     delta = erase(backbone, concept, keep, settings, seed=seed, trainer=trainer)
-    if len(steps) % every:
-        look(len(steps), delta)
-    iterations, maps, correlation = zip(*seen, strict=True)
+    r[len(steps)] = look(delta=delta)
     with backbone.original():
         image = backbone.generate(prompts[:1], seed)[0]
     return delta, Recording(
@@ -351,10 +345,10 @@ def record(
         reference=references[0],
         image=image,
         timesteps=probe.timesteps,
-        iterations=iterations,
+        iterations=tuple(r),
         original=r0[:, 0],
-        maps=torch.stack(maps),
-        correlation=torch.stack(correlation),
+        maps=torch.stack([seen[:, 0] for seen in r.values()]),
+        correlation=torch.stack([correlations(seen, r0) for seen in r.values()]),
         steps=tuple(steps),
         provenance=delta.provenance,
     )
