@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
-from nbclient.exceptions import CellExecutionError
+from nbconvert.preprocessors import CellExecutionError
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from sepme.course.notebook import (
     FOLDER,
     PALETTE_ERROR,
     WIDGET,
+    chapters,
     execute,
     lighten,
     lighter,
@@ -38,8 +39,14 @@ from tests.test_house import MACHINE_PATH
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 #: A notebook with its pictures, and all of them together.
 LARGEST, LARGEST_TOGETHER = 1_500_000, 6_000_000
+#: Lines of a code cell, and modules of sepme that a notebook imports from at its top.
+LONGEST_CELL, MOST_MODULES = 35, 6
+
+#: The chapter that students write themselves: of it the teacher's source is run.
+LADDER = "08_sepme_from_scratch.ipynb"
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+each_to_run = pytest.mark.parametrize("path", chapters(), ids=lambda path: path.stem)
 
 
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
@@ -81,11 +88,12 @@ def complaints(notebook: NotebookNode) -> list[str]:
 def test_there_are_notebooks() -> None:
     assert len(NOTEBOOKS) > 0
     listed = re.findall(r"\]\((\w+\.ipynb)\)", (FOLDER / "README.md").read_text())
-    assert listed == [path.name for path in NOTEBOOKS]
+    assert listed == [path.name for path in NOTEBOOKS] == [path.name for path in chapters()]
+    assert chapters()[-1] == FOLDER / "teacher" / LADDER
 
 
-@pytest.mark.slow
-@each
+@pytest.mark.notebooks
+@each_to_run
 def test_it_runs(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
@@ -97,7 +105,7 @@ def test_it_runs(
     assert list(tmp_path.iterdir()) == []  # nothing left behind
 
 
-@each
+@each_to_run
 def test_what_is_committed_is_clean(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
@@ -118,8 +126,21 @@ def test_it_opens_as_every_chapter_does(path: Path) -> None:
     assert "open_model(" in opening
     assert "banner(" in opening
     text = words(notebook)
-    for part in ("**Predict before you run.**", "## Exercises", "assert "):
+    own = "<details>" if path.name == LADDER else "## Exercises"  # the ladder is its own exercise
+    for part in ("**Predict before you run.**", own, "assert "):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    "path", [*chapters(), *sorted(FOLDER.glob("*/*_exercises.ipynb"))], ids=str
+)
+def test_its_cells_can_be_read(path: Path) -> None:
+    cells = [cell.source for cell in code_cells(nbformat.read(path, as_version=4))]
+    assert max(len(source.splitlines()) for source in cells) <= LONGEST_CELL
+    modules = re.findall(
+        r"^from (sepme[\w.]*) import|^import (sepme[\w.]*)", cells[0], re.MULTILINE
+    )
+    assert len(modules) <= MOST_MODULES
 
 
 # ---------------------------------------------------------------- the checks can fail

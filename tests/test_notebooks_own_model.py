@@ -10,7 +10,7 @@ import pytest
 
 from sepme.course.notebook import execute, tidy
 from sepme.model import ATELIER
-from tests.test_notebooks import complaints, each, words
+from tests.test_notebooks import complaints, each_to_run, words
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +23,8 @@ def own_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
-@each
+@pytest.mark.notebooks
+@each_to_run
 def test_it_runs_on_a_model_of_ones_own(
     path: Path, own_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,1 +1,1 @@
-"""The exercises of the course: built from one teacher's source, checked with helpful words."""
+"""The course: chapters opened and run, exercises built from one source, answers checked."""

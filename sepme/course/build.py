@@ -2,10 +2,15 @@
 
 A teacher's notebook holds the answers between `### BEGIN SOLUTION` and `### END SOLUTION`, and
 tests that students do not see between `### BEGIN HIDDEN TESTS` and `### END HIDDEN TESTS`. Its
-cells carry nbgrader's metadata, version 3, so nbgrader reads the same files; nothing here needs it.
+cells carry nbgrader's metadata, version 3, so nbgrader reads the same files.
 """
 
+# nbgrader's own preprocessors were tried and are not used: they bring a database (SQLAlchemy,
+# alembic) and a server extension that takes seconds to import, they do not see an END without a
+# BEGIN, and what they refuse they refuse without naming the file and the cell.
+
 import re
+from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 
@@ -13,14 +18,29 @@ import nbformat
 from nbformat import NotebookNode
 
 from sepme.artefact import write_atomically
-from sepme.course.metadata import check_metadata, is_answer, is_question, is_test
 from sepme.course.notebook import FOLDER, tidy
 from sepme.errors import SepmeError
+
+__all__ = ["TEACHER", "build", "read", "solution", "student"]
 
 TEACHER = FOLDER / "teacher"
 #: What stands in place of an answer; the same as nbgrader's own.
 STUB = {"code": "# YOUR CODE HERE\nraise NotImplementedError()", "markdown": "YOUR ANSWER HERE"}
-SOLUTION, HIDDEN = "SOLUTION", "HIDDEN TESTS"
+MARKER = re.compile(r"^( *)### (BEGIN|END) (SOLUTION|HIDDEN TESTS) *$", re.MULTILINE)
+REGION = re.compile(
+    r"^( *)### BEGIN (SOLUTION|HIDDEN TESTS) *\n(.*?)^ *### END \2 *(\n|\Z)",
+    re.MULTILINE | re.DOTALL,
+)
+#: The cells there are: type, grade, solution, locked (nbgrader's metadata, schema version 3).
+KINDS = {
+    ("markdown", False, False, True): "the teacher's text",
+    ("code", False, False, True): "the teacher's code",
+    ("code", False, True, False): "an answer that the next cell tests",
+    ("code", True, False, True): "a test",
+    ("code", True, True, False): "an answer that a person grades",
+    ("markdown", True, True, False): "an answer that a person grades",
+}
+KEYS = {"grade", "solution", "locked", "task", "schema_version", "grade_id", "cell_type"}
 
 
 def build(
@@ -33,8 +53,9 @@ def build(
 
     Args:
         out: folder for `solution/` and `student/`.
-        students: another folder for the students' notebooks than `out/student`.
-        teacher: folder of the sources, `NN_exercises.ipynb`.
+        students: another folder for the students' notebooks than `out/student`. A source that is
+            a chapter (its name does not end in `_exercises`) goes to the folder above.
+        teacher: folder of the sources.
 
     Returns:
         The files written.
@@ -46,16 +67,16 @@ def build(
     sources = {path.name: read(path) for path in sorted(Path(teacher).glob("*.ipynb"))}
     if not sources:
         raise SepmeError(f"There is no notebook in {teacher}: name the folder of the sources.")
-    folders = {
-        student: Path(students or Path(out) / "student"),
-        solution: Path(out) / "solution",
-    }
-    made = {
-        folder / name: to_bytes(make(source))
-        for make, folder in folders.items()
-        for name, source in sources.items()
-    }
-    return [write_atomically(path, content) for path, content in made.items()]
+    exercises = Path(students or Path(out) / "student")
+    made = {}
+    for name, source in sources.items():
+        folder = exercises if name.endswith("_exercises.ipynb") else exercises.parent
+        made[folder / name] = student(source)
+        made[Path(out) / "solution" / name] = solution(source)
+    return [
+        write_atomically(path, (nbformat.writes(tidy(notebook)) + "\n").encode())
+        for path, notebook in made.items()
+    ]
 
 
 def read(path: Path) -> NotebookNode:
@@ -71,12 +92,8 @@ def read(path: Path) -> NotebookNode:
         raise SepmeError(
             f"{path.name} is no notebook of format 4: open it in JupyterLab and save it again."
         ) from error
-    try:
-        check_metadata(notebook)
-        _check_markers(notebook)
-        _check_that_answers_are_checked(notebook)
-    except SepmeError as error:
-        raise SepmeError(f"{path.name}: {error}") from error
+    for problem in _problems(notebook):
+        raise SepmeError(f"{path.name}: {problem}")
     return notebook
 
 
@@ -84,8 +101,15 @@ def student(notebook: NotebookNode) -> NotebookNode:
     """With a stub for every answer and without hidden tests and outputs."""
     blank = _without_outputs(notebook)
     for cell in blank.cells:
-        source = _replace(cell.source, SOLUTION, STUB.get(cell.cell_type, ""))
-        cell.source = _replace(source, HIDDEN, None)
+        stub = STUB.get(cell.cell_type, "")
+        cell.source = REGION.sub(
+            lambda found, stub=stub: (
+                "".join(f"{found[1]}{line}\n" for line in stub.split("\n"))
+                if found[2] == "SOLUTION"
+                else ""
+            ),
+            cell.source,
+        ).rstrip()
     return blank
 
 
@@ -93,93 +117,74 @@ def solution(notebook: NotebookNode) -> NotebookNode:
     """With the answers and the hidden tests, without their markers and without outputs."""
     whole = _without_outputs(notebook)
     for cell in whole.cells:
-        cell.source = "\n".join(line for line in cell.source.split("\n") if not _marker(line))
+        cell.source = REGION.sub(r"\3", cell.source).rstrip()
     return whole
 
 
-def to_bytes(notebook: NotebookNode) -> bytes:
-    """The file of a notebook; the same notebook always gives the same bytes."""
-    return (nbformat.writes(tidy(notebook)) + "\n").encode()
+def is_answer(cell: NotebookNode) -> bool:
+    """Whether students fill it in."""
+    return cell.metadata.nbgrader.solution
 
 
-# ------------------------------------------------------------------ markers
-def _marker(line: str) -> tuple[str, str] | None:
-    """("BEGIN" or "END", which region) if the line is a marker."""
-    found = re.fullmatch(rf"\s*### (BEGIN|END) ({SOLUTION}|{HIDDEN})\s*", line)
-    return found and (found[1], found[2])
+def is_test(cell: NotebookNode) -> bool:
+    """Whether it gives points for the answer before it."""
+    return cell.metadata.nbgrader.grade and not is_answer(cell)
 
 
-def _replace(source: str, region: str, stub: str | None) -> str:
-    """Put the stub, indented as its marker is, in place of every region of this kind."""
-    lines, inside = [], False
-    for line in source.split("\n"):
-        marker = _marker(line)
-        if marker == ("BEGIN", region):
-            inside = True
-            indent = line[: line.index("#")]
-            lines += [indent + part for part in stub.split("\n")] if stub is not None else []
-        elif marker == ("END", region):
-            inside = False
-        elif not inside:
-            lines.append(line)
-    return "\n".join(lines).rstrip()
+def is_question(cell: NotebookNode) -> bool:
+    """Whether it is text that opens an exercise."""
+    return cell.cell_type == "markdown" and cell.source.startswith("## ")
 
 
-def _check_markers(notebook: NotebookNode) -> None:
+def _problems(notebook: NotebookNode) -> Iterator[str]:
+    """What is wrong with a teacher's notebook, cell by cell."""
+    seen: set[str] = set()
+    unchecked = None  # the answer that still waits for its check
     for cell in notebook.cells:
-        name, opened, regions = _name(cell), None, []
-        for line in cell.source.split("\n"):
-            marker = _marker(line)
-            if marker is None:
-                continue
-            kind, region = marker
-            if (kind == "BEGIN") != (opened is None) or (kind == "END" and opened != region):
-                raise SepmeError(
-                    f"Cell '{name}' has a '### {kind} {region}' without its other half: every "
-                    "BEGIN needs an END before the next BEGIN."
-                )
-            opened = region if kind == "BEGIN" else None
-            regions.append(region)
-        if opened is not None:
-            raise SepmeError(f"Cell '{name}' lacks '### END {opened}': put it after the last.")
-        _check_place(cell, set(regions))
-
-
-def _check_place(cell: NotebookNode, regions: set[str]) -> None:
-    """Answers belong into cells that students fill in, hidden tests into test cells."""
-    answered, name = is_answer(cell), _name(cell)
-    if answered and SOLUTION not in regions:
-        raise SepmeError(
-            f"Cell '{name}' is to be answered but holds no '### BEGIN SOLUTION': mark the "
-            "answer, or students would see it."
-        )
-    if SOLUTION in regions and not answered:
-        raise SepmeError(f"Cell '{name}' holds a solution: mark it as a solution for nbgrader.")
-    if HIDDEN in regions and not is_test(cell):
-        raise SepmeError(f"Cell '{name}' holds hidden tests: move them into a test cell.")
-
-
-def _check_that_answers_are_checked(notebook: NotebookNode) -> None:
-    """Each answer is graded by a person, or by a call of `check_...` before the next answer."""
-    waiting: NotebookNode | None = None
-    for cell in notebook.cells:
-        if waiting is not None and (is_question(cell) or is_answer(cell)):
+        about = cell.metadata.get("nbgrader", {})
+        name = about.get("grade_id") or cell.get("id", "?")
+        wrong = _metadata_problem(cell, about) or _marker_problem(cell)
+        if wrong or name in seen:
+            yield f"Cell '{name}' {wrong or 'has the grade_id of a cell before it: rename it'}."
+            return
+        seen.add(name)
+        if unchecked and (is_question(cell) or is_answer(cell)):
             break
         if is_test(cell):
-            if not re.search(r"\bcheck_\w+\(", _replace(cell.source, HIDDEN, None)):
-                raise SepmeError(f"Test cell '{_name(cell)}' calls no check_...: call one.")
-            waiting = None
-        elif is_answer(cell) and not cell.metadata.nbgrader.grade:
-            waiting = cell
-    if waiting is not None:
-        raise SepmeError(
-            f"Nothing checks the answer '{_name(waiting)}': put a test cell that calls a "
-            "check_... function after it."
-        )
+            unchecked = None
+        elif is_answer(cell) and not about.grade:
+            unchecked = name
+    if unchecked:
+        yield f"Nothing checks the answer '{unchecked}': put a test cell with check(...) after it."
 
 
-def _name(cell: NotebookNode) -> str:
-    return cell.metadata.get("nbgrader", {}).get("grade_id") or cell.get("id", "?")
+def _metadata_problem(cell: NotebookNode, about: NotebookNode) -> str | None:
+    """What nbgrader would refuse, or would take for something else."""
+    keys = KEYS | ({"points"} if about.get("grade") else set())
+    if set(about) != keys:
+        return f"has nbgrader metadata with {sorted(set(about) ^ keys)} missing or in excess"
+    kind = (about.cell_type, about.grade, about.solution, about.locked)
+    if kind not in KINDS or about.cell_type != cell.cell_type or about.task is not False:
+        return f"is marked {kind}, which is none of: {', '.join(sorted({*KINDS.values()}))}"
+    if about.schema_version != 3 or not re.fullmatch(r"[a-zA-Z0-9_-]+", about.grade_id):
+        return "needs schema_version 3 and a grade_id of letters, digits, - and _"
+    points = about.get("points", 1)
+    return None if points is not True and points > 0 else "gives no points"
+
+
+def _marker_problem(cell: NotebookNode) -> str | None:
+    """Markers without their other half, answers and hidden tests in the wrong cell."""
+    visible = REGION.sub("", cell.source)
+    if MARKER.search(visible + REGION.sub(r"\3", cell.source)):
+        return "has a '### BEGIN' or '### END' without its other half: add or remove one"
+    regions = {found[2] for found in REGION.finditer(cell.source)}
+    if is_answer(cell) != ("SOLUTION" in regions):
+        return "must be marked as a solution exactly if it holds a '### BEGIN SOLUTION'"
+    if "HIDDEN TESTS" in regions and not is_test(cell):
+        return "holds hidden tests: move them into a test cell"
+    if is_test(cell) and not re.search(r"\bcheck\(", visible):
+        return "is a test without a check(...) that students see: add one"
+    return None
 
 
 def _without_outputs(notebook: NotebookNode) -> NotebookNode:

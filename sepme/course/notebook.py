@@ -1,12 +1,11 @@
-"""The one command that runs the notebooks again, and what makes them fit to be committed.
+"""Run notebooks from top to bottom, and make them fit to be committed.
 
-python -m sepme.course.notebook run                           # all of notebooks/, outputs rewritten
+python -m sepme.course.notebook run                           # all chapters, outputs rewritten
 python -m sepme.course.notebook run notebooks/00_quickstart.ipynb
 """
 
-import os
 from base64 import b64decode, b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Annotated
@@ -14,19 +13,19 @@ from typing import Annotated
 import nbformat
 import numpy as np
 import typer
+from jupyter_client import KernelManager
 from jupyter_client.kernelspec import KernelSpecManager
-from jupyter_client.manager import AsyncKernelManager
-from nbclient import NotebookClient
+from nbconvert.preprocessors import ExecutePreprocessor
 from nbformat import NotebookNode
 from PIL import Image, ImageChops, ImageStat
 
 from sepme.artefact import write_atomically
 from sepme.errors import SepmeError
 
+__all__ = ["FOLDER", "chapters", "execute", "lighten", "outputs", "tidy"]
+
 #: The notebooks of a clone, from the folder that the commands are typed in.
 FOLDER = Path("notebooks")
-#: Seconds that one cell may take before it counts as hanging.
-PATIENCE = 1200
 #: The kind of output that shows a widget, and what is committed instead.
 WIDGET = "application/vnd.jupyter.widget-view+json"
 INSTEAD = "*Run this cell for the interactive widget. The figures below are its still pictures.*"
@@ -35,28 +34,32 @@ INSTEAD = "*Run this cell for the interactive widget. The figures below are its 
 PALETTE_ERROR = 2.0
 
 
+def chapters() -> list[Path]:
+    """Every chapter to run: of one that students write themselves, the teacher's source."""
+    sources = ((path, FOLDER / "teacher" / path.name) for path in sorted(FOLDER.glob("*.ipynb")))
+    return [source if source.is_file() else path for path, source in sources]
+
+
+class _InThisInterpreter(ExecutePreprocessor):
+    """What `nbconvert --execute` does, whatever kernels are registered elsewhere."""
+
+    def create_kernel_manager(self) -> KernelManager:
+        specs = KernelSpecManager(kernel_dirs=[])
+        self.km = self.kernel_manager_class(kernel_spec_manager=specs)
+        return self.km
+
+
 def execute(path: Path, folder: Path) -> NotebookNode:
     """The notebook with the outputs of a run from top to bottom, in `folder`.
 
-    It runs in a kernel of this very interpreter, whatever kernels are registered elsewhere.
+    Figures are shown inline, whatever is set outside. A cell may take 20 minutes.
 
     Raises:
-        nbclient.exceptions.CellExecutionError: a cell raised.
+        nbconvert.preprocessors.CellExecutionError: a cell raised.
     """
-    notebook = nbformat.read(path, as_version=4)
-    manager = AsyncKernelManager(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
-    client = NotebookClient(
-        notebook,
-        km=manager,
-        timeout=PATIENCE,
-        record_timing=False,
-        extra_arguments=["--log-level=ERROR"],  # the kernel's own chatter, not the cells' warnings
-        resources={"metadata": {"path": str(folder)}},
-    )
-    plain = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
-    # The kernel shows figures inline, whatever is set outside, and ends with the notebook.
-    client.execute(env=plain, cleanup_kc=True)
-    return notebook
+    arguments = ["--log-level=ERROR", "--matplotlib=inline"]  # not the kernel's own chatter
+    run = _InThisInterpreter(timeout=1200, record_timing=False, extra_arguments=arguments)
+    return run.preprocess(nbformat.read(path, 4), {"metadata": {"path": str(folder)}})[0]
 
 
 # ------------------------------------------------------------------ fit to be committed
@@ -101,19 +104,14 @@ def lighter(file: bytes) -> bytes:
         few = original.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1).convert("RGB")
         if max(ImageStat.Stat(ImageChops.difference(original, few)).rms) > PALETTE_ERROR:
             few = original.point([round(round(v * 63 / 255) * 255 / 63) for v in range(256)] * 3)
-    return min(file, _with_palette(few), key=len)
-
-
-def _with_palette(picture: Image.Image) -> bytes:
-    """A PNG file with the picture's own colours as palette, or without one if they are too many."""
-    pixels = np.asarray(picture)
+    pixels = np.asarray(few)
     colours, index = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True)
-    if len(colours) <= 256:
-        picture = Image.fromarray(index.reshape(pixels.shape[:2]).astype(np.uint8))
-        picture.putpalette(colours.astype(np.uint8).tobytes())
+    if len(colours) <= 256:  # its own colours as palette: Pillow's would not be exact
+        few = Image.fromarray(index.reshape(pixels.shape[:2]).astype(np.uint8))
+        few.putpalette(colours.astype(np.uint8).tobytes())
     buffer = BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
+    few.save(buffer, format="PNG", optimize=True)
+    return min(file, buffer.getvalue(), key=len)
 
 
 def outputs(notebook: NotebookNode) -> Iterator[NotebookNode]:
@@ -124,8 +122,6 @@ def outputs(notebook: NotebookNode) -> Iterator[NotebookNode]:
 
 
 # ------------------------------------------------------------------ the command
-
-
 app = typer.Typer(help="Run the project's notebooks.", no_args_is_help=True)
 
 
@@ -139,18 +135,12 @@ def run(
     notebooks: Annotated[list[Path] | None, typer.Argument(help="All, if none is named.")] = None,
 ) -> None:
     """Execute notebooks from top to bottom and rewrite each with its outputs."""
-    for path in _named(notebooks or ()):
+    for path in notebooks or chapters():
+        if not path.is_file():
+            raise SepmeError(f"There is no notebook {path}.")
         typer.echo(f"{path.name} ...")
         notebook = lighten(tidy(execute(path, path.resolve().parent)))
         write_atomically(path, (nbformat.writes(notebook) + "\n").encode())
-
-
-def _named(notebooks: Sequence[Path]) -> list[Path]:
-    paths = list(notebooks) or sorted(FOLDER.glob("*.ipynb"))
-    missing = [path for path in paths if not path.is_file()]
-    if missing or not paths:
-        raise SepmeError(f"There is no notebook {missing[0] if missing else 'in ' + FOLDER.name}.")
-    return paths
 
 
 if __name__ == "__main__":

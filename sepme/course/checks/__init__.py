@@ -1,5 +1,17 @@
-"""One file of checks a chapter. A check says in one sentence what is wrong, or prints "ok"."""
+"""`check(answer)` says in one sentence what is not right yet about an answer, or prints "ok".
 
-from sepme.course.checks.feedback import NotYet
+The check is found by the name of the answer: `check(projector)` looks at a function `projector`.
+There is one file of checks a chapter.
+"""
 
-__all__ = ["NotYet"]
+from importlib import import_module
+
+from sepme.course.checks._feedback import NotYet, check
+
+__all__ = ["NotYet", "check"]
+
+for _chapter in (
+    *("quickstart", "noise_differences", "null_space", "decorrelation", "composition"),
+    *("interference", "baselines", "measures", "from_scratch"),
+):
+    import_module(f"sepme.course.checks._{_chapter}")

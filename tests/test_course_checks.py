@@ -1,0 +1,631 @@
+"""The checks of the exercises speak: each usual mistake is named in one sentence."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from sepme.concept import Concept
+from sepme.course.build import TEACHER, read, solution
+from sepme.course.checks import NotYet, check
+from sepme.course.checks._feedback import CHECKS, checks
+from sepme.erasure import PRESETS, erase
+from sepme.nullspace import constrain, row_basis
+from tests.miniature import CONCEPTS, EXACT, KEPT, NAMES, NEON, others, shared, three_deltas
+from tests.test_notebooks import LADDER
+
+
+def ok(name: str, answer: Callable, *context: object) -> None:
+    CHECKS[name](answer, *context)
+
+
+def says(words: str, name: str, answer: Callable, *context: object) -> None:
+    """The check of this name must refuse the answer in one sentence that holds these words."""
+    with pytest.raises(NotYet) as caught:
+        CHECKS[name](answer, *context)
+    message = str(caught.value)
+    assert words in message, message
+    assert "\n" not in message
+    assert caught.value._render_traceback_() == [f"Not yet: {message}"]
+
+
+def test_a_blank_answer_is_called_blank_and_a_right_one_ok(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sepme.course.checks._feedback.CHECKS", known := {})
+
+    def one(answer: Callable[[], int]) -> None:
+        if answer() != 1:
+            raise NotYet("One is meant.")
+
+    known["one"] = one
+
+    def asked(answer: Callable[[], int], name: str = "one") -> None:
+        answer.__name__ = name
+        check(answer)
+
+    def blank() -> int:
+        raise NotImplementedError()
+
+    for words, answer, name in (
+        ("`one` is still blank", blank, "one"),
+        ("One is meant", lambda: 2, "one"),
+        ("No exercise asks for `two`", lambda: 1, "two"),
+    ):
+        with pytest.raises(NotYet, match=words):
+            asked(answer, name)
+    assert capsys.readouterr().out == ""
+    asked(lambda: 1)
+    assert capsys.readouterr().out == "ok: one\n"
+
+
+def test_a_check_is_found_by_the_name_of_the_answer() -> None:
+    assert checks(lambda answer: None).__name__ in CHECKS
+    CHECKS.pop("<lambda>")
+    assert {"projector", "eta", "uce", "train"} <= set(CHECKS)
+
+
+def test_feedback_on_other_words_for_a_concept() -> None:
+    anchors = ("a photo", "a photo of a boat")
+    concept = Concept("neon", ("neon", "neon boat"), "style", anchors)
+
+    def widened(prompts: tuple[str, ...], anchors: tuple[str, ...] = ()) -> Callable:
+        return lambda c, alias: Concept(c.name, prompts, c.kind, anchors)
+
+    both, context = (*concept.prompts, "glowing", "glowing boat"), (concept, "glowing")
+    short = widened((*concept.prompts, "glowing"), (*anchors, "a photo"))
+    mixed = widened(both, (*anchors, *anchors[::-1]))
+    says(
+        "no longer forgotten", "with_alias", widened(("glowing", "glowing boat"), anchors), *context
+    )
+    says("with 'glowing' too", "with_alias", short, *context)
+    says("anchors stand in the order", "with_alias", mixed, *context)
+    says("Return a Concept", "with_alias", lambda c, alias: None, *context)
+    ok("with_alias", widened(both, anchors * 2), *context)
+
+
+def test_feedback_on_the_price_of_tolerance() -> None:
+    context = (shared(), NEON, ("", *others(NEON)))
+
+    def price(rtol: float, **wrong: Callable) -> dict[str, float]:
+        true = constrain(*context, keep_rtol=rtol, concept_rtol=0.1, method="damped")
+        right = {"taken": true.space.rank, "rank": true.rank, "leakage": true.leakage}
+        return right | {name: value(true) for name, value in wrong.items()}
+
+    def longest(true) -> float:
+        return float((true.kept_rows @ true.basis.T).norm(dim=1).max())
+
+    ok("price", price, *context)
+    for words, wrong in (
+        ("You counted the free dimensions", {"taken": lambda true: true.space.free}),
+        ("rank", {"rank": lambda true: true.rank + 1}),
+        ("divide by ||a||", {"leakage": longest}),
+        ("the largest ||Q a||", {"leakage": lambda true: 2 * true.leakage}),
+    ):
+        says(words, "price", lambda rtol, wrong=wrong: price(rtol, **wrong), *context)
+
+
+def test_feedback_on_noise_differences() -> None:
+    backbone = shared()
+    x_t, t = torch.randn(2, *backbone.latent_shape), torch.tensor([500, 900])
+
+    def eps(prompt: str) -> Tensor:
+        return backbone.epsilon(x_t, t, backbone.encode([prompt] * 2))
+
+    def ask(words: str, answer: Callable[[str], Tensor | None]) -> None:
+        says(words, "difference", lambda x, t, prompt: answer(prompt), backbone, x_t, t)
+
+    ok("difference", lambda x, t, prompt: eps(prompt) - eps(""), backbone, x_t, t)
+    ask("points backwards", lambda prompt: eps("") - eps(prompt))
+    ask("subtract what the empty prompt", eps)
+    ask("guidance comes later", lambda prompt: backbone.guidance * (eps(prompt) - eps("")))
+    ask("did you forget `return`", lambda prompt: None)
+    ask("should have the shape", lambda prompt: eps(prompt)[0])
+
+
+def k(a_t: float, a_prev: float) -> float:
+    return math.sqrt(1 - a_prev) - math.sqrt(a_prev * (1 - a_t) / a_t)
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    return torch.cosine_similarity(a.flatten(1), b.flatten(1))
+
+
+def mean(r: Tensor, r0: Tensor) -> Tensor:
+    return (r * r0).flatten(1).mean(1)
+
+
+def share(r: Tensor, r0: Tensor) -> Tensor:
+    return mean(r, r0) / mean(r0, r0)
+
+
+def projector(S: Tensor) -> Tensor:
+    return S @ torch.linalg.inv(S.T @ S) @ S.T
+
+
+def eta(losses: Tensor) -> Tensor:
+    return losses.abs().max() / losses.abs()
+
+
+def stopping(m: float | None = None, first: int = 1, swap: bool = False) -> Callable:
+    def answer(losses, alpha, tau, earliest):
+        mean = losses[0] if m is None else m
+        weight = 1 - alpha if swap else alpha
+        for n, loss in enumerate(losses, start=first):
+            mean = weight * mean + (1 - weight) * loss
+            if n - first + 1 >= earliest and mean <= tau:
+                return n
+        return None
+
+    return answer
+
+
+def cosines_of(E: Tensor, F: Tensor) -> Tensor:
+    return torch.linalg.svdvals(row_basis(E) @ row_basis(F).T).clamp(max=1)
+
+
+def uniform(q: int, d: int, generator: torch.Generator) -> Tensor:
+    return torch.linalg.qr(torch.randn(d, q, generator=generator)).Q.T
+
+
+def ridge(W0: Tensor, C: Tensor, A: Tensor, P: Tensor, lam: float, pull: float = 1.0) -> Tensor:
+    """UCE's formula as published; `pull` = 0 leaves lambda W0 out."""
+    gram = lam * torch.eye(W0.shape[1], dtype=W0.dtype) + C.T @ C + P.T @ P
+    return (pull * lam * W0 + W0 @ A.T @ C + W0 @ P.T @ P) @ torch.linalg.inv(gram)
+
+
+def fitted(W0: Tensor, C: Tensor, A: Tensor, S: Tensor, rho: float) -> Tensor:
+    """SPEED's change: ridge regression in the coordinates of S."""
+    gram = (C @ S).T @ (C @ S) + rho * torch.eye(S.shape[1], dtype=S.dtype)
+    return (torch.linalg.inv(gram) @ (C @ S).T @ (A - C) @ W0.T).T @ S.T
+
+
+def unbound(W0: Tensor, C: Tensor, A: Tensor, S: Tensor, rho: float) -> Tensor:
+    return fitted(W0, C, A, torch.eye(W0.shape[1], dtype=W0.dtype), rho)
+
+
+def role(history, index):
+    if index in history[-1]:
+        return "erased"
+    return "recovered" if any(index in erased for erased in history) else "regular"
+
+
+def ever(history, index):
+    return "recovered" if any(index in e for e in history[:-1]) else role(history, index)
+
+
+def wilson(k: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    p, more = k / n, z**2 / n
+    half = z * math.sqrt(p * (1 - p) / n + more / (4 * n))
+    return (p + more / 2 - half) / (1 + more), (p + more / 2 + half) / (1 + more)
+
+
+def wald(k: int, n: int) -> tuple[float, float]:
+    half = 1.96 * math.sqrt(k / n * (1 - k / n) / n)
+    return k / n - half, k / n + half
+
+
+def frechet(a: float, u: float, b: float, v: float) -> float:
+    return (a - b) ** 2 + (math.sqrt(u) - math.sqrt(v)) ** 2
+
+
+def line(x: list[float], y: list[float]) -> tuple[float, float]:
+    """Slope and intercept by hand."""
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    slope /= sum((a - mean_x) ** 2 for a in x)
+    return slope, mean_y - slope * mean_x
+
+
+def inverse(sizes: list[float]) -> list[float]:
+    return [1 / n for n in sizes]
+
+
+HAND = torch.tensor([[1.0, 2, 0, 1], [0, 1, 1, 0], [1, 3, 1, 1]])
+S = torch.tensor([[2.0, -1, 1, 0], [-1, 0, 0, 1]]).T
+UNIT = S / S.norm(dim=0)
+SLOPED = torch.linalg.qr(torch.randn(40, 8, generator=torch.Generator().manual_seed(0))).Q
+SLOPED = SLOPED * torch.tensor([500, 100, 20, 9, 2, 1, 0.2, 0.02])
+TOP = float(torch.linalg.svdvals(SLOPED)[0])
+MEASURED = {("boat in neon", ("neon",)): 0.9, ("boat", ("neon",)): 0.01, ("boat", ()): 0.0}
+#: Answer, context, a right one, and wrong ones with what is said of them.
+FEEDBACK: dict[str, tuple[tuple, Callable, dict[str, Callable]]] = {
+    "guided": (
+        (),
+        lambda eps_0, r, scale: eps_0 + scale * r,
+        {
+            "once too often": lambda eps_0, r, scale: eps_0 + r + scale * r,
+            "straight line": lambda eps_0, r, scale: eps_0 + scale**2 * r,
+        },
+    ),
+    "weight": (
+        (),
+        k,
+        {
+            "wrong sign": lambda a_t, a_prev: -k(a_t, a_prev),
+            "enters twice": lambda a_t, a_prev: math.sqrt(1 - a_prev),
+            "the latent moves by": lambda a_t, a_prev: 0.1,
+        },
+    ),
+    "cosine": (
+        (),
+        cosine,
+        {
+            "flatten each sample": lambda a, b: (a * b).sum() / a.norm() / b.norm(),
+            "has a sign": lambda a, b: cosine(a, b).abs(),
+            "divide by both lengths": lambda a, b: (a * b).flatten(1).sum(1),
+        },
+    ),
+    "solutions": (
+        (HAND,),
+        lambda: UNIT,
+        {
+            "not of unit length": lambda: S,
+            "independent of the others": lambda: UNIT[:, :1],
+            "transpose": lambda: UNIT.T,
+            "multiples of each other": lambda: UNIT[:, [0, 0]],
+            "A times your column 1": lambda: torch.stack([UNIT[:, 0], torch.eye(4)[0]], dim=1),
+        },
+    ),
+    "projector": (
+        (),
+        projector,
+        {
+            "not symmetric": lambda S: S @ torch.linalg.pinv(S + torch.eye(6, 3)),
+            "not idempotent": lambda S: S @ S.T,
+            "removes S": lambda S: torch.eye(6) - projector(S),
+            "The trace of P": lambda S: torch.eye(6),
+        },
+    ),
+    "tolerance": (
+        (SLOPED,),
+        lambda A, leakage: leakage / TOP,
+        {
+            "leaks up to": lambda A, leakage: 3 * leakage / TOP,
+            "are possible": lambda A, leakage: 0.2 * leakage / TOP,
+            "null_space refuses": lambda A, leakage: leakage,
+        },
+    ),
+    "correlation": (
+        (),
+        mean,
+        {
+            "one number for the batch": lambda r, r0: (r * r0).mean(),
+            "eq. 2 is a mean": lambda r, r0: (r * r0).flatten(1).sum(1),
+            "no denominator": share,
+            "Keep the sign": lambda r, r0: mean(r, r0).abs(),
+        },
+    ),
+    "normalised": (
+        (),
+        share,
+        {"half of the concept is gone": cosine, "must give exactly 1": mean},
+    ),
+    "eta": (
+        (),
+        lambda losses: eta(losses.detach()),
+        {
+            "constant for the gradient": eta,
+            "Upside down": lambda losses: 1 / eta(losses.detach()),
+            "must be positive": lambda losses: losses.detach().max() / losses.detach(),
+        },
+    ),
+    "stop": (
+        (),
+        stopping(),
+        {
+            "since your m_0 is 0": stopping(m=0.0),
+            "one too early": stopping(first=0),
+            "you have them exchanged": stopping(swap=True),
+            "before the earliest": lambda *a: stopping()(*a[:3], 1),
+            "in place of its running mean": lambda *a: stopping()(a[0], 0.0, *a[2:]),
+        },
+    ),
+    "changes": (
+        (MEASURED,),
+        lambda prompt, erased: any(name in prompt for name in erased),
+        {
+            "changes by 1.0% only": lambda prompt, erased: bool(erased),
+            "one erased concept in the prompt is enough": lambda prompt, erased: False,
+            "True or False": lambda prompt, erased: "yes",
+        },
+    ),
+    "angles": (
+        (),
+        lambda E, F: cosines_of(E, F).acos(),
+        {
+            "Those are the cosines": cosines_of,
+            "radians": lambda E, F: cosines_of(E, F).acos().rad2deg(),
+            "Smallest angle first": lambda E, F: cosines_of(E, F).acos().flip(0),
+            "not finite": lambda E, F: torch.linalg.svdvals(E @ F.T).acos(),
+            "orthonormal": lambda E, F: (0.1 * torch.linalg.svdvals(E @ F.T)).clamp(max=1).acos(),
+        },
+    ),
+    "random_basis": (
+        (),
+        uniform,
+        {
+            "Two draws are the same": lambda q, d, g: uniform(
+                q, d, torch.Generator().manual_seed(0)
+            ),
+            "not orthonormal": lambda q, d, g: torch.randn(q, d, generator=g),
+            "not uniform": lambda q, d, g: torch.eye(d)[torch.randperm(q + 1, generator=g)[:q]],
+        },
+    ),
+    "expected_overlap": (
+        (),
+        lambda q1, q2, d: q1 * q2 / d,
+        {
+            "That is the root": lambda q1, q2, d: math.sqrt(q1 * q2 / d),
+            "Every pair of directions counts": lambda q1, q2, d: min(q1, q2) / d,
+            "chance gives": lambda q1, q2, d: 0.5,
+        },
+    ),
+    "target": (
+        (),
+        lambda eps_c, eps_0, eta: eps_0 - eta * (eps_c - eps_0),
+        {
+            "turns the sign": lambda eps_c, eps_0, eta: eps_0 + eta * (eps_c - eps_0),
+            "add that of the empty": lambda eps_c, eps_0, eta: -eta * (eps_c - eps_0),
+            "as the rewrite does": lambda eps_c, eps_0, eta: eps_c - eta * (eps_c - eps_0),
+            "With eta = 2.5": lambda eps_c, eps_0, eta: eps_0 - eta**2 * (eps_c - eps_0),
+            "did you forget `return`": lambda eps_c, eps_0, eta: None,
+        },
+    ),
+    "eta_of": (
+        (),
+        lambda factor: factor - 1,
+        {"same target twice": lambda f: f, "the two targets differ": lambda f: f + 1},
+    ),
+    "uce": (
+        (),
+        ridge,
+        {
+            "transposed": lambda *given: ridge(*given).T,
+            "for lambda = 0.5 only": lambda W0, C, A, P, lam: ridge(W0, C, A, P, 0.5),
+            "the change alone": lambda W0, *given: ridge(W0, *given) - W0,
+            "What is preserved": lambda W0, C, A, P, lam: ridge(W0, C, A, P[:0], lam),
+            "in the inverse only": lambda *given: ridge(*given, pull=0.0),
+            "Nothing has changed": lambda W0, C, A, P, lam: ridge(W0, C, C, P, lam),
+            "not the minimum": lambda W0, C, A, P, lam: ridge(W0, C, 2 * A, P, lam),
+        },
+    ),
+    "speed": (
+        (),
+        fitted,
+        {
+            "the edited matrix": lambda W0, *given: W0 + fitted(W0, *given),
+            "What is kept moves": unbound,
+            "projected at the end": lambda *given: unbound(*given) @ given[3] @ given[3].T,
+            "The change is zero": lambda W0, *given: 0 * W0,
+            "not the best such change": lambda *given: 0.5 * fitted(*given),
+        },
+    ),
+    "role": (
+        (),
+        role,
+        {
+            "once and is back": lambda history, i: role(history[-1:], i),
+            "is erased (again)": ever,
+            "is erased, not regular": lambda history, i: "regular",
+            "one of erased, recovered, regular": lambda history, i: "forgotten",
+            "did you forget `return`": lambda history, i: None,
+        },
+    ),
+    "wilson": (
+        (),
+        wilson,
+        {
+            "Wald's": wald,
+            "give shares": lambda k, n: tuple(100 * end for end in wilson(k, n)),
+            "lower end comes first": lambda k, n: wilson(k, n)[::-1],
+            "denominator": lambda k, n: tuple(e * (1 + 1.96**2 / n) for e in wilson(k, n)),
+            "goes from 0.0000 to 0.0370": lambda k, n: wilson(k, n, 1.0),
+            "two numbers": lambda k, n: wilson(k, n)[1],
+        },
+    ),
+    "frechet": (
+        (),
+        frechet,
+        {
+            "the root": lambda *given: math.sqrt(frechet(*given)),
+            "means alone": lambda a, u, b, v: (a - b) ** 2,
+            "spreads alone": lambda a, u, b, v: frechet(0, u, 0, v),
+            "of the roots": lambda a, u, b, v: (a - b) ** 2 + (u - v) ** 2,
+            "the distance is 9": lambda a, u, b, v: frechet(a, u, b, v) + u + v,
+        },
+    ),
+    "limit": (
+        (),
+        lambda sizes, fids: line(inverse(sizes), fids)[1],
+        {
+            "the slope": lambda sizes, fids: line(inverse(sizes), fids)[0],
+            "still biased": lambda sizes, fids: fids[-1],
+            "leaves the others out": lambda n, fids: line(inverse(n[-2:]), fids[-2:])[1],
+            "fit it in 1 / n": lambda sizes, fids: line(sizes, fids)[1],
+            "ends at 0, not at -1": lambda sizes, fids: -1.0,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FEEDBACK)
+def test_a_right_answer_is_ok_and_each_usual_mistake_is_named(name: str) -> None:
+    context, right, wrong = FEEDBACK[name]
+    ok(name, right, *context)
+    for words, answer in wrong.items():
+        says(words, name, answer, *context)
+
+
+def test_feedback_on_a_composition_by_hand() -> None:
+    backbone, deltas = shared(), three_deltas()[:2]
+    layers = backbone.projections()
+
+    def change(path: str) -> Tensor:
+        return sum(delta.up[path] @ delta.down[path] for delta in deltas)
+
+    def ask(words: str, answer: Callable) -> None:
+        says(words, "composed", answer, backbone, deltas)
+
+    def in_place(backbone, deltas):
+        for path, layer in layers.items():
+            layer.weight += change(path)
+        return {path: layer.weight for path, layer in layers.items()}
+
+    before = [layer.weight.clone() for layer in layers.values()]
+    right = {path: layer.weight + change(path) for path, layer in layers.items()}
+    ok("composed", lambda b, d: right, backbone, deltas)
+    ask("the change alone", lambda b, d: {path: change(path) for path in layers})
+    ask("Only one delta", lambda b, d: {p: m.weight + d[0].dense(p) for p, m in layers.items()})
+    ask("layers are missing", lambda b, d: {})
+    ask("You changed the model's own weights", in_place)
+    after = [layer.weight for layer in layers.values()]
+    assert all(map(torch.equal, after, before))  # the check has put it right
+
+
+def test_feedback_on_one_concept_after_another() -> None:
+    backbone = shared()
+
+    def next_keeping(keep: Callable) -> Callable:
+        def erase_next(concept, earlier):
+            kept = [prompt for prompt in keep(concept, earlier) if prompt not in concept.prompts]
+            return erase(backbone, concept, kept, EXACT)
+
+        return erase_next
+
+    def ask(words: str, keep: Callable) -> None:
+        says(words, "erase_next", next_keeping(keep), backbone, CONCEPTS)
+
+    ok("erase_next", next_keeping(lambda concept, earlier: (*KEPT, *NAMES)), backbone, CONCEPTS)
+    ask("which 'neon' forgot", lambda concept, earlier: KEPT)
+    ask("which was promised", lambda concept, earlier: NAMES if earlier else (*KEPT, *NAMES))
+
+
+def test_feedback_on_gram_matrices() -> None:
+    one, two, three = three_deltas()
+    deltas = [one, -one + 0.5 * two, three]
+
+    def flat(delta, paths=None) -> Tensor:
+        return torch.cat([delta.dense(path).flatten() for path in paths or delta.paths])
+
+    def cosines(deltas, paths=None) -> Tensor:
+        rows = torch.stack([flat(delta, paths) for delta in deltas])
+        rows = rows / rows.norm(dim=1, keepdim=True)
+        return rows @ rows.T
+
+    def products(deltas) -> Tensor:
+        return torch.stack([torch.stack([flat(a) @ flat(b) for b in deltas]) for a in deltas])
+
+    ok("gram", cosines, deltas)
+    says("products, not cosines", "gram", products, deltas)
+    says("Keep the sign", "gram", lambda deltas: cosines(deltas).abs(), deltas)
+    says("one layer only", "gram", lambda ds: cosines(ds, ds[0].paths[:1]), deltas)
+    says("cosine 1 with itself", "gram", lambda deltas: 0.5 * cosines(deltas), deltas)
+    says("symmetric", "gram", lambda ds: cosines(ds) + torch.ones(3, 3).triu(1), deltas)
+
+
+# ---------------------------------------------------------------- chapter 08, on the miniature
+STYLE = Concept("neon", ("neon", "neon boat"), "style", ("a photo", "boat"))
+KEEP = ("", "boat", "a cat")
+STEPS = ("rows", "directions", "normalised", "batches", "train", "compose", "restore")
+
+
+def ladder(**edits: tuple[str, str]) -> dict[str, object]:
+    """The names that the solution of chapter 08 defines, on the miniature, a cell edited or not."""
+    names = {"backbone": shared(), "torch": torch, "Tensor": Tensor, "Concept": Concept}
+    names |= {"replace": replace, "PRESETS": PRESETS}
+    for cell in solution(read(TEACHER / LADDER)).cells:
+        if cell.id in (
+            "rows",
+            "directions",
+            "normalised",
+            "batches",
+            "train",
+            "compose",
+            "restore",
+        ):
+            source = cell.source.replace("batches = Batches(neon)", "")
+            old, new = edits.get(cell.id, ("", ""))
+            assert old in source
+            exec(source.replace(old, new) if old else source, names)
+    names["SETTINGS"] = replace(names["SETTINGS"], images=2, batch=2)
+    return names
+
+
+def loop(names: dict[str, object]) -> tuple:
+    """What the check of `train` is given."""
+    rows_of = names["rows_of"]
+    A = torch.cat([rows_of(KEEP), torch.zeros(shared().d_in, shared().d_in)])  # rows enough
+    Q = names["directions"](A, rows_of(STYLE.prompts))
+    return shared(), STYLE, KEEP, names["SETTINGS"], names["Batches"](STYLE), Q
+
+
+def test_the_solution_of_chapter_08_equals_the_library_on_another_model() -> None:
+    names = ladder()
+    ok("rows_of", names["rows_of"], shared())
+    ok("directions", names["directions"])
+    ok("train", names["train"], *loop(names))
+
+
+@pytest.mark.parametrize(
+    ("words", "old", "new"),
+    [
+        ("wrong way", "kappa.square().mean()", "(-kappa.square()).mean()"),
+        ("the rate of Adam", "lr=SETTINGS.learning_rate", "lr=0.01"),
+        ("is kappa squared", "kappa.square().mean()", "kappa.mean()"),
+        ("zero_grad called", "adam.zero_grad()", "pass"),
+        ("still zero", "adam.step()", "pass"),
+        ("not their momentum", "SETTINGS.alpha * last + (1 - SETTINGS.alpha) * L", "L"),
+        ("m_0 is 0", "if momenta else L", "if momenta else 0.0"),
+        (
+            "L the mean of kappa",
+            "float(kappa.detach().mean())",
+            "float(kappa.detach().square().mean())",
+        ),
+        ("should stop after", "if len(momenta) >= SETTINGS.earliest_stop and", "if False and"),
+        ("Return two things", "items()}, momenta", "items()}"),
+    ],
+)
+def test_feedback_on_the_loop(words: str, old: str, new: str) -> None:
+    names = ladder(train=(old, new))
+    says(words, "train", names["train"], *loop(names))
+
+
+@pytest.mark.parametrize(
+    ("words", "old", "new"),
+    [
+        ("weaker than concept_rtol", "V[s > concept_rtol * s[0]] @ S", "V @ S"),
+        ("go back to d", "V[s > concept_rtol * s[0]] @ S", "V[s > concept_rtol * s[0]]"),
+        ("What is kept sees them", "keep_rtol * s[0]", "10 * s[0]"),
+        ("not orthonormal", "V[s > concept_rtol * s[0]] @ S", "2 * V[s > concept_rtol * s[0]] @ S"),
+    ],
+)
+def test_feedback_on_directions(words: str, old: str, new: str) -> None:
+    says(words, "directions", ladder(directions=(old, new))["directions"])
+
+
+def test_feedback_on_composing_and_restoring() -> None:
+    backbone, deltas = shared(), three_deltas()[:2]
+    own = {delta.concept: (delta.up, delta.basis) for delta in deltas}
+    before = {path: layer.weight.clone() for path, layer in backbone.projections().items()}
+
+    def ask(words: str, name: str, old: str, new: str) -> None:
+        names = ladder(**{name: (old, new)})
+        names["OWN"] = own
+        says(words, name, names[name], backbone, names["THETA"], own)
+
+    names = ladder() | {"OWN": own}
+    for name in ("compose", "restore"):
+        names[name].__globals__["OWN"] = own
+        ok(name, names[name], backbone, names["THETA"], own)
+    ask("start from THETA", "compose", "THETA[path] + change", "layer.weight + change")
+    ask("still the original", "compose", "layer.weight.copy_(THETA[path] + change)", "pass")
+    ask("the change alone", "compose", "THETA[path] + change", "0 * THETA[path] + change")
+    ask("copy THETA into every layer", "restore", "layer.weight.copy_(THETA[path])", "pass")
+    first = "(lambda B, Q: layer.weight.sub_(B[path] @ Q))(*next(iter(OWN.values())))"
+    ask("Delta rounds", "restore", "layer.weight.copy_(THETA[path])", first)
+    for path, layer in backbone.projections().items():  # the checks have put it right
+        assert torch.equal(layer.weight, before[path])
