@@ -21,7 +21,7 @@ from scipy.linalg import subspace_angles
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sepme.artefact import versions, write_atomically
+from sepme.artefact import save_json, versions
 from sepme.composition import Composition
 from sepme.concept import evenly
 from sepme.delta import ConceptDelta
@@ -287,7 +287,7 @@ class Interference:
         content = {name: getattr(self, name) for name in plain}
         content["matrix"] = self.matrix.tolist()
         content["details"] = {name: matrix.tolist() for name, matrix in self.details.items()}
-        return write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+        return save_json(path, content)
 
     @classmethod
     def load(cls, path: str | Path) -> "Interference":

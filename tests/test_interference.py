@@ -335,7 +335,7 @@ def test_what_is_saved_is_what_is_loaded(pictures: Interference, tmp_path: Path)
         assert getattr(again, name) == getattr(pictures, name)
     assert (again.before, again.after) == ({}, {})  # pictures are not kept
     assert again.provenance["deltas"].keys() == set(NAMES)
-    file.write_text(file.read_text().replace('"erased": [\n  "neon",', '"erased": ['))
+    file.write_text(file.read_text().replace('"erased": [\n    "neon",', '"erased": ['))
     with refused("1 x 3"):
         Interference.load(file)
 
