@@ -16,9 +16,10 @@ import seaborn as sns
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from scipy.stats import spearmanr
@@ -269,9 +270,22 @@ def predicted_and_measured(
         x = np.asarray(values, dtype=float).ravel()
         _axes(panel).scatter(x, 100 * y, s=14, color=COLOURS[index], alpha=0.6, linewidth=0)
         panel.set(xscale="log" if x.max() > 10 * x.min() else "linear", yscale="log", xlabel=name)
+        for axis in (panel.xaxis, panel.yaxis):
+            if axis.get_scale() == "log":
+                _few_ticks(axis)
         panel.set_title(f"rank correlation {spearmanr(x, y).statistic:.2f}", fontsize=9)
     ax[0].set_ylabel("measured change, %")
     return ax
+
+
+def _few_ticks(axis: Axis) -> None:
+    """1, 2 and 5 of each power of ten as plain numbers, or the powers where there are many."""
+    low, high = axis.get_view_interval()
+    many = high > 200 * low
+    axis.set_major_locator(LogLocator(subs=(1.0,) if many else (1.0, 2.0, 5.0)))
+    axis.set_minor_formatter(NullFormatter())
+    if not many:
+        axis.set_major_formatter("{x:g}")
 
 
 # ------------------------------------------------------------------ tables in colours
