@@ -15,7 +15,7 @@ from sepme.delta import ConceptDelta, DenseDelta
 from sepme.errors import SepmeError
 from sepme.model import Backbone
 
-__all__ = ["Composition", "applied", "keeps", "refuse_attached", "shipped_deltas"]
+__all__ = ["Composition", "applied", "keeps", "shipped_deltas"]
 
 
 class Composition:

@@ -25,7 +25,6 @@ __all__ = [
     "parse_names",
     "refuse_overlap",
     "slug",
-    "with_article",
 ]
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from sepme import plots
-from sepme.cli.pictures import read_picture
+from sepme.cli._pictures import read_picture
 from tests.refusals import refused
 
 

@@ -33,7 +33,7 @@ from sepme.errors import SepmeError
 from sepme.model import Backbone
 from sepme.training import Trainer
 
-__all__ = ["PRESETS", "PRESETS_U", "PRESETS_X_STRICT", "erase"]
+__all__ = ["PRESETS", "erase"]
 
 
 @dataclass(frozen=True)

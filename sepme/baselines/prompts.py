@@ -15,7 +15,7 @@ from sepme.concept import Concept
 from sepme.errors import SepmeError
 from sepme.model import Backbone
 
-__all__ = ["ENDS", "concept_mask", "last_subject", "pairs", "token_ids"]
+__all__ = ["ENDS", "concept_mask", "pairs", "token_ids"]
 
 
 #: Which end-of-text positions count: none, the first, or every one (on SD 1.x: all padding).

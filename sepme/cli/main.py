@@ -235,7 +235,7 @@ def generate(
     model: Model = None,
 ) -> None:
     """Draw a picture with any concepts erased."""
-    from sepme.cli.pictures import check_name
+    from sepme.cli._pictures import check_name
     from sepme.composition import Composition
     from sepme.model import Backbone
     from sepme.plots import png
@@ -272,8 +272,8 @@ def inspect(
 
     Where it comes from, how large it is, what it forgets and what it promises to keep.
     """
-    from sepme.cli.inspection import describe, spectrum_figure
-    from sepme.cli.pictures import check_name
+    from sepme.cli._inspection import describe, spectrum_figure
+    from sepme.cli._pictures import check_name
     from sepme.plots import png
 
     if spectrum is not None:
@@ -292,7 +292,7 @@ def doctor(model: Model = None) -> None:
     What is installed, whether the model is there, and the time and memory that drawing and erasing
     will take, from a measurement of one pass of the model.
     """
-    from sepme.cli.doctor import examine
+    from sepme.cli._doctor import examine
 
     for subject, finding in examine(model):
         typer.echo(f"{subject:<12} {finding}")
@@ -364,7 +364,7 @@ def paint(
 ) -> None:
     """Draw a painting as the model was shown."""
     from sepme.atelier import paintings
-    from sepme.cli.pictures import check_name
+    from sepme.cli._pictures import check_name
     from sepme.plots import png
 
     _check_folder(out.parent)
@@ -385,7 +385,7 @@ def judge(
     from sepme.atelier.captions import EMBLEM
     from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES
     from sepme.atelier.objects import SIZE
-    from sepme.cli.pictures import read_picture
+    from sepme.cli._pictures import read_picture
 
     verdict = _judge(model).judge(torch.stack([read_picture(file, SIZE) for file in files]))
     rows = []

@@ -14,7 +14,7 @@ from sepme.model import Backbone
 from sepme.nullspace import refuse_meaningless
 from sepme.training import Trainer
 
-__all__ = ["ErasureTask", "erase_into", "plan"]
+__all__ = ["erase_into", "plan"]
 
 
 @dataclass(frozen=True)
