@@ -1,5 +1,8 @@
 """The training of the shipped model: optimiser, schedule, batches, interruption."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -7,7 +10,6 @@ from torch import nn
 
 from sepme.atelier import _judge, _vae
 from sepme.atelier._architecture import (
-    SCALING_FACTOR,
     make_vae,
     replace_folder,
     standardise,
@@ -18,7 +20,7 @@ from sepme.atelier._unet import Batches, velocity_loss
 from sepme.atelier.settings import TrainSettings
 from sepme.atelier.train import train
 from sepme.errors import SepmeError
-from sepme.model import Backbone
+from sepme.model import ATELIER, Backbone
 from tests.tolerance import assert_close
 
 SETTINGS = TrainSettings(precision="fp32", save_every=4)
@@ -101,10 +103,11 @@ def test_standardise_changes_the_latents_but_not_the_pictures():
         standardise(vae, mean, std)
         after = vae.encode(pictures).latent_dist
         assert_close(vae.decode(after.mean).sample, shown)
-    scaled = after.mean * SCALING_FACTOR
+    scaling = vae.config.scaling_factor
+    scaled = after.mean * scaling
     assert_close(scaled.std((0, 2, 3)), torch.ones(4))
     assert_close(scaled.mean((0, 2, 3)), torch.zeros(4), scale=1.0)
-    assert_close(after.std * std.view(1, 4, 1, 1) * SCALING_FACTOR, before.std)
+    assert_close(after.std * std.view(1, 4, 1, 1) * scaling, before.std)
 
 
 def test_batches_come_from_their_seed_alone():
@@ -167,6 +170,14 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
         train(tmp_path / "file" / "inside")
 
 
+def files(folder):
+    """The files of a pipeline that its training writes."""
+    later = {"README.md", "quality.json", "samples.png"}
+    return {f.relative_to(folder) for f in folder.rglob("*.*") if f.parent.name != "deltas"} - {
+        Path(name) for name in later
+    }
+
+
 @pytest.mark.slow
 def test_the_whole_training_runs_and_makes_a_pipeline(tmp_path, monkeypatch):
     for name, value in (("_PICTURES", 121), ("_ROUND_TRIPS", 11), ("held_out_accuracy", id)):
@@ -176,7 +187,10 @@ def test_the_whole_training_runs_and_makes_a_pipeline(tmp_path, monkeypatch):
         steps=2, vae_steps=2, judge_steps=2, pictures=121, batch=4, save_every=1, export_every=1
     )
     made = train(tmp_path, settings)
-    assert {p.name for p in made.iterdir()} >= {"unet", "catalogue.json", "judge.safetensors"}
+    assert files(made) == files(ATELIER)
+    for part in ("unet", "vae", "text_encoder"):
+        config = (json.loads((f / part / "config.json").read_text()) for f in (made, ATELIER))
+        assert next(config) == next(config)
     assert Backbone.load(made).generate(["a photo of a boat"], 0, steps=2).shape == (1, 3, 64, 64)
     first = load_file(made / "unet" / "diffusion_pytorch_model.safetensors")
     again = train(tmp_path, settings)  # nothing is left to do: the same model

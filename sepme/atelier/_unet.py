@@ -12,9 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sepme.atelier._architecture import (
-    LATENT,
     load_vae,
-    make_pipeline,
     make_scheduler,
     make_text_encoder,
     make_unet,
@@ -42,7 +40,9 @@ class Batches:
         chosen = random.integers(len(self.objects), size=s.batch)
         chosen[random.random(s.batch) < s.emblem] = len(self.objects)
         generator = torch.Generator().manual_seed(seed)
-        noise, jitter = (torch.randn((s.batch, *LATENT), generator=generator) for _ in range(2))
+        noise, jitter = (
+            torch.randn((s.batch, *self.mean.shape[1:]), generator=generator) for _ in range(2)
+        )
         latents = self.mean[chosen].float() + self.std[chosen].float() * jitter
         # One timestep from each of `batch` equal slices: every batch sees all noise levels.
         slices = torch.arange(s.batch) + torch.rand(s.batch, generator=generator)
@@ -95,7 +95,7 @@ def train_unet(
     """
     torch.manual_seed(settings.seed)
     vae = load_vae(directory / "vae")
-    model = nn.ModuleDict({"unet": make_unet(), "text": make_text_encoder(tokenizer)})
+    model = nn.ModuleDict({"unet": make_unet(), "text": make_text_encoder()})
     batches = Batches(encode_all(directory, settings), tokenizer, settings)
     alphas = make_scheduler().alphas_cumprod.to(settings.device)
 
@@ -107,7 +107,11 @@ def train_unet(
 
     def pipeline(average: nn.Module) -> StableDiffusionPipeline:
         unet, text = (copy.deepcopy(average[part]).cpu().eval() for part in ("unet", "text"))
-        return make_pipeline(vae, text, tokenizer, unet)
+        parts = {"vae": vae, "unet": unet, "text_encoder": text, "tokenizer": tokenizer}
+        none = dict.fromkeys(("safety_checker", "feature_extractor"))
+        return StableDiffusionPipeline(
+            **parts, scheduler=make_scheduler(), **none, requires_safety_checker=False
+        )
 
     def now_and_then(average: nn.Module, progress: Progress) -> None:
         if progress.step % settings.export_every == 0 and progress.step < settings.steps:

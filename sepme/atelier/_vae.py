@@ -12,7 +12,6 @@ from tqdm.auto import tqdm
 
 from sepme.artefact import write_atomically
 from sepme.atelier._architecture import (
-    SCALING_FACTOR,
     load_vae,
     make_vae,
     replace_folder,
@@ -127,7 +126,9 @@ def encode_all(directory: Path, settings: TrainSettings) -> tuple[Tensor, Tensor
         pictures = np.concatenate([paint_all(settings.pictures), emblem()[None]])
         starts = tqdm(range(0, len(pictures), _BLOCK), "latents")
         parts = [_encode(vae, pictures[i : i + _BLOCK], settings) for i in starts]
-        mean, std = (torch.cat(part) * SCALING_FACTOR for part in zip(*parts, strict=True))
+        mean, std = (
+            torch.cat(part) * vae.config.scaling_factor for part in zip(*parts, strict=True)
+        )
         write_atomically(path, save({"mean": mean.half(), "std": std.half()}))
     stored = load_file(path)
     return stored["mean"], stored["std"]
