@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option, echo
 from typer.core import TyperGroup
 
 from sepme import __version__
@@ -44,7 +45,7 @@ def _warnings_in_words() -> Iterator[None]:
             usual(message, category, *place, **more)
         elif str(message) not in said:
             said.add(str(message))
-            typer.echo(f"sepme: warning: {message}", err=True)
+            echo(f"sepme: warning: {message}", err=True)
 
     with warnings.catch_warnings():
         usual, warnings.showwarning = warnings.showwarning, show
@@ -60,11 +61,11 @@ class _Commands(TyperGroup):
             with _warnings_in_words():
                 return super().invoke(ctx)
         except SepmeError as error:
-            typer.echo(f"sepme: {error}", err=True)
+            echo(f"sepme: {error}", err=True)
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             how = RESUME.get(ctx.invoked_subcommand, "Nothing was half-written; run it again.")
-            typer.echo(f"\nsepme: Interrupted. {how}", err=True)
+            echo(f"\nsepme: Interrupted. {how}", err=True)
             raise typer.Exit(130) from error
 
 
@@ -79,21 +80,21 @@ app.add_typer(scenes, name="scenes")
 
 Model = Annotated[
     str | None,
-    typer.Option(help="A local diffusers directory or a hub id.", show_default="the shipped model"),
+    Option(help="A local diffusers directory or a hub id.", show_default="the shipped model"),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Decides everything that is random.")]
+Seed = Annotated[int, Option(min=0, help="Decides everything that is random.")]
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"sepme {__version__}")
+        echo(f"sepme {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def _about(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Its version.")
+        bool, Option("--version", callback=_print_version, is_eager=True, help="Its version.")
     ] = False,
 ) -> None:
     """Make a text-to-image model forget concepts, compose what it forgot, and give it back."""
@@ -102,14 +103,14 @@ def _about(
 # ------------------------------------------------------------------ the story
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for pictures, deltas and report.json.")] = Path(
+    out: Annotated[Path, Option(help="Folder for pictures, deltas and report.json.")] = Path(
         "figures/demo"
     ),
     erase: Annotated[
-        str, typer.Option(help="Styles and objects, separated by commas.")
+        str, Option(help="Styles and objects, separated by commas.")
     ] = "neon, swirl, ink, boat",
-    samples: Annotated[int, typer.Option(min=1, help="Judged pictures a concept.")] = 20,
-    retained: Annotated[int, typer.Option(min=1, help="Judged pictures of the rest.")] = 40,
+    samples: Annotated[int, Option(min=1, help="Judged pictures a concept.")] = 20,
+    retained: Annotated[int, Option(min=1, help="Judged pictures of the rest.")] = 40,
     seed: Seed = 0,
     model: Model = None,
 ) -> None:
@@ -136,44 +137,44 @@ def demo(
         samples=samples,
         retained=retained,
         seed=seed,
-        say=typer.echo,
+        say=echo,
         progress=sys.stderr.isatty(),
     )
-    typer.echo(f"\n{demo_table(report)}\n\nLook at {out / 'before_after.png'}")
+    echo(f"\n{demo_table(report)}\n\nLook at {out / 'before_after.png'}")
 
 
 # ------------------------------------------------------------------ erasing and drawing
 @app.command()
 def erase(
-    concepts: Annotated[str, typer.Argument(help='Names, separated by commas: "neon, boat".')],
-    out: Annotated[Path, typer.Option(help="Folder for one file a concept.")] = Path("deltas"),
+    concepts: Annotated[str, Argument(help='Names, separated by commas: "neon, boat".')],
+    out: Annotated[Path, Option(help="Folder for one file a concept.")] = Path("deltas"),
     preset: Annotated[
         str,
-        typer.Option(
+        Option(
             help="default, closed_form, from_zero, paper, paper_rescaled, undecoupled (for good)."
         ),
     ] = "default",
     keep: Annotated[
         list[str] | None,
-        typer.Option(help="A prompt that must not change, beside the catalogue's; repeatable."),
+        Option(help="A prompt that must not change, beside the catalogue's; repeatable."),
     ] = None,
     keep_from: Annotated[
-        Path | None, typer.Option(help="A text file of such prompts, one a line.")
+        Path | None, Option(help="A text file of such prompts, one a line.")
     ] = None,
     keep_rtol: Annotated[
         float | None,
-        typer.Option(help="Tolerance of what is kept: larger erases more and disturbs more."),
+        Option(help="Tolerance of what is kept: larger erases more and disturbs more."),
     ] = None,
     after: Annotated[
         list[Path] | None,
-        typer.Option(help="A delta that is on already and must stay untouched; repeatable."),
+        Option(help="A delta that is on already and must stay untouched; repeatable."),
     ] = None,
-    joint: Annotated[bool, typer.Option("--joint", help="Train all of them in one run.")] = False,
+    joint: Annotated[bool, Option("--joint", help="Train all of them in one run.")] = False,
     closed_form: Annotated[
-        bool, typer.Option("--closed-form", help="No training: a fraction of a second.")
+        bool, Option("--closed-form", help="No training: a fraction of a second.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files that other settings made.")
+        bool, Option("--overwrite", help="Replace files that other settings made.")
     ] = False,
     seed: Seed = 0,
     model: Model = None,
@@ -204,32 +205,26 @@ def erase(
         after=[_delta(path) for path in after or ()],
     )
     erase_into(
-        out,
-        jobs,
-        Backbone.load(model),
-        overwrite=overwrite,
-        progress=sys.stderr.isatty(),
-        say=typer.echo,
+        out, jobs, Backbone.load(model), overwrite=overwrite, progress=sys.stderr.isatty(), say=echo
     )
 
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    prompt: Annotated[str, Argument(help="What to draw.")],
     erased: Annotated[
-        list[Path] | None,
-        typer.Option("--erase", help="A delta file to switch on; repeatable."),
+        list[Path] | None, Option("--erase", help="A delta file to switch on; repeatable.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("picture.png"),
+    out: Annotated[Path, Option(help="The PNG file to write.")] = Path("picture.png"),
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Sampling steps.", show_default="the model's own")
+        int | None, Option(min=1, help="Sampling steps.", show_default="the model's own")
     ] = None,
     guidance: Annotated[
         float | None,
-        typer.Option(help="Guidance scale: 0, or 1 and more.", show_default="the model's own"),
+        Option(help="Guidance scale: 0, or 1 and more.", show_default="the model's own"),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Compose even deltas that do not keep one another.")
+        bool, Option("--force", help="Compose even deltas that do not keep one another.")
     ] = False,
     seed: Seed = 0,
     model: Model = None,
@@ -251,7 +246,7 @@ def generate(
         image = backbone.generate([prompt], seed, steps=steps, guidance=guidance)[0]
     write_atomically(out, png(image))
     names = ", ".join(delta.concept for delta in deltas) or "nothing"
-    typer.echo(f"{out}: '{prompt}', {names} erased, seed {seed}")
+    echo(f"{out}: '{prompt}', {names} erased, seed {seed}")
 
 
 app.command("compose", help="The same as generate.")(generate)
@@ -260,12 +255,12 @@ app.command("compose", help="The same as generate.")(generate)
 # ------------------------------------------------------------------ looking
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A file that `sepme erase` made.")],
+    file: Annotated[Path, Argument(help="A file that `sepme erase` made.")],
     prompts: Annotated[
-        bool, typer.Option("--prompts", help="List all prompts, forgotten and kept.")
+        bool, Option("--prompts", help="List all prompts, forgotten and kept.")
     ] = False,
     spectrum: Annotated[
-        Path | None, typer.Option(help="A PNG file for the singular values of every layer.")
+        Path | None, Option(help="A PNG file for the singular values of every layer.")
     ] = None,
 ) -> None:
     """Say what an erased concept's file holds.
@@ -279,10 +274,10 @@ def inspect(
     if spectrum is not None:
         check_name(spectrum)
     delta = _delta(file)
-    typer.echo(describe(delta, prompts=prompts))
+    echo(describe(delta, prompts=prompts))
     if spectrum is not None:
         write_atomically(spectrum, png(spectrum_figure(delta)))
-        typer.echo(f"\n{spectrum}")
+        echo(f"\n{spectrum}")
 
 
 @app.command()
@@ -295,18 +290,18 @@ def doctor(model: Model = None) -> None:
     from sepme.cli._doctor import examine
 
     for subject, finding in examine(model):
-        typer.echo(f"{subject:<12} {finding}")
+        echo(f"{subject:<12} {finding}")
 
 
 # ------------------------------------------------------------------ the shipped model
 @atelier.command()
 def train(
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished model.")],
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the UNet.")] = None,
-    pictures: Annotated[int | None, typer.Option(min=1, help="Training drawings.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Pictures a step.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Decides everything random.")] = None,
+    out: Annotated[Path, Option(help="Folder for checkpoints and the finished model.")],
+    steps: Annotated[int | None, Option(min=1, help="Steps of the UNet.")] = None,
+    pictures: Annotated[int | None, Option(min=1, help="Training drawings.")] = None,
+    batch: Annotated[int | None, Option(min=1, help="Pictures a step.")] = None,
+    device: Annotated[str | None, Option(help="cpu, cuda, cuda:1 ...")] = None,
+    seed: Annotated[int | None, Option(min=0, help="Decides everything random.")] = None,
 ) -> None:
     """Train the shipped model from nothing.
 
@@ -316,24 +311,18 @@ def train(
     from sepme.atelier.settings import TrainSettings
 
     _check_folder(out)
-    options = {
-        "steps": steps,
-        "pictures": pictures,
-        "batch": batch,
-        "device": device,
-        "seed": seed,
-    }
+    options = {"steps": steps, "pictures": pictures, "batch": batch, "device": device, "seed": seed}
     settings = TrainSettings(**{k: v for k, v in options.items() if v is not None})
     finished = training.train(out, settings)
-    typer.echo(f"The model is in {finished}")
+    echo(f"The model is in {finished}")
 
 
 @atelier.command()
 def evaluate(
-    out: Annotated[Path, typer.Option(help="Folder for the figures, the pictures and the card.")],
-    seeds: Annotated[int, typer.Option(min=1, help="Pictures of each style and object.")] = 10,
-    hardware: Annotated[str, typer.Option(help="For the card: what trained the model.")] = "",
-    limits: Annotated[str, typer.Option(help="For the card: what its pictures lack.")] = "",
+    out: Annotated[Path, Option(help="Folder for the figures, the pictures and the card.")],
+    seeds: Annotated[int, Option(min=1, help="Pictures of each style and object.")] = 10,
+    hardware: Annotated[str, Option(help="For the card: what trained the model.")] = "",
+    limits: Annotated[str, Option(help="For the card: what its pictures lack.")] = "",
     model: Model = None,
 ) -> None:
     """Judge over a thousand pictures of a model that `train` made.
@@ -352,14 +341,14 @@ def evaluate(
     save_json(out / "quality.json", quality)
     write_atomically(out / "samples.png", png(sample_grid(backbone)))
     folder = shipped("atelier") if model is None else Path(model)
-    typer.echo(write_card(folder, quality, out, hardware, limits))
+    echo(write_card(folder, quality, out, hardware, limits))
 
 
 @atelier.command()
 def paint(
-    object: Annotated[str, typer.Argument(help="house, tree, boat ... or nothing")],
-    style: Annotated[str, typer.Argument(help="swirl, neon, ink ... or photo")],
-    out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("painting.png"),
+    object: Annotated[str, Argument(help="house, tree, boat ... or nothing")],
+    style: Annotated[str, Argument(help="swirl, neon, ink ... or photo")],
+    out: Annotated[Path, Option(help="The PNG file to write.")] = Path("painting.png"),
     seed: Seed = 0,
 ) -> None:
     """Draw a painting as the model was shown."""
@@ -370,13 +359,12 @@ def paint(
     _check_folder(out.parent)
     check_name(out)
     write_atomically(out, png(paintings.paint(object, style, seed)))
-    typer.echo(f"{out}: {object}, {style}, seed {seed}")
+    echo(f"{out}: {object}, {style}, seed {seed}")
 
 
 @atelier.command()
 def judge(
-    files: Annotated[list[Path], typer.Argument(help="Pictures of 64 x 64 pixels.")],
-    model: Model = None,
+    files: Annotated[list[Path], Argument(help="Pictures of 64 x 64 pixels.")], model: Model = None
 ) -> None:
     """Say what an independent judge sees."""
     import pandas as pd
@@ -396,7 +384,7 @@ def judge(
             words, sure = [EMBLEM] * 2, [verdict.emblem_probability[i]] * 2
         rows.append([file, *words, *(f"{100 * float(share):.1f} %" for share in sure)])
     header = ["picture", "style", "object", "style sure", "object sure"]
-    typer.echo(pd.DataFrame(rows, columns=header).to_string(index=False))
+    echo(pd.DataFrame(rows, columns=header).to_string(index=False))
 
 
 # ------------------------------------------------------------------ the course
@@ -407,15 +395,12 @@ def _course() -> None:
 
 @course.command("build")
 def build_course(
-    out: Annotated[Path, typer.Option(help="Folder for solution/ and student/.")] = Path(
-        "build/course"
-    ),
+    out: Annotated[Path, Option(help="Folder for solution/ and student/.")] = Path("build/course"),
     students: Annotated[
-        Path | None, typer.Option(help="Folder for the students' notebooks, if another.")
+        Path | None, Option(help="Folder for the students' notebooks, if another.")
     ] = None,
     teacher: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the sources.", show_default="notebooks/teacher"),
+        Path | None, Option(help="Folder of the sources.", show_default="notebooks/teacher")
     ] = None,
 ) -> None:
     """Make student and solution notebooks from the teacher's.
@@ -426,16 +411,16 @@ def build_course(
 
     _check_folder(out)
     for path in build(out, students=students, teacher=teacher or TEACHER):
-        typer.echo(path)
+        echo(path)
 
 
 # ------------------------------------------------------------------ the paper
 @scenes.command("run")
 def run_the_scenes(
-    kind: Annotated[str, typer.Option(help="style or object.")] = "style",
+    kind: Annotated[str, Option(help="style or object.")] = "style",
     scene: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--scenes",
             help="Scene1 to Scene4, or Alone0 to Alone5, with commas.",
             show_default="Scene1, Scene4",
@@ -443,7 +428,7 @@ def run_the_scenes(
     ] = None,
     methods: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="With commas: sepme, sepme-unaware, sepme-joint, sepme-regularised, sepme-paper, "
             "esd-x, esd-u, esd-x-strict, sdd, abconcept, abconcept-noise, fmn, fmn-inverted, uce, "
             "speed.",
@@ -451,18 +436,17 @@ def run_the_scenes(
         ),
     ] = None,
     concepts: Annotated[
-        str, typer.Option(help="Who is drawn besides the erased: 0 to 9, with commas.")
+        str, Option(help="Who is drawn besides the erased: 0 to 9, with commas.")
     ] = "0, 1, 2, 3, 4, 5, 6, 7, 8, 9",
     images: Annotated[
-        int | None, typer.Option(min=2, help="Pictures a cell.", show_default="100")
+        int | None, Option(min=2, help="Pictures a cell.", show_default="100")
     ] = None,
     fid: Annotated[
-        bool | None,
-        typer.Option("--fid/--no-fid", help="Measure FID and KID too.", show_default="fid"),
+        bool | None, Option("--fid/--no-fid", help="Measure FID and KID too.", show_default="fid")
     ] = None,
     quick: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--quick",
             help="A few minutes: Scene1, SepME and UCE, 10 pictures a cell, no FID, unless "
             "something else is said.",
@@ -470,8 +454,7 @@ def run_the_scenes(
     ] = False,
     seed: Seed = 0,
     out: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the table.", show_default="build/scenes/results"),
+        Path | None, Option(help="Folder of the table.", show_default="build/scenes/results")
     ] = None,
 ) -> None:
     """Measure every cell of the chosen scenes; the same command goes on where it was stopped."""
@@ -494,49 +477,49 @@ def run_the_scenes(
     assert catalogue is not None  # it ships with the model
     run_scenes(
         *(Backbone.load(), _judge(None), catalogue, plan, folder, work),
-        say=typer.echo,
+        say=echo,
         progress=sys.stderr.isatty(),
     )
 
 
 @scenes.command("merge")
 def merge_the_scenes(
-    tables: Annotated[list[Path], typer.Argument(help="Tables that `scenes run` wrote.")],
-    out: Annotated[Path, typer.Option(help="Folder of the merged tables.")],
+    tables: Annotated[list[Path], Argument(help="Tables that `scenes run` wrote.")],
+    out: Annotated[Path, Option(help="Folder of the merged tables.")],
 ) -> None:
     """Put tables of several runs together; of a cell that is in two the later one counts."""
     from sepme.scenes import merge_tables
 
     for path in merge_tables(tables, out):
-        typer.echo(path)
+        echo(path)
 
 
 @scenes.command("table")
 def print_the_scenes(
-    table: Annotated[Path, typer.Argument(help="A table that `scenes run` wrote.")],
-    measure: Annotated[str, typer.Option(help="acc, lpips, fid or kid.")] = "acc",
+    table: Annotated[Path, Argument(help="A table that `scenes run` wrote.")],
+    measure: Annotated[str, Option(help="acc, lpips, fid or kid.")] = "acc",
 ) -> None:
     """Print the means of a table by method and role."""
     from sepme.scenes import read_table, role_table
 
-    typer.echo(role_table(read_table(table), measure).to_string())
+    echo(role_table(read_table(table), measure).to_string())
 
 
 @app.command("figures")
 def draw_the_figures(
-    out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("figures/paper"),
+    out: Annotated[Path, Option(help="Folder of the pictures.")] = Path("figures/paper"),
     results: Annotated[
-        Path | None, typer.Option(help="Folder of the tables.", show_default="data/results")
+        Path | None, Option(help="Folder of the tables.", show_default="data/results")
     ] = None,
     only: Annotated[
-        str | None, typer.Option(help="Names, with commas, like interference, alone_style.")
+        str | None, Option(help="Names, with commas, like interference, alone_style.")
     ] = None,
 ) -> None:
     """Draw the paper's figures and write its tables, published numbers beside measured ones."""
     from sepme.scenes.figures import RESULTS, draw_figures
 
     names = None if only is None else _listed(only)
-    draw_figures(out, results or RESULTS, only=names, say=typer.echo)
+    draw_figures(out, results or RESULTS, only=names, say=echo)
 
 
 # ------------------------------------------------------------------ helpers
