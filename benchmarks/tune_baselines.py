@@ -10,31 +10,26 @@ UCE and SPEED keep all prompts of the other concepts of the catalogue; the other
 """
 
 import argparse
-import csv
 import json
-import os
 import time
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from erase_each import Bench, forgotten_pictures, retained_scenes
+import pandas as pd
+from erase_each import Asked, Bench
+from torch import Tensor
 
 from sepme.artefact import canonical_json
-from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES
 from sepme.baselines import BASELINES, Baseline
 from sepme.composition import applied
-from sepme.metrics.lpips import lpips_distance
-from sepme.model import ATELIER
+from sepme.metrics import lpips_distance
 from sepme.training import Trainer
 
 RESULTS = Path(__file__).resolve().parent / "results" / "tune_baselines.csv"
 CONCEPTS = ("neon", "swirl", "cubism", "boat")
-COLUMNS = (
-    *("baseline", "concept", "settings", "erased_before", "erased", "retained_before", "retained"),
-    *("lpips", "seconds", "norm", "forgotten_images", "retained_images", "base"),
-)
+#: A row with the same values here is not measured again.
+KEY = ["baseline", "concept", "settings", "forgotten_images", "retained_images", "base"]
 
 
 def changed(settings: Any, values: list[str]) -> Any:
@@ -54,91 +49,52 @@ def changed(settings: Any, values: list[str]) -> Any:
     return replace(settings, **changes)
 
 
-def told(baseline: Baseline, settings: Any) -> str:
+def difference(baseline: Baseline, settings: Any) -> str:
     """What of the settings differs from the official ones."""
     official, mine = asdict(baseline.preset("official")), asdict(settings)
     return canonical_json({name: mine[name] for name in mine if mine[name] != official[name]})
 
 
-def rows() -> list[dict[str, str]]:
-    if not RESULTS.is_file():
-        return []
-    with RESULTS.open(newline="") as file:
-        return list(csv.DictReader(file))
+def share(bench: Bench, images: Tensor, asked: Asked) -> float:
+    """Share of the pictures in which the judge finds the prompt's style and its object."""
+    style, object = bench.right(images, asked)
+    emblem = bench.judge.judge(images).emblem
+    return (style & object & ~emblem).float().mean().item()
 
 
-def add(row: dict[str, Any]) -> None:
-    """Append a row in one write, so that two runs side by side do not mix their lines."""
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    new = not RESULTS.is_file()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+def measure(bench: Bench, baseline: Baseline, settings: Any, name: str) -> dict[str, Any]:
+    concept = bench.catalogue[name]
+    asked, own = bench.others(concept), bench.prompts(concept)
+    before, seen_before = bench.originals(asked), bench.generate(*own)
+    keep = bench.catalogue.kept_prompts([concept]) if baseline.uses_keep else ()
+    start, quiet = time.perf_counter(), Trainer(progress=False)
+    change = baseline.erase(bench.backbone, concept, settings, keep=keep, trainer=quiet)
+    seconds = time.perf_counter() - start
+    with applied(bench.backbone, change):
+        after, seen_after = bench.draw(asked), bench.generate(*own)
+    return {
+        "erased_before": bench.seen(seen_before, name),
+        "erased": bench.seen(seen_after, name),
+        "retained_before": share(bench, before, asked),
+        "retained": share(bench, after, asked),
+        "lpips": lpips_distance(before, after).mean().item(),
+        "seconds": seconds,
+        "norm": change.norm(),
+    }
 
 
-class Trials:
-    """The bench of `erase_each`, with a baseline's change in place of a delta."""
-
-    def __init__(self, forgotten: int, retained: int) -> None:
-        self.bench = Bench(ATELIER, forgotten, retained, half=True)
-        self._before: dict[str, torch.Tensor] = {}
-
-    def share(self, images: torch.Tensor, scenes: list[tuple[str, str, int]]) -> float:
-        """Share of the pictures in which the judge finds the prompt's style and its object."""
-        verdict = self.bench.judge.judge(images)
-        style = verdict.style == torch.tensor([STYLE_NAMES.index(s) for _, s, _ in scenes])
-        object = verdict.object == torch.tensor([OBJECT_NAMES.index(o) for o, _, _ in scenes])
-        return (style & object & ~verdict.emblem).float().mean().item()
-
-    def measure(self, baseline: Baseline, settings: Any, name: str) -> dict[str, Any]:
-        bench = self.bench
-        concept = bench.catalogue[name]
-        scenes = retained_scenes(concept, bench.retained)
-        prompts, seeds = forgotten_pictures(concept, bench.forgotten)
-        before = bench.originals(scenes)
-        if name not in self._before:
-            self._before[name] = bench.generate(prompts, seeds)
-        keep = bench.catalogue.kept_prompts([concept]) if baseline.uses_keep else ()
-        start = time.perf_counter()
-        change = baseline.erase(
-            bench.backbone, concept, settings, keep=keep, trainer=Trainer(progress=False)
-        )
-        seconds = time.perf_counter() - start
-        with applied(bench.backbone, change):
-            after, seen_after = bench.draw(scenes), bench.generate(prompts, seeds)
-        measured = {
-            "erased_before": bench.judge.sees(self._before[name], name).float().mean().item(),
-            "erased": bench.judge.sees(seen_after, name).float().mean().item(),
-            "retained_before": self.share(before, scenes),
-            "retained": self.share(after, scenes),
-            "lpips": lpips_distance(before, after).mean().item(),
-            "seconds": seconds,
-            "norm": change.norm(),
-        }
-        return {
-            "baseline": baseline.name,
-            "concept": name,
-            "settings": told(baseline, settings),
-            **{key: f"{value:.4g}" for key, value in measured.items()},
-            "forgotten_images": len(prompts),
-            "retained_images": len(scenes),
-            "base": bench.backbone.fingerprint[:12],
-        }
-
-
-def run(trials: Trials, baseline: Baseline, settings: Any, concepts: list[str]) -> None:
-    key = ("baseline", "concept", "settings", "forgotten_images", "retained_images", "base")
-    done = {tuple(row[column] for column in key) for row in rows()}
-    bench, how = trials.bench, told(baseline, settings)
-    base = bench.backbone.fingerprint[:12]
+def run(bench: Bench, baseline: Baseline, settings: Any, concepts: list[str]) -> None:
+    """Measure what is missing; each row is appended in one write, so that two runs can share."""
+    images, base = (bench.forgotten, bench.retained), bench.backbone.fingerprint[:12]
     for name in concepts:
-        if (baseline.name, name, how, str(bench.forgotten), str(bench.retained), base) in done:
+        rows = pd.read_csv(RESULTS)
+        key = (baseline.name, name, difference(baseline, settings), *images, base)
+        if key in set(rows[KEY].itertuples(index=False, name=None)):
             continue
-        row = trials.measure(baseline, settings, name)
-        add(row)
-        print(line(row), flush=True)
+        row = dict(zip(KEY, key, strict=True)) | measure(bench, baseline, settings, name)
+        new = pd.DataFrame([row], columns=rows.columns)
+        new.to_csv(RESULTS, mode="a", header=False, index=False, float_format="%.4g")
+        print(line(new.iloc[0]), flush=True)
 
 
 HEADER = (
@@ -147,25 +103,24 @@ HEADER = (
 )
 
 
-def line(row: dict[str, Any]) -> str:
-    number = {key: float(row[key]) for key in COLUMNS[3:9]}
+def line(row: pd.Series) -> str:
     return (
-        f"| {BASELINES[row['baseline']].title} | {row['concept']} | {number['erased_before']:.0%} "
-        f"| **{number['erased']:.0%}** | {number['retained_before']:.0%} "
-        f"| {number['retained']:.0%} | {number['lpips']:.3f} | {number['seconds']:.1f} |"
+        f"| {BASELINES[row['baseline']].title} | {row['concept']} | {row['erased_before']:.0%} "
+        f"| **{row['erased']:.0%}** | {row['retained_before']:.0%} "
+        f"| {row['retained']:.0%} | {row['lpips']:.3f} | {row['seconds']:.1f} |"
     )
 
 
 def table(preset: str) -> str:
     """The trials that have the settings of a preset, as Markdown; those of most pictures."""
-    ordered = sorted(rows(), key=lambda row: int(row["retained_images"]))
-    found = {(row["baseline"], row["concept"], row["settings"]): row for row in ordered}
+    rows = pd.read_csv(RESULTS).sort_values("retained_images", kind="stable")
+    rows = rows.drop_duplicates(KEY[:3], keep="last").set_index(KEY[:3], drop=False)
     lines = [HEADER]
     for baseline in BASELINES.values():
         if preset in baseline.presets:
-            settings = told(baseline, baseline.preset(preset))
+            settings = difference(baseline, baseline.preset(preset))
             keys = [(baseline.name, concept, settings) for concept in CONCEPTS]
-            lines += [line(found[key]) for key in keys if key in found]
+            lines += [line(rows.loc[key]) for key in keys if key in rows.index]
     return "\n".join(lines)
 
 
@@ -185,10 +140,9 @@ def main() -> None:
     if options.command == "table":
         print(table(options.preset))
         return
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     baseline = BASELINES[options.baseline]
     settings = changed(baseline.preset(options.preset), options.values)
-    run(Trials(options.forgotten, options.retained), baseline, settings, options.concepts)
+    run(Bench(options.forgotten, options.retained), baseline, settings, options.concepts)
 
 
 if __name__ == "__main__":
