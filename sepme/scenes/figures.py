@@ -33,7 +33,7 @@ from pandas import DataFrame
 
 from sepme.artefact import versions, writable_folder, write_atomically
 from sepme.composition import Composition, shipped_deltas
-from sepme.concept import BOTH, OBJECT_PHOTO, Catalogue, fill
+from sepme.concept import BOTH, OBJECT_PHOTO, fill
 from sepme.delta import ConceptDelta
 from sepme.erasure import PRESETS
 from sepme.errors import SepmeError
@@ -152,22 +152,14 @@ class Sources:
     @property
     def model(self) -> Backbone:
         """The model; the manifest of a figure that uses it names it."""
-        self.used["model"] = {
-            "name": self.backbone.name,
-            "fingerprint": self.backbone.fingerprint,
-        }
-        return self.backbone
+        model = self.backbone
+        self.used["model"] = {"name": model.name, "fingerprint": model.fingerprint}
+        return model
 
     @cached_property
     def deltas(self) -> Mapping[str, ConceptDelta]:
         """The deltas that ship with the model."""
         return shipped_deltas(self.backbone)
-
-    @cached_property
-    def catalogue(self) -> Catalogue:
-        catalogue = load_catalogue()
-        assert catalogue is not None  # it ships with the model
-        return catalogue
 
 
 @dataclass(frozen=True)
@@ -459,17 +451,13 @@ def _interference(sources: Sources) -> Figure:
 ERASED_STYLE, KEPT_STYLE, OBJECT = "neon", "swirl", "boat"
 
 
-def _prompt(style: str) -> str:
-    return fill(BOTH[0], OBJECT, style)
-
-
 def _noise_differences(sources: Sources) -> Figure:
     """r(c) over the timesteps, of what is erased and of what is kept, before and after."""
     model, delta = sources.model, sources.deltas[ERASED_STYLE]
     sources.used["delta"] = {delta.concept: delta.digest}
     maps = {}
     for style in (ERASED_STYLE, KEPT_STYLE):
-        probe = Probe.draw(model, _prompt(style), NOISE_STEPS, sources.seed)
+        probe = Probe.draw(model, fill(BOTH[0], OBJECT, style), NOISE_STEPS, sources.seed)
         anchor = fill(OBJECT_PHOTO[0], OBJECT)
         before, after = (
             noise_differences(model, probe, references=anchor, delta=d)[:, 0] for d in (None, delta)
@@ -486,18 +474,12 @@ def _noise_differences(sources: Sources) -> Figure:
 
 def _correlation_decay(sources: Sources) -> Figure:
     """A delta trained from zero: the correlation over its iterations, and over the timesteps."""
-    concept = sources.catalogue[ERASED_STYLE]
-    settings = replace(PRESETS["from_zero"], images=8)
+    catalogue, settings = load_catalogue(), replace(PRESETS["from_zero"], images=8)
+    concept = catalogue[ERASED_STYLE]
     sources.used["settings"] = asdict(settings)
-    _, recording = record(
-        sources.model,
-        concept,
-        sources.catalogue.kept_prompts([concept]),
-        settings,
-        prompts=[fill(BOTH[0], thing, ERASED_STYLE) for thing in (OBJECT, "house", "fish")],
-        seed=sources.seed,
-        progress=False,
-    )
+    about = (sources.model, concept, catalogue.kept_prompts([concept]), settings)
+    prompts = [fill(BOTH[0], thing, ERASED_STYLE) for thing in (OBJECT, "house", "fish")]
+    _, recording = record(*about, prompts=prompts, seed=sources.seed, progress=False)
     figure = Figure(figsize=(9, 6.4), layout="constrained", dpi=110)
     above, below = figure.subplots(2, 1)
     recorded_decay(recording, above)
@@ -522,23 +504,23 @@ def _before_after(kind: str, scene: str, sources: Sources) -> Figure:
     sources.used["deltas"] = {delta.concept: delta.digest for delta in deltas}
     sources.used["prompts"] = prompts
     original = model.generate(prompts, seeds)
-    columns, roles = {"original": original}, {"original": [""] * len(prompts)}
-    notes = {"original": [""] * len(prompts)}
+    images = [[image] for image in original]  # of each concept, at each time
+    frames, notes = [[None] for _ in indices], [[""] for _ in indices]
     with Composition(model, deltas) as composition:
         for moment in times:
             with composition.erased(*(evaluated.name(index) for index in moment.erased)):
-                images = model.generate(prompts, seeds)
-            moved = 100 * (images - original).abs().flatten(1).mean(1)
-            columns[moment.time], roles[moment.time] = images, [moment.role(i) for i in indices]
-            notes[moment.time] = [
-                f"{moment.role(i)}\nΔ {m:.1f} %" for i, m in zip(indices, moved, strict=True)
-            ]
+                drawn = model.generate(prompts, seeds)
+            for i in indices:
+                role, moved = moment.role(i), 100 * (drawn[i] - original[i]).abs().mean()
+                images[i].append(drawn[i])
+                frames[i].append(FRAMES.get(role))
+                notes[i].append(f"{role}\nΔ {moved:.1f} %")
     return image_grid(
-        [[images[i] for images in columns.values()] for i in indices],
+        images,
         [*evaluated.names, "watermark"],
-        list(columns),
-        frames=[[FRAMES.get(column[i]) for column in roles.values()] for i in indices],
-        notes=[[column[i] for column in notes.values()] for i in indices],
+        ["original", *(moment.time for moment in times)],
+        frames=frames,
+        notes=notes,
         title=f"{scene}, {kind}s ({MEASURED})",
         footer="Framed: erased (vermillion), given back (blue). Δ: mean change of the pixels.\n"
         "Each row starts from the same noise in every column. Asked for is, first,\n"
@@ -547,8 +529,7 @@ def _before_after(kind: str, scene: str, sources: Sources) -> Figure:
     )
 
 
-_CASES = [(kind, scene) for kind in EVALUATED for scene in ("Scene1", "Scene4")]
-FIGURES: Mapping[str, Entry] = {
+FIGURES: dict[str, Entry] = {
     "interference": Entry(
         "What erasing one style alone does to the pictures of every other.", _interference
     ),
@@ -564,36 +545,28 @@ FIGURES: Mapping[str, Entry] = {
         "trained from zero: over iterations above, over timesteps below.",
         _correlation_decay,
     ),
-    **{
-        f"before_after_{kind}_{scene.lower()}": Entry(
-            f"One picture of each {kind} and of the watermark at each time of {scene}, by SepME; "
-            "each row starts from the same noise in every column.",
-            partial(_before_after, kind, scene),
-        )
-        for kind, scene in _CASES
-    },
-    **{
-        f"bars_{kind}_{scene.lower()}": Entry(
-            f"Forgotten, recovered and regular {kind}s of {scene}, by method; published above, "
-            "measured below, whiskers are 95 % intervals.",
-            partial(_compared, kind, scene),
-        )
-        for kind, scene in _CASES
-    },
-    **{
-        f"alone_{kind}": Entry(
-            f"Each of six {kind}s erased by itself, by method.", partial(_alone, kind)
-        )
-        for kind in EVALUATED
-    },
-    **{
-        f"watermark_{kind}": Entry(
-            f"The watermark while {kind}s are erased, by method.", partial(_watermark, kind)
-        )
-        for kind in EVALUATED
-    },
-    "joint_or_separate": Entry(
-        "SepME's increments trained one at a time and all at once.", _joint_or_separate
-    ),
-    "regularisation": Entry("SepME without and with the weight's regularisation.", _regularisation),
 }
+for _kind in EVALUATED:
+    for _scene in ("Scene1", "Scene4"):
+        FIGURES[f"before_after_{_kind}_{_scene.lower()}"] = Entry(
+            f"One picture of each {_kind} and of the watermark at each time of {_scene}, by SepME; "
+            "each row starts from the same noise in every column.",
+            partial(_before_after, _kind, _scene),
+        )
+        FIGURES[f"bars_{_kind}_{_scene.lower()}"] = Entry(
+            f"Forgotten, recovered and regular {_kind}s of {_scene}, by method; published above, "
+            "measured below, whiskers are 95 % intervals.",
+            partial(_compared, _kind, _scene),
+        )
+    FIGURES[f"alone_{_kind}"] = Entry(
+        f"Each of six {_kind}s erased by itself, by method.", partial(_alone, _kind)
+    )
+    FIGURES[f"watermark_{_kind}"] = Entry(
+        f"The watermark while {_kind}s are erased, by method.", partial(_watermark, _kind)
+    )
+FIGURES["joint_or_separate"] = Entry(
+    "SepME's increments trained one at a time and all at once.", _joint_or_separate
+)
+FIGURES["regularisation"] = Entry(
+    "SepME without and with the weight's regularisation.", _regularisation
+)

@@ -207,11 +207,6 @@ def _in_words(bar: Series, measure: str) -> str:
 
 
 # ------------------------------------------------------------------ the paper's tables as text
-_TITLES = {
-    "acc": "Classifier accuracy, %",
-    "lpips": "LPIPS against the original",
-    "fid": "FID against the original",
-}
 _MARKS = {"erased": "**{}**", "recovered": "*{}*", "regular": "{}"}
 DAGGER = "†"
 
@@ -239,7 +234,8 @@ def paper_tables(kind: str, measured: DataFrame | None) -> str:
     ]
     for scene in SCENES:
         parts.append(f"## {scene}")
-        for measure, title in _TITLES.items():
+        for measure in ("acc", "lpips", "fid"):
+            title = MEASURES[measure][0].upper() + MEASURES[measure][1:]
             for rows, label, concepts in zip(
                 (theirs, ours), (PUBLISHED, MEASURED), names, strict=True
             ):
