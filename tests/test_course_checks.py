@@ -1,18 +1,22 @@
 """The checks of the exercises speak: each usual mistake is named in one sentence."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from sepme.concept import Concept
-from sepme.course.build import TEACHER, read, solution
+from sepme.course.build import TEACHER, is_answer, read, solution
 from sepme.course.checks import NotYet, check
 from sepme.course.checks._feedback import CHECKS, checks
+from sepme.delta import ConceptDelta
 from sepme.erasure import PRESETS, erase
+from sepme.model import Backbone
 from sepme.nullspace import constrain, row_basis
 from tests.miniature import CONCEPTS, EXACT, KEPT, NAMES, NEON, others, shared, three_deltas
 from tests.test_notebooks import LADDER
@@ -126,31 +130,24 @@ def test_feedback_on_noise_differences() -> None:
     ask("should have the shape", lambda prompt: eps(prompt)[0])
 
 
-def k(a_t: float, a_prev: float) -> float:
-    return math.sqrt(1 - a_prev) - math.sqrt(a_prev * (1 - a_t) / a_t)
+def _answers() -> SimpleNamespace:
+    """The functions of all solutions; those that need a model are not called here."""
+    names = {"torch": torch, "Tensor": Tensor, "Sequence": Sequence, "Mapping": Mapping}
+    names |= {"Concept": Concept, "ConceptDelta": ConceptDelta, "Backbone": Backbone}
+    names["row_basis"] = row_basis
+    for path in sorted(TEACHER.glob("*_exercises.ipynb")):
+        for cell in solution(read(path)).cells:
+            if is_answer(cell) and not cell.metadata.nbgrader.grade:
+                exec(cell.source[cell.source.index("def ") :], names)
+    return SimpleNamespace(**names)
 
 
-def cosine(a: Tensor, b: Tensor) -> Tensor:
-    return torch.cosine_similarity(a.flatten(1), b.flatten(1))
-
-
-def mean(r: Tensor, r0: Tensor) -> Tensor:
-    return (r * r0).flatten(1).mean(1)
-
-
-def share(r: Tensor, r0: Tensor) -> Tensor:
-    return mean(r, r0) / mean(r0, r0)
-
-
-def projector(S: Tensor) -> Tensor:
-    return S @ torch.linalg.inv(S.T @ S) @ S.T
-
-
-def eta(losses: Tensor) -> Tensor:
-    return losses.abs().max() / losses.abs()
+RIGHT = _answers()
 
 
 def stopping(m: float | None = None, first: int = 1, swap: bool = False) -> Callable:
+    """The solution of 03.4 with a mistake."""
+
     def answer(losses, alpha, tau, earliest):
         mean = losses[0] if m is None else m
         weight = 1 - alpha if swap else alpha
@@ -163,65 +160,23 @@ def stopping(m: float | None = None, first: int = 1, swap: bool = False) -> Call
     return answer
 
 
-def cosines_of(E: Tensor, F: Tensor) -> Tensor:
-    return torch.linalg.svdvals(row_basis(E) @ row_basis(F).T).clamp(max=1)
-
-
-def uniform(q: int, d: int, generator: torch.Generator) -> Tensor:
-    return torch.linalg.qr(torch.randn(d, q, generator=generator)).Q.T
-
-
-def ridge(W0: Tensor, C: Tensor, A: Tensor, P: Tensor, lam: float, pull: float = 1.0) -> Tensor:
-    """UCE's formula as published; `pull` = 0 leaves lambda W0 out."""
+def ridge(W0: Tensor, C: Tensor, A: Tensor, P: Tensor, lam: float, pull: float) -> Tensor:
+    """UCE's formula with another weight of lambda W0."""
     gram = lam * torch.eye(W0.shape[1], dtype=W0.dtype) + C.T @ C + P.T @ P
     return (pull * lam * W0 + W0 @ A.T @ C + W0 @ P.T @ P) @ torch.linalg.inv(gram)
 
 
-def fitted(W0: Tensor, C: Tensor, A: Tensor, S: Tensor, rho: float) -> Tensor:
-    """SPEED's change: ridge regression in the coordinates of S."""
-    gram = (C @ S).T @ (C @ S) + rho * torch.eye(S.shape[1], dtype=S.dtype)
-    return (torch.linalg.inv(gram) @ (C @ S).T @ (A - C) @ W0.T).T @ S.T
-
-
 def unbound(W0: Tensor, C: Tensor, A: Tensor, S: Tensor, rho: float) -> Tensor:
-    return fitted(W0, C, A, torch.eye(W0.shape[1], dtype=W0.dtype), rho)
-
-
-def role(history, index):
-    if index in history[-1]:
-        return "erased"
-    return "recovered" if any(index in erased for erased in history) else "regular"
+    return RIGHT.speed(W0, C, A, torch.eye(W0.shape[1], dtype=W0.dtype), rho)
 
 
 def ever(history, index):
-    return "recovered" if any(index in e for e in history[:-1]) else role(history, index)
-
-
-def wilson(k: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    p, more = k / n, z**2 / n
-    half = z * math.sqrt(p * (1 - p) / n + more / (4 * n))
-    return (p + more / 2 - half) / (1 + more), (p + more / 2 + half) / (1 + more)
+    return "recovered" if any(index in e for e in history[:-1]) else RIGHT.role(history, index)
 
 
 def wald(k: int, n: int) -> tuple[float, float]:
     half = 1.96 * math.sqrt(k / n * (1 - k / n) / n)
     return k / n - half, k / n + half
-
-
-def frechet(a: float, u: float, b: float, v: float) -> float:
-    return (a - b) ** 2 + (math.sqrt(u) - math.sqrt(v)) ** 2
-
-
-def line(x: list[float], y: list[float]) -> tuple[float, float]:
-    """Slope and intercept by hand."""
-    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
-    slope /= sum((a - mean_x) ** 2 for a in x)
-    return slope, mean_y - slope * mean_x
-
-
-def inverse(sizes: list[float]) -> list[float]:
-    return [1 / n for n in sizes]
 
 
 HAND = torch.tensor([[1.0, 2, 0, 1], [0, 1, 1, 0], [1, 3, 1, 1]])
@@ -231,232 +186,149 @@ SLOPED = torch.linalg.qr(torch.randn(40, 8, generator=torch.Generator().manual_s
 SLOPED = SLOPED * torch.tensor([500, 100, 20, 9, 2, 1, 0.2, 0.02])
 TOP = float(torch.linalg.svdvals(SLOPED)[0])
 MEASURED = {("boat in neon", ("neon",)): 0.9, ("boat", ("neon",)): 0.01, ("boat", ()): 0.0}
-#: Answer, context, a right one, and wrong ones with what is said of them.
-FEEDBACK: dict[str, tuple[tuple, Callable, dict[str, Callable]]] = {
-    "guided": (
-        (),
-        lambda eps_0, r, scale: eps_0 + scale * r,
-        {
-            "once too often": lambda eps_0, r, scale: eps_0 + r + scale * r,
-            "straight line": lambda eps_0, r, scale: eps_0 + scale**2 * r,
-        },
-    ),
-    "weight": (
-        (),
-        k,
-        {
-            "wrong sign": lambda a_t, a_prev: -k(a_t, a_prev),
-            "enters twice": lambda a_t, a_prev: math.sqrt(1 - a_prev),
-            "the latent moves by": lambda a_t, a_prev: 0.1,
-        },
-    ),
-    "cosine": (
-        (),
-        cosine,
-        {
-            "flatten each sample": lambda a, b: (a * b).sum() / a.norm() / b.norm(),
-            "has a sign": lambda a, b: cosine(a, b).abs(),
-            "divide by both lengths": lambda a, b: (a * b).flatten(1).sum(1),
-        },
-    ),
-    "solutions": (
-        (HAND,),
-        lambda: UNIT,
-        {
-            "not of unit length": lambda: S,
-            "independent of the others": lambda: UNIT[:, :1],
-            "transpose": lambda: UNIT.T,
-            "multiples of each other": lambda: UNIT[:, [0, 0]],
-            "A times your column 1": lambda: torch.stack([UNIT[:, 0], torch.eye(4)[0]], dim=1),
-        },
-    ),
-    "projector": (
-        (),
-        projector,
-        {
-            "not symmetric": lambda S: S @ torch.linalg.pinv(S + torch.eye(6, 3)),
-            "not idempotent": lambda S: S @ S.T,
-            "removes S": lambda S: torch.eye(6) - projector(S),
-            "The trace of P": lambda S: torch.eye(6),
-        },
-    ),
-    "tolerance": (
-        (SLOPED,),
-        lambda A, leakage: leakage / TOP,
-        {
-            "leaks up to": lambda A, leakage: 3 * leakage / TOP,
-            "are possible": lambda A, leakage: 0.2 * leakage / TOP,
-            "null_space refuses": lambda A, leakage: leakage,
-        },
-    ),
-    "correlation": (
-        (),
-        mean,
-        {
-            "one number for the batch": lambda r, r0: (r * r0).mean(),
-            "eq. 2 is a mean": lambda r, r0: (r * r0).flatten(1).sum(1),
-            "no denominator": share,
-            "Keep the sign": lambda r, r0: mean(r, r0).abs(),
-        },
-    ),
-    "normalised": (
-        (),
-        share,
-        {"half of the concept is gone": cosine, "must give exactly 1": mean},
-    ),
-    "eta": (
-        (),
-        lambda losses: eta(losses.detach()),
-        {
-            "constant for the gradient": eta,
-            "Upside down": lambda losses: 1 / eta(losses.detach()),
-            "must be positive": lambda losses: losses.detach().max() / losses.detach(),
-        },
-    ),
-    "stop": (
-        (),
-        stopping(),
-        {
-            "since your m_0 is 0": stopping(m=0.0),
-            "one too early": stopping(first=0),
-            "you have them exchanged": stopping(swap=True),
-            "before the earliest": lambda *a: stopping()(*a[:3], 1),
-            "in place of its running mean": lambda *a: stopping()(a[0], 0.0, *a[2:]),
-        },
-    ),
-    "changes": (
-        (MEASURED,),
-        lambda prompt, erased: any(name in prompt for name in erased),
-        {
-            "changes by 1.0% only": lambda prompt, erased: bool(erased),
-            "one erased concept in the prompt is enough": lambda prompt, erased: False,
-            "True or False": lambda prompt, erased: "yes",
-        },
-    ),
-    "angles": (
-        (),
-        lambda E, F: cosines_of(E, F).acos(),
-        {
-            "Those are the cosines": cosines_of,
-            "radians": lambda E, F: cosines_of(E, F).acos().rad2deg(),
-            "Smallest angle first": lambda E, F: cosines_of(E, F).acos().flip(0),
-            "not finite": lambda E, F: torch.linalg.svdvals(E @ F.T).acos(),
-            "orthonormal": lambda E, F: (0.1 * torch.linalg.svdvals(E @ F.T)).clamp(max=1).acos(),
-        },
-    ),
-    "random_basis": (
-        (),
-        uniform,
-        {
-            "Two draws are the same": lambda q, d, g: uniform(
-                q, d, torch.Generator().manual_seed(0)
-            ),
-            "not orthonormal": lambda q, d, g: torch.randn(q, d, generator=g),
-            "not uniform": lambda q, d, g: torch.eye(d)[torch.randperm(q + 1, generator=g)[:q]],
-        },
-    ),
-    "expected_overlap": (
-        (),
-        lambda q1, q2, d: q1 * q2 / d,
-        {
-            "That is the root": lambda q1, q2, d: math.sqrt(q1 * q2 / d),
-            "Every pair of directions counts": lambda q1, q2, d: min(q1, q2) / d,
-            "chance gives": lambda q1, q2, d: 0.5,
-        },
-    ),
-    "target": (
-        (),
-        lambda eps_c, eps_0, eta: eps_0 - eta * (eps_c - eps_0),
-        {
-            "turns the sign": lambda eps_c, eps_0, eta: eps_0 + eta * (eps_c - eps_0),
-            "add that of the empty": lambda eps_c, eps_0, eta: -eta * (eps_c - eps_0),
-            "as the rewrite does": lambda eps_c, eps_0, eta: eps_c - eta * (eps_c - eps_0),
-            "With eta = 2.5": lambda eps_c, eps_0, eta: eps_0 - eta**2 * (eps_c - eps_0),
-            "did you forget `return`": lambda eps_c, eps_0, eta: None,
-        },
-    ),
-    "eta_of": (
-        (),
-        lambda factor: factor - 1,
-        {"same target twice": lambda f: f, "the two targets differ": lambda f: f + 1},
-    ),
-    "uce": (
-        (),
-        ridge,
-        {
-            "transposed": lambda *given: ridge(*given).T,
-            "for lambda = 0.5 only": lambda W0, C, A, P, lam: ridge(W0, C, A, P, 0.5),
-            "the change alone": lambda W0, *given: ridge(W0, *given) - W0,
-            "What is preserved": lambda W0, C, A, P, lam: ridge(W0, C, A, P[:0], lam),
-            "in the inverse only": lambda *given: ridge(*given, pull=0.0),
-            "Nothing has changed": lambda W0, C, A, P, lam: ridge(W0, C, C, P, lam),
-            "not the minimum": lambda W0, C, A, P, lam: ridge(W0, C, 2 * A, P, lam),
-        },
-    ),
-    "speed": (
-        (),
-        fitted,
-        {
-            "the edited matrix": lambda W0, *given: W0 + fitted(W0, *given),
-            "What is kept moves": unbound,
-            "projected at the end": lambda *given: unbound(*given) @ given[3] @ given[3].T,
-            "The change is zero": lambda W0, *given: 0 * W0,
-            "not the best such change": lambda *given: 0.5 * fitted(*given),
-        },
-    ),
-    "role": (
-        (),
-        role,
-        {
-            "once and is back": lambda history, i: role(history[-1:], i),
-            "is erased (again)": ever,
-            "is erased, not regular": lambda history, i: "regular",
-            "one of erased, recovered, regular": lambda history, i: "forgotten",
-            "did you forget `return`": lambda history, i: None,
-        },
-    ),
-    "wilson": (
-        (),
-        wilson,
-        {
-            "Wald's": wald,
-            "give shares": lambda k, n: tuple(100 * end for end in wilson(k, n)),
-            "lower end comes first": lambda k, n: wilson(k, n)[::-1],
-            "denominator": lambda k, n: tuple(e * (1 + 1.96**2 / n) for e in wilson(k, n)),
-            "goes from 0.0000 to 0.0370": lambda k, n: wilson(k, n, 1.0),
-            "two numbers": lambda k, n: wilson(k, n)[1],
-        },
-    ),
-    "frechet": (
-        (),
-        frechet,
-        {
-            "the root": lambda *given: math.sqrt(frechet(*given)),
-            "means alone": lambda a, u, b, v: (a - b) ** 2,
-            "spreads alone": lambda a, u, b, v: frechet(0, u, 0, v),
-            "of the roots": lambda a, u, b, v: (a - b) ** 2 + (u - v) ** 2,
-            "the distance is 9": lambda a, u, b, v: frechet(a, u, b, v) + u + v,
-        },
-    ),
-    "limit": (
-        (),
-        lambda sizes, fids: line(inverse(sizes), fids)[1],
-        {
-            "the slope": lambda sizes, fids: line(inverse(sizes), fids)[0],
-            "still biased": lambda sizes, fids: fids[-1],
-            "leaves the others out": lambda n, fids: line(inverse(n[-2:]), fids[-2:])[1],
-            "fit it in 1 / n": lambda sizes, fids: line(sizes, fids)[1],
-            "ends at 0, not at -1": lambda sizes, fids: -1.0,
-        },
-    ),
+#: What some checks need beside the answer.
+CONTEXT = {"solutions": (HAND,), "tolerance": (SLOPED,), "changes": (MEASURED,)}
+#: Wrong answers, with what is said of each.
+FEEDBACK: dict[str, dict[str, Callable]] = {
+    "guided": {
+        "once too often": lambda eps_0, r, scale: eps_0 + r + scale * r,
+        "straight line": lambda eps_0, r, scale: eps_0 + scale**2 * r,
+    },
+    "weight": {
+        "wrong sign": lambda a_t, a_prev: -RIGHT.weight(a_t, a_prev),
+        "enters twice": lambda a_t, a_prev: math.sqrt(1 - a_prev),
+        "the latent moves by": lambda a_t, a_prev: 0.1,
+    },
+    "cosine": {
+        "flatten each sample": lambda a, b: (a * b).sum() / a.norm() / b.norm(),
+        "has a sign": lambda a, b: RIGHT.cosine(a, b).abs(),
+        "divide by both lengths": lambda a, b: (a * b).flatten(1).sum(1),
+    },
+    "solutions": {
+        "not of unit length": lambda: S,
+        "independent of the others": lambda: UNIT[:, :1],
+        "transpose": lambda: UNIT.T,
+        "multiples of each other": lambda: UNIT[:, [0, 0]],
+        "A times your column 1": lambda: torch.stack([UNIT[:, 0], torch.eye(4)[0]], dim=1),
+    },
+    "projector": {
+        "not symmetric": lambda S: S @ torch.linalg.pinv(S + torch.eye(6, 3)),
+        "not idempotent": lambda S: S @ S.T,
+        "removes S": lambda S: torch.eye(6) - RIGHT.projector(S),
+        "The trace of P": lambda S: torch.eye(6),
+    },
+    "tolerance": {
+        "leaks up to": lambda A, leakage: 3 * leakage / TOP,
+        "are possible": lambda A, leakage: 0.2 * leakage / TOP,
+        "null_space refuses": lambda A, leakage: leakage,
+    },
+    "correlation": {
+        "one number for the batch": lambda r, r0: (r * r0).mean(),
+        "eq. 2 is a mean": lambda r, r0: (r * r0).flatten(1).sum(1),
+        "no denominator": RIGHT.normalised,
+        "Keep the sign": lambda r, r0: RIGHT.correlation(r, r0).abs(),
+    },
+    "normalised": {
+        "half of the concept is gone": RIGHT.cosine,
+        "must give exactly 1": RIGHT.correlation,
+    },
+    "eta": {
+        "constant for the gradient": lambda losses: losses.abs().max() / losses.abs(),
+        "Upside down": lambda losses: 1 / RIGHT.eta(losses),
+        "must be positive": lambda losses: losses.detach().max() / losses.detach(),
+    },
+    "stop": {
+        "since your m_0 is 0": stopping(m=0.0),
+        "one too early": stopping(first=0),
+        "you have them exchanged": stopping(swap=True),
+        "before the earliest": lambda *a: stopping()(*a[:3], 1),
+        "in place of its running mean": lambda *a: stopping()(a[0], 0.0, *a[2:]),
+    },
+    "changes": {
+        "changes by 1.0% only": lambda prompt, erased: bool(erased),
+        "one erased concept in the prompt is enough": lambda prompt, erased: False,
+        "True or False": lambda prompt, erased: "yes",
+    },
+    "angles": {
+        "Those are the cosines": lambda E, F: RIGHT.angles(E, F).cos(),
+        "radians": lambda E, F: RIGHT.angles(E, F).rad2deg(),
+        "Smallest angle first": lambda E, F: RIGHT.angles(E, F).flip(0),
+        "not finite": lambda E, F: torch.linalg.svdvals(E @ F.T).acos(),
+        "orthonormal": lambda E, F: (0.1 * torch.linalg.svdvals(E @ F.T)).clamp(max=1).acos(),
+    },
+    "random_basis": {
+        "Two draws are the same": lambda q, d, g: RIGHT.random_basis(
+            q, d, torch.Generator().manual_seed(0)
+        ),
+        "not orthonormal": lambda q, d, g: torch.randn(q, d, generator=g),
+        "not uniform": lambda q, d, g: torch.eye(d)[torch.randperm(q + 1, generator=g)[:q]],
+    },
+    "expected_overlap": {
+        "That is the root": lambda q1, q2, d: math.sqrt(q1 * q2 / d),
+        "Every pair of directions counts": lambda q1, q2, d: min(q1, q2) / d,
+        "chance gives": lambda q1, q2, d: 0.5,
+    },
+    "target": {
+        "turns the sign": lambda eps_c, eps_0, eta: eps_0 + eta * (eps_c - eps_0),
+        "add that of the empty": lambda eps_c, eps_0, eta: -eta * (eps_c - eps_0),
+        "as the rewrite does": lambda eps_c, eps_0, eta: eps_c - eta * (eps_c - eps_0),
+        "With eta = 2.5": lambda eps_c, eps_0, eta: eps_0 - eta**2 * (eps_c - eps_0),
+        "did you forget `return`": lambda eps_c, eps_0, eta: None,
+    },
+    "eta_of": {"same target twice": lambda f: f, "the two targets differ": lambda f: f + 1},
+    "uce": {
+        "transposed": lambda *given: RIGHT.uce(*given).T,
+        "for lambda = 0.5 only": lambda W0, C, A, P, lam: RIGHT.uce(W0, C, A, P, 0.5),
+        "the change alone": lambda W0, *given: RIGHT.uce(W0, *given) - W0,
+        "What is preserved": lambda W0, C, A, P, lam: RIGHT.uce(W0, C, A, P[:0], lam),
+        "in the inverse only": lambda *given: ridge(*given, pull=0.0),
+        "Nothing has changed": lambda W0, C, A, P, lam: RIGHT.uce(W0, C, C, P, lam),
+        "not the minimum": lambda W0, C, A, P, lam: RIGHT.uce(W0, C, 2 * A, P, lam),
+    },
+    "speed": {
+        "the edited matrix": lambda W0, *given: W0 + RIGHT.speed(W0, *given),
+        "What is kept moves": unbound,
+        "projected at the end": lambda *given: unbound(*given) @ given[3] @ given[3].T,
+        "The change is zero": lambda W0, *given: 0 * W0,
+        "not the best such change": lambda *given: 0.5 * RIGHT.speed(*given),
+    },
+    "role": {
+        "once and is back": lambda history, i: RIGHT.role(history[-1:], i),
+        "is erased (again)": ever,
+        "is erased, not regular": lambda history, i: "regular",
+        "one of erased, recovered, regular": lambda history, i: "forgotten",
+        "did you forget `return`": lambda history, i: None,
+    },
+    "wilson": {
+        "Wald's": wald,
+        "give shares": lambda k, n: tuple(100 * end for end in RIGHT.wilson(k, n)),
+        "lower end comes first": lambda k, n: RIGHT.wilson(k, n)[::-1],
+        "denominator": lambda k, n: tuple(e * (1 + 1.96**2 / n) for e in RIGHT.wilson(k, n)),
+        "it goes from 0.0000 to 0.0370": lambda k, n: [1.01 * end for end in RIGHT.wilson(k, n)],
+        "two numbers": lambda k, n: RIGHT.wilson(k, n)[1],
+    },
+    "frechet": {
+        "the root": lambda *given: math.sqrt(RIGHT.frechet(*given)),
+        "means alone": lambda a, u, b, v: (a - b) ** 2,
+        "spreads alone": lambda a, u, b, v: RIGHT.frechet(0, u, 0, v),
+        "of the roots": lambda a, u, b, v: (a - b) ** 2 + (u - v) ** 2,
+        "the distance is 9": lambda a, u, b, v: RIGHT.frechet(a, u, b, v) + u + v,
+    },
+    "limit": {
+        "the slope": lambda n, fids: float(np.polyfit(1 / np.array(n), fids, 1)[0]),
+        "still biased": lambda sizes, fids: fids[-1],
+        "leaves the others out": lambda n, fids: RIGHT.limit(n[-2:], fids[-2:]),
+        "fit it in 1 / n": lambda n, fids: float(np.polyfit(n, fids, 1)[1]),
+        "ends at 0, not at -1": lambda sizes, fids: -1.0,
+    },
 }
 
 
 @pytest.mark.parametrize("name", FEEDBACK)
 def test_a_right_answer_is_ok_and_each_usual_mistake_is_named(name: str) -> None:
-    context, right, wrong = FEEDBACK[name]
-    ok(name, right, *context)
-    for words, answer in wrong.items():
+    context = CONTEXT.get(name, ())
+    ok(name, getattr(RIGHT, name), *context)
+    for words, answer in FEEDBACK[name].items():
         says(words, name, answer, *context)
 
 
