@@ -13,7 +13,7 @@ from sepme.concept import Concept
 from sepme.course.checks._feedback import as_tensor, checks, compare, near, normal, require
 from sepme.erasure import ErasureSettings, erase
 from sepme.model import Backbone
-from sepme.nullspace import null_space
+from sepme.nullspace import constrain, null_space
 from sepme.training import Trainer
 
 Weights = Mapping[str, Tensor]
@@ -60,10 +60,10 @@ def train(
     keep: Sequence[str],
     settings: ErasureSettings,
     batches: object,
-    Q: Tensor,
 ) -> None:
     """`train(batches, Q, iterations, tau)` gives `{path: B}` and the momenta, as `erase` does."""
-    steps = []
+    steps, tolerances = [], {"keep_rtol": settings.keep_rtol, "concept_rtol": settings.concept_rtol}
+    Q = constrain(model, concept, keep, **tolerances, method="svd").basis
 
     def library(iterations: int) -> Tensor:
         few, trainer = (
@@ -79,8 +79,7 @@ def train(
         require(pair, "Return two things: the factors {path: B} and the list of momenta.")
         B, momenta = result
         require(set(B) == set(model.projections()), "There must be one B for each path of THETA.")
-        q = Q.double().cpu()
-        dense = [(B[path].detach().double().cpu() @ q).flatten() for path in sorted(B)]
+        dense = [(B[path].detach().double().cpu() @ Q).flatten() for path in sorted(B)]
         return torch.cat(dense), momenta
 
     def same(one: Tensor, other: Tensor) -> bool:  # but for rounding, which Adam amplifies
@@ -153,8 +152,8 @@ def restore(
     own: Mapping[str, tuple[Weights, Tensor]],
 ) -> None:
     """`restore()` gives the live model its original weights back, bit for bit."""
-    B, Q = next(iter(own.values()))
-    _write(model, {path: weight + B[path] @ Q for path, weight in theta.items()})
+    for B, Q in own.values():  # empty while `train` is still blank
+        _write(model, {path: weight + B[path] @ Q for path, weight in theta.items()})
     try:
         answer()
         off = [layer.weight - theta[path] for path, layer in model.projections().items()]
