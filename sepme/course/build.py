@@ -21,7 +21,7 @@ from sepme.artefact import write_atomically
 from sepme.course.notebook import FOLDER, tidy
 from sepme.errors import SepmeError
 
-__all__ = ["TEACHER", "build", "read", "solution", "student"]
+__all__ = ["TEACHER", "build"]
 
 TEACHER = FOLDER / "teacher"
 #: What stands in place of an answer; the same as nbgrader's own.
