@@ -15,12 +15,7 @@ from sepme.scenes.methods import METHODS
 from sepme.scenes.tables import MEASURED, PUBLISHED
 from sepme.widgets import ResultsState, results_explorer
 from sepme.widgets._parts import Explorer
-from sepme.widgets.results import (
-    describe,
-    measured_cells,
-    published_cells,
-    render,
-)
+from sepme.widgets.results import cells_of, describe, render
 
 STATE = ResultsState("style", "Scene1", "t1", "lpips")
 
@@ -68,6 +63,10 @@ def test_a_state_knows_its_moment() -> None:
 
 
 # ---------------------------------------------------------------- cells
+def methods(state: ResultsState, rows: DataFrame) -> list[str]:
+    return list(cells_of(state, rows)["method"].unique())
+
+
 def test_the_measured_cells_are_those_of_the_moment_and_of_the_nine() -> None:
     elsewhere = ResultsState("style", "Scene1", "t3", "lpips")
     more = [
@@ -75,37 +74,35 @@ def test_the_measured_cells_are_those_of_the_moment_and_of_the_nine() -> None:
         measured("sepme", 9, 7.0),  # the watermark
         measured("uce", 0, None),  # not measured
     ]
-    cells = measured_cells(STATE, DataFrame(LIST + more))
-    assert list(cells) == ["sepme", "esd-x"]
-    assert cells["sepme"][1] == (0.2, 0.9 * 0.2, 1.1 * 0.2)
-    assert [len(values) for values in cells.values()] == [9, 9]
+    cells = cells_of(STATE, DataFrame(LIST + more))
+    assert list(cells["method"]) == ["sepme"] * 9 + ["esd-x"] * 9
+    assert list(cells["concept_index"]) == [*range(9), *range(9)]
+    assert cells[["value", "low", "high"]].iloc[1].tolist() == [0.2, 0.9 * 0.2, 1.1 * 0.2]
 
 
 def test_the_printed_cells_stand_beside_the_baselines_where_there_are_some() -> None:
-    with_baselines = published_cells(STATE, published())
-    assert {"SepME", "ESD50", "ESD200", "FMN30"} < set(with_baselines)
-    alone = published_cells(ResultsState("style", "Scene2", "t1"), published())
-    assert list(alone) == ["SepME"]
+    assert {"SepME", "ESD50", "ESD200", "FMN30"} < set(methods(STATE, published()))
+    assert methods(ResultsState("style", "Scene2", "t1"), published()) == ["SepME"]
     by_hand = published().query("table == '5' and method == 'SepME' and scene == 'Scene1'")
-    by_hand = by_hand.query("time == 't1'").set_index("concept_index")["lpips"].to_dict()
-    assert {i: value for i, (value, _, _) in with_baselines["SepME"].items()} == by_hand
+    ours = cells_of(STATE, published()).query("method == 'SepME'")["value"]
+    assert list(ours) == list(by_hand.query("time == 't1'")["lpips"])
 
 
 def test_one_method_is_shown_on_both_sides_in_all_its_lengths() -> None:
-    esd = replace(STATE, method="esd-x")
-    assert list(measured_cells(esd, ROWS)) == ["esd-x"]
-    assert {"ESD50", "ESD200"} == set(published_cells(esd, published()))
-    assert measured_cells(esd, ROWS)["esd-x"] == measured_cells(STATE, ROWS)["esd-x"]
-    assert published_cells(replace(STATE, method="uce"), published()) == {}
+    esd, uce = replace(STATE, method="esd-x"), replace(STATE, method="uce")
+    assert methods(esd, ROWS) == ["esd-x"]
+    assert set(methods(esd, published())) == {"ESD50", "ESD200"}
+    assert cells_of(esd, ROWS).equals(cells_of(STATE, ROWS).query("method == 'esd-x'"))
+    assert cells_of(uce, published()).empty
     assert "of ESD-x" in describe(esd, ROWS, published())
-    assert "not there" in describe(replace(STATE, method="uce"), ROWS, published())
+    assert "not there" in describe(uce, ROWS, published())
 
 
 def test_a_doubtful_row_is_not_shown() -> None:
-    cells = published_cells(ResultsState("object", "Scene4", "t5"), published())
-    assert "SepME" not in cells
-    assert len(cells) == 4
-    assert "SepME" in published_cells(ResultsState("object", "Scene4", "t4"), published())
+    found = methods(ResultsState("object", "Scene4", "t5"), published())
+    assert "SepME" not in found
+    assert len(found) == 4
+    assert "SepME" in methods(ResultsState("object", "Scene4", "t4"), published())
 
 
 # ---------------------------------------------------------------- looks
@@ -189,8 +186,8 @@ def test_what_was_not_measured_is_said() -> None:
 
 def test_the_words_give_the_means_of_both_sides() -> None:
     text = describe(STATE, ROWS, published())
-    cells = published_cells(STATE, published())["SepME"]
-    erased = sum(cells[i][0] for i in (2, 3, 4, 5)) / 4
+    cells = cells_of(STATE, published()).query("method == 'SepME'")
+    erased = cells.query("concept_index in (2, 3, 4, 5)")["value"].mean()
     assert f"{PUBLISHED}: {erased:.3g} for the erased" in text
     assert f"{MEASURED}: 0.45 for the erased and 0.54 for the others" in text
 
@@ -244,5 +241,5 @@ def test_every_control_has_a_label_a_tooltip_and_a_class(shell: Explorer) -> Non
 
 def test_a_cell_without_lpips_leaves_the_others() -> None:
     some = DataFrame([measured("sepme", i, None if i == 4 else 0.3) for i in range(9)])
-    assert sorted(measured_cells(STATE, some)["sepme"]) == [0, 1, 2, 3, 5, 6, 7, 8]
+    assert list(cells_of(STATE, some)["concept_index"]) == [0, 1, 2, 3, 5, 6, 7, 8]
     assert len(bars(render(STATE, some, published()), 1)) == 8
