@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sepme.baselines import BASELINES, speed, uce
+from sepme.baselines import BASELINES
 from sepme.baselines._closed import rows
-from sepme.baselines._settings import OWN
+from sepme.baselines.prompts import OWN
 from sepme.baselines.speed import SPEEDSettings, speed_shift
 from sepme.baselines.uce import UCESettings, uce_shift
 from sepme.composition import applied
@@ -97,7 +97,7 @@ def test_an_anchor_that_is_the_concept_changes_nothing() -> None:
 def test_uce_edits_keys_and_values_and_forgets() -> None:
     backbone = shared()
     settings = UCESettings(prompt=OWN, rows="all", lam=1e-3)
-    change = uce.erase(backbone, NEON_BOAT, settings, keep=KEPT)
+    change = BASELINES["uce"].erase(backbone, NEON_BOAT, settings, keep=KEPT)
     assert {p.removesuffix(".weight") for p in change.paths} == set(backbone.projections())
     assert (change.provenance.forgotten, change.provenance.kept) == (NEON_BOAT.prompts, KEPT)
     goal, before = noise_prediction(backbone, "a photo"), noise_prediction(backbone, "neon")
@@ -159,7 +159,7 @@ def test_speed_without_the_null_space_would_move_it() -> None:
 def test_speed_edits_values_only_and_keeps_what_the_network_says() -> None:
     backbone = shared()
     settings = SPEEDSettings(prompt=OWN, rows="all", ridge=1e-6)
-    change = speed.erase(backbone, NEON_BOAT, settings, keep=KEPT)
+    change = BASELINES["speed"].erase(backbone, NEON_BOAT, settings, keep=KEPT)
     values = {path for path in backbone.projections() if path.endswith("to_v")}
     assert {p.removesuffix(".weight") for p in change.paths} == values
     assert change.provenance.kept == ("", *KEPT)
@@ -203,7 +203,7 @@ def test_what_is_forgotten_cannot_be_kept(name: str) -> None:
 def test_speed_says_when_no_room_is_left() -> None:
     crowd = [" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))]
     with refused("lie entirely inside what is kept"):
-        speed.erase(shared(), NEON, keep=crowd)
+        BASELINES["speed"].erase(shared(), NEON, keep=crowd)
 
 
 @pytest.mark.parametrize(

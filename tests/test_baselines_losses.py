@@ -7,13 +7,13 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-from sepme.baselines import esd
-from sepme.baselines._settings import OWN, TrainingSettings
-from sepme.baselines._train import Student
+from sepme.baselines import BASELINES, sampling
+from sepme.baselines._train import Student, TrainingSettings
 from sepme.baselines.abconcept import PRESETS as ABLATION
 from sepme.baselines.abconcept import AbConceptSettings, ablation_loss
 from sepme.baselines.esd import ESDSettings, esd_target
 from sepme.baselines.fmn import attention_logits, attention_loss, logits_loss, recorded
+from sepme.baselines.prompts import OWN
 from sepme.baselines.sdd import sdd_loss
 from sepme.concept import Concept
 from sepme.training import mix
@@ -82,7 +82,7 @@ def test_esd_s_first_loss_by_hand(prediction_type: str, pairing: str) -> None:
     backbone = shared(prediction_type)
     steps: list = []
     settings = ESDSettings(iterations=1, batch=2, steps=1, eta=2.0, pairing=pairing)
-    esd.erase(backbone, NEON, settings, seed=5, trainer=watched(steps))
+    BASELINES["esd-x"].erase(backbone, NEON, settings, seed=5, trainer=watched(steps))
     # With one step, no step is done: x_t is the noise. The draws, in the loop's order:
     generator = torch.Generator().manual_seed(mix(5, 0))
     torch.randint(1, (2,), generator=generator)  # which prompt
@@ -98,15 +98,15 @@ def test_esd_s_first_loss_by_hand(prediction_type: str, pairing: str) -> None:
 @pytest.mark.parametrize("sampler", ["student", "original"])
 def test_who_draws_x_t(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    draw = esd.sample
+    draw = sampling.sample
 
     def looked_at(predict: object, *rest: object) -> Tensor:
         asked.append(predict.__self__.__class__.__name__)
         return draw(predict, *rest)
 
-    monkeypatch.setattr(esd, "sample", looked_at)
+    monkeypatch.setattr(sampling, "sample", looked_at)
     settings = ESDSettings(iterations=2, steps=3, sampler=sampler, pairing="aligned")
-    esd.erase(shared(), NEON, settings, trainer=QUIET)
+    BASELINES["esd-x"].erase(shared(), NEON, settings, trainer=QUIET)
     assert asked == [{"student": "Student", "original": "Backbone"}[sampler]] * 2
 
 
@@ -115,7 +115,7 @@ def test_esd_learns() -> None:
     settings = ESDSettings(
         prompt=OWN, iterations=30, learning_rate=3e-3, batch=4, steps=4, pairing="aligned"
     )
-    esd.erase(shared(), PAIR, settings, trainer=watched(steps))
+    BASELINES["esd-x"].erase(shared(), PAIR, settings, trainer=watched(steps))
     losses = [step.loss for step in steps]
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
 

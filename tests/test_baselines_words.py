@@ -7,17 +7,9 @@ from sepme.baselines._inversion import (
     InversionSettings,
     encode,
     invert,
-    new_words,
     with_new_words,
 )
-from sepme.baselines._settings import OWN
-from sepme.baselines.prompts import (
-    concept_mask,
-    first_end,
-    last_subject,
-    pairs,
-    token_ids,
-)
+from sepme.baselines.prompts import OWN, concept_mask, last_subject, pairs, token_ids
 from sepme.concept import Concept
 from tests.miniature import fresh, shared
 from tests.refusals import refused
@@ -43,7 +35,7 @@ def test_positions_of_words_in_a_padded_prompt() -> None:
     prompt = "a neon boat"
     end = backbone.pipe.tokenizer.eos_token_id
     assert token_ids(backbone, prompt)[4:] == [end] * 6
-    assert (first_end(backbone, prompt), last_subject(backbone, prompt)) == (4, 3)
+    assert last_subject(backbone, prompt) == 3
     masks = {end: concept_mask(backbone, prompt, "neon", end) for end in ("none", "first", "all")}
     assert masks["none"].nonzero().flatten().tolist() == [2]
     assert masks["first"].nonzero().flatten().tolist() == [2, 4]
@@ -85,10 +77,13 @@ def test_a_prompt_without_the_name_or_cut_before_it_is_refused() -> None:
 def test_new_words_stand_where_the_name_stood() -> None:
     backbone = shared()
     plain = token_ids(backbone, "a neon boat")
-    ids = with_new_words(backbone, "a neon boat", "neon", 2)
+    ids, mask = with_new_words(backbone, "a neon boat", "neon", 2)
     table = backbone.pipe.text_encoder.get_input_embeddings().num_embeddings
     assert ids.tolist() == [*plain[:2], table, table + 1, *plain[3:-1]]
-    assert new_words(backbone, ids).nonzero().flatten().tolist() == [2, 3]
+    assert mask.nonzero().flatten().tolist() == [2, 3]
+    for end, more in (("first", [5]), ("all", range(5, 10))):
+        _, mask = with_new_words(backbone, "a neon boat", "neon", 2, end)
+        assert mask.nonzero().flatten().tolist() == [2, 3, *more]
     with refused("'a boat'"):
         with_new_words(backbone, "a boat", "neon", 2)
     with refused("9 new words"):
@@ -99,7 +94,7 @@ def test_a_new_word_with_the_name_s_embedding_is_the_name() -> None:
     backbone = shared()
     table = backbone.pipe.text_encoder.get_input_embeddings().weight
     (neon,) = backbone.pipe.tokenizer("neon", add_special_tokens=False).input_ids
-    ids = with_new_words(backbone, "a neon boat", "neon", 1)
+    ids, _ = with_new_words(backbone, "a neon boat", "neon", 1)
     same = encode(backbone, ids[None], table[[neon]])
     assert_close(same, backbone.encode(["a neon boat"]))
     other = encode(backbone, ids[None], 2 * table[[neon]])  # the negative control

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from sepme.baselines import abconcept, esd, fmn, sdd, speed, uce
+from sepme.baselines._closed import ClosedForm, edit
+from sepme.baselines._train import Objective, Student, train
 from sepme.composition import refuse_attached
 from sepme.concept import Concept, refuse_overlap
 from sepme.delta import DenseDelta
@@ -28,10 +30,13 @@ class Baseline:
     name: str
     title: str
     """What tables and figures call it."""
-    method: Callable[..., DenseDelta]
+    method: ClosedForm | Callable[..., Objective]
     presets: Mapping[str, Any]
-    uses_keep: bool = False
-    """Whether it takes a retain set: the closed forms do, the trained methods do not."""
+
+    @property
+    def uses_keep(self) -> bool:
+        """Whether it takes a retain set: the closed forms do, the trained methods do not."""
+        return isinstance(self.method, ClosedForm)
 
     def preset(self, name: str) -> Any:
         """The settings of a preset by name."""
@@ -66,9 +71,9 @@ class Baseline:
         settings = self.preset(settings) if isinstance(settings, str) else settings
         keep = (keep,) if isinstance(keep, str) else tuple(keep)
         refuse_attached(backbone)
-        if self.uses_keep:
+        if isinstance(self.method, ClosedForm):
             refuse_overlap(concept, keep)
-            return self.method(backbone, concept, settings, keep=keep)
+            return edit(backbone, concept, settings, self.method, keep)
         if keep:
             raise SepmeError(
                 f"{self.title} has no use for prompts to keep: leave out keep, which UCE and SPEED "
@@ -79,23 +84,27 @@ class Baseline:
                 f"{self.title} trains in float32, and this model is in {backbone.dtype}: load it "
                 "with dtype=torch.float32."
             )
-        return self.method(backbone, concept, settings, seed=seed, trainer=trainer)
+        student = Student(backbone, settings)
+        objective = self.method(student, concept, settings)
+        return train(student, concept, settings, objective, seed, trainer)
 
 
 #: By the name that one types.
 BASELINES: Mapping[str, Baseline] = {
     entry.name: entry
     for entry in (
-        Baseline("esd-x", "ESD-x", esd.erase, esd.PRESETS),
-        Baseline("esd-u", "ESD-u", esd.erase, esd.PRESETS_U),
-        Baseline("esd-x-strict", "ESD-x-strict", esd.erase, esd.PRESETS_X_STRICT),
-        Baseline("sdd", "SDD", sdd.erase, sdd.PRESETS),
-        Baseline("abconcept", "AbConcept", abconcept.erase, abconcept.PRESETS),
-        Baseline("abconcept-noise", "AbConcept (noise)", abconcept.erase, abconcept.PRESETS_NOISE),
-        Baseline("fmn", "FMN", fmn.erase, fmn.PRESETS),
-        Baseline("fmn-inverted", "FMN (inverted)", fmn.erase, fmn.PRESETS_INVERTED),
-        Baseline("uce", "UCE", uce.erase, uce.PRESETS, uses_keep=True),
-        Baseline("speed", "SPEED-style", speed.erase, speed.PRESETS, uses_keep=True),
+        Baseline("esd-x", "ESD-x", esd.objective, esd.PRESETS),
+        Baseline("esd-u", "ESD-u", esd.objective, esd.PRESETS_U),
+        Baseline("esd-x-strict", "ESD-x-strict", esd.objective, esd.PRESETS_X_STRICT),
+        Baseline("sdd", "SDD", sdd.objective, sdd.PRESETS),
+        Baseline("abconcept", "AbConcept", abconcept.objective, abconcept.PRESETS),
+        Baseline(
+            "abconcept-noise", "AbConcept (noise)", abconcept.objective, abconcept.PRESETS_NOISE
+        ),
+        Baseline("fmn", "FMN", fmn.objective, fmn.PRESETS),
+        Baseline("fmn-inverted", "FMN (inverted)", fmn.objective, fmn.PRESETS_INVERTED),
+        Baseline("uce", "UCE", uce.UCE, uce.PRESETS),
+        Baseline("speed", "SPEED-style", speed.SPEED, speed.PRESETS),
     )
 }
 

@@ -1,20 +1,66 @@
-"""What the two closed-form baselines share: rows of text embeddings, and the finished change."""
+"""What the two closed forms share: rows of text embeddings, and the edit of the matrices."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sepme.artefact import Provenance, versions
-from sepme.baselines.prompts import last_subject
+from sepme._checks import choose
+from sepme.baselines._train import provenance
+from sepme.baselines.prompts import check_prompt, last_subject, pairs
 from sepme.concept import Concept
 from sepme.delta import DenseDelta
 from sepme.model import Backbone
 
-#: Which rows of a prompt's embedding are edited or kept: the last word's, or all of them.
-ROWS = ("last_subject", "all")
+
+@dataclass(frozen=True)
+class ClosedFormSettings:
+    """Which embeddings are edited."""
+
+    prompt: str = "{name}"
+    """What is erased: the bare name, another template, or "{prompts}" for the concept's own."""
+    rows: str = "last_subject"
+    """"last_subject", the embedding of the prompt's last word, or "all" of its tokens, each beside
+    the anchor's token at the same position."""
+
+    def __post_init__(self) -> None:
+        check_prompt(prompt=self.prompt)
+        choose(("last_subject", "all"), rows=self.rows)
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """A method that edits every chosen matrix `W0` to `W0 (I + D)`, with one D for all."""
+
+    name: str
+    layers: tuple[str, ...]
+    """Of every cross-attention: "to_k", "to_v"."""
+    shift: Callable[[Backbone, Tensor, Tensor, tuple[str, ...], Any], Tensor]
+    """D `[d_in, d_in]`, from rows of concept and anchor `[m, d_in]`, kept prompts and settings."""
+    always_kept: tuple[str, ...] = ()
+
+
+def edit(
+    backbone: Backbone,
+    concept: Concept,
+    settings: ClosedFormSettings,
+    form: ClosedForm,
+    keep: Sequence[str] = (),
+) -> DenseDelta:
+    """Edit the matrices so that the concept says what its anchor says."""
+    kept = tuple(dict.fromkeys((*form.always_kept, *keep)))
+    texts, anchors = zip(*pairs(concept, settings.prompt), strict=True)
+    c, a = (rows(backbone, prompts, settings.rows) for prompts in (texts, anchors))
+    D = form.shift(backbone, c, a, kept, settings)
+    changes = {
+        f"{path}.weight": layer.weight.double().cpu() @ D
+        for path, layer in backbone.projections().items()
+        if path.endswith(form.layers)
+    }
+    made = provenance(backbone, concept, asdict(settings), form.name, forgotten=texts, kept=kept)
+    return DenseDelta(changes, made)
 
 
 def rows(backbone: Backbone, prompts: Sequence[str], which: str) -> Tensor:
@@ -27,26 +73,3 @@ def rows(backbone: Backbone, prompts: Sequence[str], which: str) -> Tensor:
     return torch.stack(
         [e[last_subject(backbone, prompt)] for e, prompt in zip(embeddings, prompts, strict=True)]
     )
-
-
-def finished(
-    backbone: Backbone,
-    concept: Concept,
-    forgotten: Sequence[str],
-    kept: Sequence[str],
-    settings: Any,
-    eraser: str,
-    changes: Mapping[str, Tensor],
-) -> DenseDelta:
-    """The change of a closed form; `changes` by module path, all of them of weights."""
-    provenance = Provenance(
-        concept=concept.name,
-        kind=concept.kind,
-        base=backbone.fingerprint,
-        base_name=backbone.name,
-        forgotten=tuple(forgotten),
-        kept=tuple(kept),
-        settings=asdict(settings) | {"eraser": eraser},
-        versions=versions(),
-    )
-    return DenseDelta({f"{path}.weight": change for path, change in changes.items()}, provenance)

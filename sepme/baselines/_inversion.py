@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from sepme._checks import above_zero, at_least
-from sepme.baselines.prompts import token_ids
+from sepme.baselines._train import noised
+from sepme.baselines.prompts import end_mask, places, token_ids
 from sepme.errors import SepmeError
 from sepme.model import Backbone
 
@@ -32,41 +33,42 @@ class InversionSettings:
         above_zero(learning_rate=self.learning_rate)
 
 
-def with_new_words(backbone: Backbone, prompt: str, name: str, words: int) -> Tensor:
-    """Token ids `[tokens]` of a prompt with the new words in place of the concept's name.
+def with_new_words(
+    backbone: Backbone, prompt: str, name: str, words: int, end: str = "none"
+) -> tuple[Tensor, Tensor]:
+    """Token ids of a prompt with the new words in place of the concept's name, and their places.
+
+    The places are a mask of bool that includes the end-of-text positions `end`; both `[tokens]`.
 
     Raises:
         SepmeError: the prompt does not name the concept, or the new words do not fit into it.
     """
-    tokenizer, table = backbone.pipe.tokenizer, len(_table(backbone)[1])
+    tokenizer, known = backbone.pipe.tokenizer, len(_table(backbone))
     ids = tokenizer(prompt, truncation=False).input_ids
     wanted = tokenizer(name, add_special_tokens=False).input_ids
-    start = next((i for i in range(len(ids)) if ids[i : i + len(wanted)] == wanted), None)
-    if start is None:
+    found = places(ids, wanted)
+    if not found:
         raise SepmeError(
             f"The prompt {prompt!r} does not name {name!r}: use one that contains the concept's "
             "name."
         )
-    ids[start : start + len(wanted)] = range(table, table + words)
+    ids[found[0] : found[0] + len(wanted)] = range(known, known + words)
     if len(ids) > backbone.tokens:
         raise SepmeError(
             f"{words} new words do not fit into {prompt!r}, which may have {backbone.tokens} "
             "tokens: use fewer words or a shorter prompt."
         )
     padding = token_ids(backbone, "")[-1]
-    return torch.tensor(ids + [padding] * (backbone.tokens - len(ids)), device=backbone.device)
-
-
-def new_words(backbone: Backbone, ids: Tensor) -> Tensor:
-    """Which of the token ids are new words, bool of the same shape."""
-    return ids >= len(_table(backbone)[1])
+    padded = torch.tensor(ids + [padding] * (backbone.tokens - len(ids)))
+    return padded, (padded >= known) | end_mask(backbone, padded, end)
 
 
 def encode(backbone: Backbone, ids: Tensor, learnt: Tensor) -> Tensor:
     """Text embeddings `[n, tokens, d_in]` of token ids `[n, tokens]`, new words included."""
-    name, table = _table(backbone)
-    extended = {name: torch.cat([table, learnt])}
-    return torch.func.functional_call(backbone.pipe.text_encoder, extended, (ids,))[0]
+    encoder, table = backbone.pipe.text_encoder, _table(backbone)
+    name = next(name for name, value in encoder.named_parameters() if value is table)
+    extended = {name: torch.cat([table.detach(), learnt])}
+    return torch.func.functional_call(encoder, extended, (ids,))[0]
 
 
 def invert(
@@ -79,22 +81,18 @@ def invert(
 ) -> Tensor:
     """Learn the new words `[words, d_in]` with which the prompts describe the images best.
 
-    `MSE(eps(x_t, e(prompt with the new words), t), noise)`, over the words alone. They start from
-    the name's own embeddings, repeated where there are fewer, with noise from the second round on.
+    `MSE(eps(x_t, e(prompt with the new words), t), noise)`, over the words alone.
 
     Args:
         prompts: one an image; each names the concept.
         images: latents `[n, c, h, w]`.
     """
-    ids = torch.stack([with_new_words(backbone, p, name, settings.words) for p in prompts])
+    found = [with_new_words(backbone, prompt, name, settings.words)[0] for prompt in prompts]
+    ids = torch.stack(found).to(backbone.device)
     learnt = _start(backbone, name, settings.words, generator).requires_grad_()
     optimiser = torch.optim.AdamW([learnt], lr=settings.learning_rate, weight_decay=0.0)
     for _ in range(settings.iterations):
-        chosen = torch.randint(len(images), (settings.batch,), generator=generator)
-        t = torch.randint(backbone.timesteps, (settings.batch,), generator=generator)
-        noise = torch.randn(images[chosen].shape, generator=generator).to(images)
-        t = t.to(backbone.device)
-        x_t = backbone.add_noise(images[chosen], noise, t)
+        x_t, t, noise, chosen = noised(backbone, images, settings.batch, generator)
         loss = mse_loss(backbone.epsilon(x_t, t, encode(backbone, ids[chosen], learnt)), noise)
         optimiser.zero_grad()
         loss.backward()
@@ -103,7 +101,8 @@ def invert(
 
 
 def _start(backbone: Backbone, name: str, words: int, generator: torch.Generator) -> Tensor:
-    table = _table(backbone)[1]
+    """The name's own embeddings, repeated where there are fewer, with noise from then on."""
+    table = _table(backbone).detach()
     own = backbone.pipe.tokenizer(name, add_special_tokens=False).input_ids
     learnt = table[[own[i % len(own)] for i in range(words)]].clone()
     noise = torch.randn(learnt.shape, generator=generator).to(learnt) * table.std()
@@ -111,9 +110,6 @@ def _start(backbone: Backbone, name: str, words: int, generator: torch.Generator
     return learnt + noise
 
 
-def _table(backbone: Backbone) -> tuple[str, Tensor]:
-    """Name and value of the text encoder's table of token embeddings `[vocabulary, d]`."""
-    encoder = backbone.pipe.text_encoder
-    table = encoder.get_input_embeddings().weight
-    name = next(name for name, value in encoder.named_parameters() if value is table)
-    return name, table.detach()
+def _table(backbone: Backbone) -> Tensor:
+    """The text encoder's table of token embeddings `[vocabulary, d_in]`."""
+    return backbone.pipe.text_encoder.get_input_embeddings().weight

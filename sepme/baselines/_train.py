@@ -1,47 +1,82 @@
-"""What the trained baselines share: which parameters train, the student, and the finished delta.
+"""What the trained baselines share: their settings, which parameters train, and the training.
 
 A method brings its loss and its defaults, nothing else.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from sepme._checks import above_zero, at_least, below_one, choose
 from sepme.artefact import Provenance, versions
-from sepme.baselines._settings import TrainingSettings
 from sepme.concept import Concept
 from sepme.delta import DenseDelta
 from sepme.errors import SepmeError
 from sepme.model import Backbone
 from sepme.training import Trainer
 
-#: The loss for what was prepared and fresh random numbers, and its timesteps `[batch]`.
-Loss = Callable[[Mapping[str, Tensor], torch.Generator], tuple[Tensor, Tensor]]
+#: Timestep, output norm and output: what "not_attn2" leaves out besides the cross-attentions.
+_OUTSIDE = ("time_embedding.", "conv_norm_out.", "conv_out.")
+#: Which parameters of the UNet a method trains, by their paths as the official codes do.
+SELECTORS: Mapping[str, Callable[[str], bool]] = {
+    "attn2": lambda name: "attn2" in name,
+    "attn2_kv": lambda name: "attn2.to_k." in name or "attn2.to_v." in name,
+    "not_attn2": lambda name: "attn2" not in name and not name.startswith(_OUTSIDE),
+    "all": lambda name: True,
+}
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a baseline is trained, whatever its loss. Subclasses add the loss.
+
+    Raises:
+        SepmeError: a value that makes no sense.
+    """
+
+    iterations: int = 1000
+    learning_rate: float = 1e-5
+    batch: int = 1
+    """Noised images an iteration."""
+    trains: str = "attn2"
+    """"attn2" (every parameter of the cross-attention, biases included), "attn2_kv" (its to_k and
+    to_v only), "not_attn2" (all but the cross-attention, the time embedding and the output) or
+    "all"."""
+    optimiser: str = "adam"
+    """"adam" or "adamw"."""
+    weight_decay: float = 0.0
+    """Of "adamw" only."""
+    clip: float | None = None
+    """Largest norm of the gradient over all trained parameters; None for no limit."""
+    ema: float | None = None
+    """If given, the result is the running mean of the parameters with this decay."""
+
+    def __post_init__(self) -> None:
+        choose(tuple(SELECTORS), trains=self.trains)
+        choose(("adam", "adamw"), optimiser=self.optimiser)
+        at_least(1, iterations=self.iterations, batch=self.batch)
+        above_zero(learning_rate=self.learning_rate)
+        at_least(0, weight_decay=self.weight_decay)
+        if self.weight_decay and self.optimiser != "adamw":
+            raise SepmeError("Only optimiser='adamw' decays weights: leave out weight_decay.")
+        if self.clip is not None:
+            above_zero(clip=self.clip)
+        below_one(ema=self.ema)
 
 
 def select(backbone: Backbone, trains: str) -> dict[str, Tensor]:
     """Path -> original value of every parameter of the UNet that a selector means.
 
-    The paths are looked at as the official codes do: "attn2" is every parameter of a
-    cross-attention, biases included; "not_attn2" leaves out the cross-attentions, the embedding of
-    the timestep and the output (`conv_norm_out`, `conv_out`). What it keeps are the layers inside.
-
     Raises:
         SepmeError: nothing matches, or the projections are fused into one.
     """
     backbone.projections()  # refuses fused projections, which a name would silently miss
-    outside = ("time_embedding.", "conv_norm_out.", "conv_out.")
-    matches: dict[str, Callable[[str], bool]] = {
-        "attn2": lambda name: "attn2" in name,
-        "attn2_kv": lambda name: "attn2.to_k." in name or "attn2.to_v." in name,
-        "not_attn2": lambda name: "attn2" not in name and not name.startswith(outside),
-        "all": lambda name: True,
-    }
     parameters = backbone.unet.named_parameters()
-    found = {name: value.detach() for name, value in parameters if matches[trains](name)}
+    found = {name: value.detach() for name, value in parameters if SELECTORS[trains](name)}
     if not found:
         raise SepmeError(
             f"The selector '{trains}' matches no parameter of this UNet: use a model with attn2 "
@@ -96,43 +131,47 @@ class Student:
         return {name: change for name, change in found.items() if change.any()} or found
 
 
+@dataclass(frozen=True)
+class Objective:
+    """What a method minimises for one concept."""
+
+    method: str
+    """Its name in provenance and progress bar."""
+    forgotten: tuple[str, ...]
+    loss: Callable[[Mapping[str, Tensor], torch.Generator], tuple[Tensor, Tensor]]
+    """The loss for what was prepared and fresh random numbers, and its timesteps `[batch]`."""
+    prepare: Callable[[int], dict[str, Tensor]] = lambda seed: {}
+    """What is made once before the training, from the seed."""
+
+
 def train(
     student: Student,
     concept: Concept,
     settings: TrainingSettings,
-    method: str,
-    loss: Loss,
-    *,
-    forgotten: tuple[str, ...],
-    seed: int,
-    trainer: Trainer | None,
-    prepare: Callable[[], dict[str, Tensor]] = dict,
+    objective: Objective,
+    seed: int = 0,
+    trainer: Trainer | None = None,
 ) -> DenseDelta:
-    """Train the student with a loss; `method` is its name in provenance and progress bar."""
+    """Train the student until its loss is as small as the settings allow."""
     backbone = student.backbone
     optimisers = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     trained = list(student.parameters.values())
     optimiser = optimisers[settings.optimiser](
         trained, lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
-    provenance = Provenance(
-        concept=concept.name,
-        kind=concept.kind,
-        base=backbone.fingerprint,
-        base_name=backbone.name,
-        forgotten=forgotten,
+    made = provenance(
+        backbone,
+        concept,
+        asdict(settings) | {"model_guidance": backbone.guidance, "model_steps": backbone.steps},
+        objective.method,
+        forgotten=objective.forgotten,
         kept=(),
-        settings=asdict(settings)
-        | {"eraser": method, "model_guidance": backbone.guidance, "model_steps": backbone.steps},
         seed=seed,
         iterations=settings.iterations,
-        versions=versions(),
     )
 
-    def described(
-        fixed: Mapping[str, Tensor], rng: torch.Generator
-    ) -> tuple[Tensor, dict[str, object]]:
-        value, t = loss(fixed, rng)
+    def loss(fixed: Mapping[str, Tensor], rng: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
+        value, t = objective.loss(fixed, rng)
         return value, {"timesteps": tuple(t.tolist())}
 
     def clip() -> None:
@@ -140,18 +179,33 @@ def train(
             torch.nn.utils.clip_grad_norm_(trained, settings.clip)
 
     (trainer or Trainer()).train(
-        described,
+        loss,
         optimiser,
         settings.iterations,
         seed=seed,
-        key=[asdict(concept), provenance.to_dict()],
-        title=f"{method}: erasing {concept.name}",
-        prepare=prepare,
+        key=[asdict(concept), made.to_dict()],
+        title=f"{objective.method}: erasing {concept.name}",
+        prepare=lambda: objective.prepare(seed),
         state=[student],
         before_step=clip,
         after_step=student.follow,
     )
-    return DenseDelta(student.changes(), provenance)
+    return DenseDelta(student.changes(), made)
+
+
+def provenance(
+    backbone: Backbone, concept: Concept, settings: dict[str, Any], method: str, **how: Any
+) -> Provenance:
+    """How a baseline's change was made; `how` is what depends on the kind of method."""
+    return Provenance(
+        concept=concept.name,
+        kind=concept.kind,
+        base=backbone.fingerprint,
+        base_name=backbone.name,
+        settings=settings | {"eraser": method},
+        versions=versions(),
+        **how,
+    )
 
 
 def noised(

@@ -24,16 +24,12 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from sepme._checks import at_least, choose
-from sepme.baselines._settings import OWN, TrainingSettings, check_prompt
-from sepme.baselines._train import Student, noised, train
-from sepme.baselines.prompts import pairs
+from sepme.baselines._train import Objective, Student, TrainingSettings, noised
+from sepme.baselines.prompts import OWN, check_prompt, pairs
 from sepme.concept import Concept, evenly
-from sepme.delta import DenseDelta
-from sepme.errors import SepmeError
-from sepme.model import Backbone
-from sepme.training import Trainer, mix
+from sepme.training import mix
 
-__all__ = ["PRESETS", "erase"]
+__all__ = ["PRESETS"]
 
 
 @dataclass(frozen=True)
@@ -66,15 +62,13 @@ class AbConceptSettings(TrainingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_prompt("prompt", self.prompt)
+        check_prompt(prompt=self.prompt)
         choose(("model", "noise"), target=self.target)
         choose(("current", "original"), teacher=self.teacher)
         choose(("anchor", "concept"), images_of=self.images_of)
         choose(("none", "noise", "original"), prior=self.prior)
         at_least(1, images=self.images)
         at_least(0, prior_weight=self.prior_weight)
-        if self.ema is not None:
-            raise SepmeError("Concept ablation keeps no running mean: leave out ema.")
 
 
 _ATELIER = AbConceptSettings(
@@ -117,23 +111,16 @@ PRESETS_NOISE: Mapping[str, AbConceptSettings] = {
 }
 
 
-def erase(
-    backbone: Backbone,
-    concept: Concept,
-    settings: AbConceptSettings = PRESETS["official"],
-    *,
-    seed: int = 0,
-    trainer: Trainer | None = None,
-) -> DenseDelta:
-    """Train concept ablation for one concept; see `Baseline.erase`."""
-    student = Student(backbone, settings)
+def objective(student: Student, concept: Concept, settings: AbConceptSettings) -> Objective:
+    """The loss of concept ablation for one concept, on images that the original draws once."""
+    backbone = student.backbone
     texts = pairs(concept, settings.prompt, settings.anchor)
     forgotten = tuple(text for text, _ in texts)
     targets = backbone.encode(forgotten)
     anchors = backbone.encode([anchor for _, anchor in texts])
     shown = torch.tensor(evenly(range(len(texts)), settings.images))  # of which pair an image is
 
-    def prepare() -> dict[str, Tensor]:
+    def prepare(seed: int) -> dict[str, Tensor]:
         which = 1 if settings.images_of == "anchor" else 0
         prompts = [texts[i][which] for i in shown]
         return {"images": backbone.generate(prompts, mix(seed, -1) % 2**31, output="latents")}
@@ -143,8 +130,7 @@ def erase(
         pair = shown[chosen]
         return ablation_loss(student, settings, x_t, t, noise, targets[pair], anchors[pair]), t
 
-    options = {"forgotten": forgotten, "seed": seed, "trainer": trainer, "prepare": prepare}
-    return train(student, concept, settings, "AbConcept", loss, **options)
+    return Objective("AbConcept", forgotten, loss, prepare)
 
 
 def ablation_loss(
@@ -157,7 +143,11 @@ def ablation_loss(
     anchor: Tensor,
 ) -> Tensor:
     """The loss above, for embeddings `[n, tokens, d_in]` of concept and anchor."""
-    goal = noise if settings.target == "noise" else _taught(student, settings, x_t, t, anchor)
+    goal = noise
+    if settings.target == "model":  # what the anchor's prompt predicts, a constant
+        teacher = student if settings.teacher == "current" else student.backbone
+        with torch.no_grad():
+            goal = teacher.epsilon(x_t, t, anchor)
     loss = mse_loss(student.epsilon(x_t, t, target), goal)
     if settings.prior == "none":
         return loss
@@ -166,12 +156,3 @@ def ablation_loss(
         with torch.no_grad():
             held = student.backbone.epsilon(x_t, t, anchor)
     return loss + settings.prior_weight * mse_loss(student.epsilon(x_t, t, anchor), held)
-
-
-@torch.no_grad()
-def _taught(
-    student: Student, settings: AbConceptSettings, x_t: Tensor, t: Tensor, anchor: Tensor
-) -> Tensor:
-    """What the anchor's prompt predicts, a constant for the gradient."""
-    predict = student.epsilon if settings.teacher == "current" else student.backbone.epsilon
-    return predict(x_t, t, anchor)

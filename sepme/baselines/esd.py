@@ -23,46 +23,27 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from sepme._checks import at_least, choose
-from sepme.baselines._settings import TrainingSettings, check_prompt
-from sepme.baselines._train import Student, train
-from sepme.baselines.prompts import pairs
-from sepme.baselines.sampling import PAIRINGS, Grid, sample
+from sepme.baselines._train import Objective, Student
+from sepme.baselines.sampling import SampledSettings, sampled
 from sepme.concept import Concept
-from sepme.delta import DenseDelta
-from sepme.errors import SepmeError
-from sepme.model import Backbone
-from sepme.training import Trainer
 
-__all__ = ["PRESETS", "erase"]
+__all__ = ["PRESETS", "esd_target"]
 
 
 @dataclass(frozen=True)
-class ESDSettings(TrainingSettings):
+class ESDSettings(SampledSettings):
     """How ESD is trained. `trains` makes the variant: "attn2", "not_attn2" or "attn2_kv"."""
 
-    prompt: str = "{name}"
-    """What is erased: the bare name, another template, or "{prompts}" for the concept's own."""
+    pairing: str = "compvis"
     eta: float = 1.0
     """Strength of the negative guidance; the rewrite's factor minus one."""
-    steps: int = 50
-    """Steps of a whole DDIM sampling."""
-    guidance: float = 3.0
-    """Of the sampling."""
     sampler: str = "student"
     """Who draws x_t: the "student" as published, or the "original" as in the rewrite."""
-    pairing: str = "compvis"
-    """Which timestep goes with x_t, see `sepme.baselines.sampling`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_prompt("prompt", self.prompt)
         at_least(0, eta=self.eta)
-        at_least(1, steps=self.steps)
-        at_least(0, guidance=self.guidance)
         choose(("student", "original"), sampler=self.sampler)
-        choose(tuple(PAIRINGS), pairing=self.pairing)
-        if self.ema is not None:
-            raise SepmeError("ESD keeps no running mean: leave out ema.")
 
 
 _REWRITE = ESDSettings(iterations=200, learning_rate=5e-5, sampler="original", pairing="grid")
@@ -88,34 +69,17 @@ PRESETS_X_STRICT: Mapping[str, ESDSettings] = {
 }
 
 
-def erase(
-    backbone: Backbone,
-    concept: Concept,
-    settings: ESDSettings = PRESETS["official"],
-    *,
-    seed: int = 0,
-    trainer: Trainer | None = None,
-) -> DenseDelta:
-    """Train ESD for one concept; see `Baseline.erase`."""
-    student, n = Student(backbone, settings), settings.batch
-    texts = tuple(text for text, _ in pairs(concept, settings.prompt))
-    embeddings, empty = backbone.encode(texts), backbone.encode([""])
-    grid = Grid(backbone, settings.steps)
-    sampler = student.epsilon if settings.sampler == "student" else backbone.epsilon
+def objective(student: Student, concept: Concept, settings: ESDSettings) -> Objective:
+    """ESD's loss for one concept, on pictures that are sampled half-way."""
 
-    def loss(_: object, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        c = embeddings[torch.randint(len(texts), (n,), generator=rng)]
-        c_0 = empty.expand_as(c)
-        done, t = grid.draw(settings.pairing, n, rng)
-        noise = torch.randn(n, *backbone.latent_shape, generator=rng).to(c)
-        x_t = sample(sampler, grid, noise, c, c_0, settings.guidance, done)
+    def loss(x_t: Tensor, t: Tensor, c: Tensor, c_0: Tensor) -> Tensor:
         with torch.no_grad():
             both = [torch.cat(pair) for pair in ((x_t, x_t), (t, t), (c, c_0))]
-            target = esd_target(*backbone.epsilon(*both).chunk(2), settings.eta)
-        return mse_loss(student.epsilon(x_t, t, c), target), t
+            target = esd_target(*student.backbone.epsilon(*both).chunk(2), settings.eta)
+        return mse_loss(student.epsilon(x_t, t, c), target)
 
-    options = {"forgotten": texts, "seed": seed, "trainer": trainer}
-    return train(student, concept, settings, "ESD", loss, **options)
+    predict = student.epsilon if settings.sampler == "student" else student.backbone.epsilon
+    return sampled(student, concept, settings, "ESD", predict, loss)
 
 
 def esd_target(eps_c: Tensor, eps_0: Tensor, eta: float) -> Tensor:

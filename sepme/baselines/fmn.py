@@ -32,23 +32,15 @@ import torch
 from torch import Tensor, nn
 
 from sepme._checks import at_least, choose
-from sepme.baselines._inversion import (
-    InversionSettings,
-    encode,
-    invert,
-    new_words,
-    with_new_words,
-)
-from sepme.baselines._settings import OWN, TrainingSettings, check_prompt
-from sepme.baselines._train import Student, noised, train
-from sepme.baselines.prompts import ENDS, concept_mask, pairs, token_ids
+from sepme.baselines._inversion import InversionSettings, encode, invert, with_new_words
+from sepme.baselines._train import Objective, Student, TrainingSettings, noised
+from sepme.baselines.prompts import ENDS, OWN, check_prompt, concept_mask, pairs, token_ids
 from sepme.concept import Concept, evenly
-from sepme.delta import DenseDelta
 from sepme.errors import SepmeError
 from sepme.model import Backbone
-from sepme.training import Trainer, mix
+from sepme.training import mix
 
-__all__ = ["PRESETS", "erase"]
+__all__ = ["PRESETS"]
 
 
 @dataclass(frozen=True)
@@ -77,13 +69,10 @@ class FMNSettings(TrainingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_prompt("prompt", self.prompt)
-        check_prompt("style_prompt", self.style_prompt)
+        check_prompt(prompt=self.prompt, style_prompt=self.style_prompt)
         choose(("probabilities", "logits"), scores=self.scores)
         choose(ENDS, end=self.end)
         at_least(1, images=self.images)
-        if self.ema is not None:
-            raise SepmeError("Forget-Me-Not keeps no running mean: leave out ema.")
         if self.inversion is not None and self.scores == "logits":
             raise SepmeError(
                 "The loss on logits compares two prompts and knows no inverted word: leave out "
@@ -123,27 +112,20 @@ PRESETS_INVERTED: Mapping[str, FMNSettings] = {
 }
 
 
-def erase(
-    backbone: Backbone,
-    concept: Concept,
-    settings: FMNSettings = PRESETS["official"],
-    *,
-    seed: int = 0,
-    trainer: Trainer | None = None,
-) -> DenseDelta:
-    """Train Forget-Me-Not for one concept; see `Baseline.erase`."""
-    student = Student(backbone, settings)
+def objective(student: Student, concept: Concept, settings: FMNSettings) -> Objective:
+    """Forget-Me-Not's loss for one concept, on images that the original draws once."""
+    backbone, name, inversion = student.backbone, concept.name, settings.inversion
     template = settings.style_prompt if concept.kind == "style" else settings.prompt
     measured = [text for text, _ in evenly(pairs(concept, template), settings.images)]
     shown = [text for text, _ in evenly(pairs(concept, OWN), settings.images)]
-    ids, mask = _words(backbone, measured, concept.name, settings)
+    ids, mask = _words(backbone, measured, name, settings)
 
-    def prepare() -> dict[str, Tensor]:
+    def prepare(seed: int) -> dict[str, Tensor]:
         images = backbone.generate(shown, mix(seed, -1) % 2**31, output="latents")
         learnt = torch.zeros(0, backbone.d_in).to(images)
-        if settings.inversion is not None:
+        if inversion is not None:
             rng = torch.Generator().manual_seed(mix(seed, -2))
-            learnt = invert(backbone, concept.name, measured, images, settings.inversion, rng)
+            learnt = invert(backbone, name, measured, images, inversion, rng)
         return {"images": images, "learnt": learnt}
 
     def loss(fixed: Mapping[str, Tensor], rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -155,24 +137,21 @@ def erase(
             return logits_loss(student, x_t, t, c, c_0), t
         return attention_loss(student, x_t, t, c, mask[chosen]), t
 
-    forgotten = tuple(dict.fromkeys(measured))
-    options = {"forgotten": forgotten, "seed": seed, "trainer": trainer, "prepare": prepare}
-    return train(student, concept, settings, "FMN", loss, **options)
+    return Objective("FMN", tuple(dict.fromkeys(measured)), loss, prepare)
 
 
 def _words(
     backbone: Backbone, prompts: Sequence[str], name: str, settings: FMNSettings
 ) -> tuple[Tensor, Tensor]:
     """Token ids of the prompts and where they speak of the concept, both `[n, tokens]`."""
-    if settings.inversion is None:
-        ids = torch.tensor([token_ids(backbone, prompt) for prompt in prompts])
-        mask = torch.stack([concept_mask(backbone, p, name, settings.end) for p in prompts])
-        return ids.to(backbone.device), mask.to(backbone.device)
-    words = settings.inversion.words
-    ids = torch.stack([with_new_words(backbone, prompt, name, words) for prompt in prompts])
-    end = ids == backbone.pipe.tokenizer.eos_token_id
-    counted = {"none": end & False, "first": end & (end.cumsum(1) == 1), "all": end}
-    return ids, new_words(backbone, ids) | counted[settings.end]
+    if settings.inversion is not None:
+        words = settings.inversion.words
+        found = [with_new_words(backbone, p, name, words, settings.end) for p in prompts]
+        ids, masks = zip(*found, strict=True)
+    else:
+        ids = [torch.tensor(token_ids(backbone, prompt)) for prompt in prompts]
+        masks = [concept_mask(backbone, prompt, name, settings.end) for prompt in prompts]
+    return torch.stack(ids).to(backbone.device), torch.stack(masks).to(backbone.device)
 
 
 # ---------------------------------------------------------------------- the losses

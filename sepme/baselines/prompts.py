@@ -7,19 +7,28 @@ is not returned. Everything here looks at the token ids.
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from sepme._checks import choose
-from sepme.baselines._settings import OWN
 from sepme.concept import Concept
 from sepme.errors import SepmeError
 from sepme.model import Backbone
 
 __all__ = ["ENDS", "concept_mask", "pairs", "token_ids"]
 
-
+#: The prompts of the concept itself, in place of a template.
+OWN = "{prompts}"
 #: Which end-of-text positions count: none, the first, or every one (on SD 1.x: all padding).
 ENDS = ("none", "first", "all")
+
+
+def check_prompt(**templates: str) -> None:
+    """A template names the concept ("a photo of {name}"), or is `OWN`."""
+    for name, template in templates.items():
+        if template != OWN and "{name}" not in template:
+            raise SepmeError(
+                f"{name} = '{template}' does not name the concept: write {{name}} where it "
+                f"belongs, or '{OWN}' for the concept's own prompts."
+            )
 
 
 def pairs(concept: Concept, prompt: str, anchor: str | None = None) -> list[tuple[str, str]]:
@@ -31,10 +40,9 @@ def pairs(concept: Concept, prompt: str, anchor: str | None = None) -> list[tupl
             same prompt, or its first.
     """
     own = dict(zip(concept.prompts, concept.anchors, strict=True))
-    if prompt == OWN:
-        return [(text, own[text] if anchor is None else anchor) for text in own]
-    text = prompt.replace("{name}", concept.name)
-    return [(text, own.get(text, concept.anchors[0]) if anchor is None else anchor)]
+    texts = tuple(own) if prompt == OWN else (prompt.replace("{name}", concept.name),)
+    first = concept.anchors[0]
+    return [(text, own.get(text, first) if anchor is None else anchor) for text in texts]
 
 
 def token_ids(backbone: Backbone, prompt: str) -> list[int]:
@@ -44,9 +52,15 @@ def token_ids(backbone: Backbone, prompt: str) -> list[int]:
     ).input_ids
 
 
-def first_end(backbone: Backbone, prompt: str) -> int:
-    """Position of the first end-of-text token."""
-    return token_ids(backbone, prompt).index(_end(backbone.pipe.tokenizer))
+def places(ids: list[int], wanted: list[int]) -> list[int]:
+    """Where a run of token ids begins in others."""
+    return [i for i in range(len(ids)) if wanted and ids[i : i + len(wanted)] == wanted]
+
+
+def end_mask(backbone: Backbone, ids: Tensor, which: str) -> Tensor:
+    """Which of the token ids `[..., tokens]` are end-of-text positions that count, of bool."""
+    end = ids == backbone.pipe.tokenizer.eos_token_id
+    return {"none": end & False, "first": end & (end.cumsum(-1) == 1), "all": end}[which]
 
 
 def last_subject(backbone: Backbone, prompt: str) -> int:
@@ -55,7 +69,7 @@ def last_subject(backbone: Backbone, prompt: str) -> int:
     Of the empty prompt that is the start token, as it is in UCE's code too (its count of attended
     tokens minus two).
     """
-    return first_end(backbone, prompt) - 1
+    return token_ids(backbone, prompt).index(backbone.pipe.tokenizer.eos_token_id) - 1
 
 
 def concept_mask(backbone: Backbone, prompt: str, name: str, end: str = "none") -> Tensor:
@@ -69,21 +83,15 @@ def concept_mask(backbone: Backbone, prompt: str, name: str, end: str = "none") 
         SepmeError: the prompt, cut to the model's length, does not contain the name.
     """
     choose(ENDS, end=end)
-    tokenizer = backbone.pipe.tokenizer
-    ids, wanted = token_ids(backbone, prompt), tokenizer(name, add_special_tokens=False).input_ids
-    mask = torch.zeros(len(ids), dtype=torch.bool)
-    for i in range(len(ids)):
-        if wanted and ids[i : i + len(wanted)] == wanted:
-            mask[i : i + len(wanted)] = True
-    if not mask.any():
+    ids = token_ids(backbone, prompt)
+    wanted = backbone.pipe.tokenizer(name, add_special_tokens=False).input_ids
+    mask = end_mask(backbone, torch.tensor(ids), end)
+    found = places(ids, wanted)
+    if not found:
         raise SepmeError(
             f"The prompt {prompt!r} does not name {name!r} within {len(ids)} tokens: use a prompt "
             "that contains the concept's name."
         )
-    ends = [i for i, token in enumerate(ids) if token == _end(tokenizer)]
-    mask[ends[: {"none": 0, "first": 1, "all": len(ends)}[end]]] = True
+    for start in found:
+        mask[start : start + len(wanted)] = True
     return mask
-
-
-def _end(tokenizer: PreTrainedTokenizerBase) -> int:
-    return tokenizer.eos_token_id

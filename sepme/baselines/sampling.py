@@ -15,11 +15,16 @@ the grid's timestep p, inside that bin. The official codes do not all pair the t
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
+from sepme._checks import at_least, choose
+from sepme.baselines._train import Objective, Student, TrainingSettings
+from sepme.baselines.prompts import check_prompt, pairs
+from sepme.concept import Concept
 from sepme.model import Backbone
 
 __all__ = ["PAIRINGS", "Grid", "sample"]
@@ -89,3 +94,55 @@ def sample(
         eps_0, eps_c = predict(torch.cat([x, x]), t.expand(2 * len(x)), both).chunk(2)
         x = grid.scheduler.step(eps_0 + guidance * (eps_c - eps_0), t, x).prev_sample
     return x
+
+
+# ---------------------------------------------------------------------- training on such pictures
+@dataclass(frozen=True)
+class SampledSettings(TrainingSettings):
+    """How a method is trained on pictures that are drawn half-way in every iteration."""
+
+    prompt: str = "{name}"
+    """What is erased: the bare name, another template, or "{prompts}" for the concept's own."""
+    steps: int = 50
+    """Steps of a whole DDIM sampling."""
+    guidance: float = 3.0
+    """Of the sampling."""
+    pairing: str = "aligned"
+    """Which timestep goes with x_t, one of `PAIRINGS`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_prompt(prompt=self.prompt)
+        at_least(1, steps=self.steps)
+        at_least(0, guidance=self.guidance)
+        choose(tuple(PAIRINGS), pairing=self.pairing)
+
+
+def sampled(
+    student: Student,
+    concept: Concept,
+    settings: SampledSettings,
+    method: str,
+    predict: Predict,
+    loss: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+) -> Objective:
+    """Train on half-finished pictures: prompts, stop and noise are drawn anew each iteration.
+
+    Args:
+        predict: who draws the pictures.
+        loss: of x_t, t, and the embeddings of the prompts and of the empty one.
+    """
+    backbone, n = student.backbone, settings.batch
+    texts = tuple(text for text, _ in pairs(concept, settings.prompt))
+    embeddings, empty = backbone.encode(texts), backbone.encode([""])
+    grid = Grid(backbone, settings.steps)
+
+    def total(_: object, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        c = embeddings[torch.randint(len(texts), (n,), generator=rng)]
+        c_0 = empty.expand_as(c)
+        done, t = grid.draw(settings.pairing, n, rng)
+        noise = torch.randn(n, *backbone.latent_shape, generator=rng).to(c)
+        x_t = sample(predict, grid, noise, c, c_0, settings.guidance, done)
+        return loss(x_t, t, c, c_0), t
+
+    return Objective(method, texts, total)

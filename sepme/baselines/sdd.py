@@ -15,27 +15,22 @@ prompts, one at random each iteration, and draws each by itself.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from sepme._checks import at_least, choose
-from sepme.baselines._settings import TrainingSettings, check_prompt
-from sepme.baselines._train import Student, train
-from sepme.baselines.prompts import pairs
-from sepme.baselines.sampling import PAIRINGS, Grid, sample
+from sepme.baselines._train import Objective, Student
+from sepme.baselines.sampling import SampledSettings, sampled
 from sepme.concept import Concept
-from sepme.delta import DenseDelta
 from sepme.errors import SepmeError
-from sepme.model import Backbone
-from sepme.training import Trainer
 
-__all__ = ["PRESETS", "erase"]
+__all__ = ["PRESETS"]
 
 
 @dataclass(frozen=True)
-class SDDSettings(TrainingSettings):
+class SDDSettings(SampledSettings):
     """How SDD is trained."""
 
     iterations: int = 1500
@@ -43,21 +38,10 @@ class SDDSettings(TrainingSettings):
     weight_decay: float = 1e-4
     clip: float | None = 1.0
     ema: float | None = 0.999
-    prompt: str = "{name}"
-    """What is erased: the bare name, another template, or "{prompts}" for the concept's own."""
-    steps: int = 50
-    """Steps of a whole DDIM sampling."""
-    guidance: float = 3.0
-    """Of the sampling."""
     pairing: str = "until"
-    """Which timestep goes with x_t, see `sepme.baselines.sampling`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_prompt("prompt", self.prompt)
-        at_least(1, steps=self.steps)
-        at_least(0, guidance=self.guidance)
-        choose(tuple(PAIRINGS), pairing=self.pairing)
         if self.ema is None:
             raise SepmeError("SDD's result is its running mean: give ema, like 0.999.")
 
@@ -77,30 +61,10 @@ PRESETS: Mapping[str, SDDSettings] = {
 }
 
 
-def erase(
-    backbone: Backbone,
-    concept: Concept,
-    settings: SDDSettings = PRESETS["official"],
-    *,
-    seed: int = 0,
-    trainer: Trainer | None = None,
-) -> DenseDelta:
-    """Train SDD for one concept; see `Baseline.erase`."""
-    student, n = Student(backbone, settings), settings.batch
-    texts = tuple(text for text, _ in pairs(concept, settings.prompt))
-    embeddings, empty = backbone.encode(texts), backbone.encode([""])
-    grid = Grid(backbone, settings.steps)
-
-    def loss(_: object, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        c = embeddings[torch.randint(len(texts), (n,), generator=rng)]
-        c_0 = empty.expand_as(c)
-        done, t = grid.draw(settings.pairing, n, rng)
-        noise = torch.randn(n, *backbone.latent_shape, generator=rng).to(c)
-        x_t = sample(student.averaged_epsilon, grid, noise, c, c_0, settings.guidance, done)
-        return sdd_loss(student, x_t, t, c, c_0), t
-
-    options = {"forgotten": texts, "seed": seed, "trainer": trainer}
-    return train(student, concept, settings, "SDD", loss, **options)
+def objective(student: Student, concept: Concept, settings: SDDSettings) -> Objective:
+    """SDD's loss for one concept, on pictures that the running mean draws half-way."""
+    loss = partial(sdd_loss, student)
+    return sampled(student, concept, settings, "SDD", student.averaged_epsilon, loss)
 
 
 def sdd_loss(student: Student, x_t: Tensor, t: Tensor, c: Tensor, c_0: Tensor) -> Tensor:

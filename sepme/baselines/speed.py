@@ -14,33 +14,25 @@ the start token and the empty prompt, the empty prompt is always kept, which hol
 Not part of the SepME paper's comparison.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sepme._checks import above_zero, below_one, choose
-from sepme.baselines._closed import ROWS, finished, rows
-from sepme.baselines._settings import OWN, check_prompt
-from sepme.baselines.prompts import pairs
-from sepme.concept import Concept
-from sepme.delta import DenseDelta
+from sepme._checks import above_zero, below_one
+from sepme.baselines._closed import ClosedForm, ClosedFormSettings, rows
+from sepme.baselines.prompts import OWN
 from sepme.model import Backbone
 from sepme.nullspace import null_space
 
-__all__ = ["PRESETS", "erase"]
+__all__ = ["PRESETS", "speed_shift"]
 
 
 @dataclass(frozen=True)
-class SPEEDSettings:
-    """Which embeddings are edited, and how sharply the kept ones are kept."""
+class SPEEDSettings(ClosedFormSettings):
+    """Which embeddings are edited, and how sharply the kept ones are kept, at all their tokens."""
 
-    prompt: str = "{name}"
-    """What is erased: the bare name, another template, or "{prompts}" for the concept's own."""
-    rows: str = "last_subject"
-    """"last_subject", the embedding of the prompt's last word, or "all" of its tokens. What is
-    kept is always kept at all its tokens."""
     rtol: float | None = None
     """Tolerance of the null space, relative to the largest singular value of what is kept; None
     for what the model's dtype rounds away."""
@@ -48,8 +40,7 @@ class SPEEDSettings:
     """rho; 1 as published."""
 
     def __post_init__(self) -> None:
-        check_prompt("prompt", self.prompt)
-        choose(ROWS, rows=self.rows)
+        super().__post_init__()
         above_zero(ridge=self.ridge)
         below_one(rtol=self.rtol)
 
@@ -60,35 +51,6 @@ PRESETS: Mapping[str, SPEEDSettings] = {
 }
 
 
-def erase(
-    backbone: Backbone,
-    concept: Concept,
-    settings: SPEEDSettings = PRESETS["official"],
-    *,
-    keep: Sequence[str] = (),
-) -> DenseDelta:
-    """Edit every `attn2.to_v` so that the concept says what its anchor says.
-
-    `keep` is not moved, up to `settings.rtol`; see `Baseline.erase`.
-    """
-    kept = tuple(dict.fromkeys(["", *keep]))
-    texts = pairs(concept, settings.prompt)
-    c = rows(backbone, [text for text, _ in texts], settings.rows)
-    a = rows(backbone, [anchor for _, anchor in texts], settings.rows)
-    # The tolerance floors at what the embeddings were stored in, so they keep that dtype here.
-    stacked = rows(backbone, kept, "all").to(backbone.dtype)
-    space = null_space(stacked, settings.rtol, labels=kept)
-    space.directions(c.to(backbone.dtype))  # refuses a concept of which nothing is free
-    shift = speed_shift(c, a, space.basis, settings.ridge)
-    changes = {
-        path: layer.weight.double().cpu() @ shift
-        for path, layer in backbone.projections().items()
-        if path.endswith("to_v")
-    }
-    forgotten = [text for text, _ in texts]
-    return finished(backbone, concept, forgotten, kept, settings, "SPEED", changes)
-
-
 def speed_shift(c: Tensor, a: Tensor, S: Tensor, ridge: float) -> Tensor:
     """`D [d_in, d_in]` with `Delta P = W D`, for rows `c`, `a` `[m, d_in]` and a basis S `[d, f]`.
 
@@ -97,3 +59,16 @@ def speed_shift(c: Tensor, a: Tensor, S: Tensor, ridge: float) -> Tensor:
     free = c @ S  # [m, f]
     gram = free.T @ free + ridge * torch.eye(S.shape[1], dtype=c.dtype)
     return torch.linalg.solve(gram, free.T @ (a - c)).T @ S.T
+
+
+def _shift(
+    backbone: Backbone, c: Tensor, a: Tensor, kept: tuple[str, ...], settings: SPEEDSettings
+) -> Tensor:
+    # The tolerance floors at what the embeddings were stored in, so they keep that dtype here.
+    stacked = rows(backbone, kept, "all").to(backbone.dtype)
+    space = null_space(stacked, settings.rtol, labels=kept)
+    space.directions(c.to(backbone.dtype))  # refuses a concept of which nothing is free
+    return speed_shift(c, a, space.basis, settings.ridge)
+
+
+SPEED = ClosedForm("SPEED", ("to_v",), _shift, always_kept=("",))

@@ -8,43 +8,35 @@ the embeddings of what is preserved, all as columns:
       = (lambda W0 + e sum v_i* c_i^T + p sum W0 p_j p_j^T)
         (lambda I + e sum c_i c_i^T + p sum p_j p_j^T)^-1
 
-Nothing is drawn and nothing is trained. Not part of the SepME paper's comparison.
+What is kept is preserved by this soft constraint, not by a guarantee. Nothing is drawn and nothing
+is trained. Not part of the SepME paper's comparison.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sepme._checks import above_zero, at_least, choose
-from sepme.baselines._closed import ROWS, finished, rows
-from sepme.baselines._settings import OWN, check_prompt
-from sepme.baselines.prompts import pairs
-from sepme.concept import Concept
-from sepme.delta import DenseDelta
+from sepme._checks import above_zero, at_least
+from sepme.baselines._closed import ClosedForm, ClosedFormSettings, rows
+from sepme.baselines.prompts import OWN
 from sepme.model import Backbone
 
-__all__ = ["PRESETS", "erase"]
+__all__ = ["PRESETS", "UCESettings", "uce_shift"]
 
 
 @dataclass(frozen=True)
-class UCESettings:
+class UCESettings(ClosedFormSettings):
     """The formula's weights, and which embeddings enter it."""
 
-    prompt: str = "{name}"
-    """What is erased: the bare name, another template, or "{prompts}" for the concept's own."""
-    rows: str = "last_subject"
-    """"last_subject", the embedding of the prompt's last word, or "all" of its tokens, each beside
-    the anchor's token at the same position."""
     lam: float = 0.5
     """lambda, how much the weights hold on to themselves."""
     erase_scale: float = 1.0
     preserve_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        check_prompt("prompt", self.prompt)
-        choose(ROWS, rows=self.rows)
+        super().__post_init__()
         above_zero(lam=self.lam, erase_scale=self.erase_scale)
         at_least(0, preserve_scale=self.preserve_scale)
 
@@ -53,30 +45,6 @@ PRESETS: Mapping[str, UCESettings] = {
     "official": UCESettings(),
     "atelier": UCESettings(prompt=OWN, rows="all"),
 }
-
-
-def erase(
-    backbone: Backbone,
-    concept: Concept,
-    settings: UCESettings = PRESETS["official"],
-    *,
-    keep: Sequence[str] = (),
-) -> DenseDelta:
-    """Edit every `attn2.to_k` and `attn2.to_v` so that the concept says what its anchor says.
-
-    `keep` is preserved by a soft constraint, not by a guarantee; see `Baseline.erase`.
-    """
-    kept = tuple(dict.fromkeys(keep))
-    texts = pairs(concept, settings.prompt)
-    c = rows(backbone, [text for text, _ in texts], settings.rows)
-    a = rows(backbone, [anchor for _, anchor in texts], settings.rows)
-    p = rows(backbone, kept, settings.rows)
-    shift = uce_shift(c, a, p, settings)
-    changes = {
-        path: layer.weight.double().cpu() @ shift for path, layer in backbone.projections().items()
-    }
-    forgotten = [text for text, _ in texts]
-    return finished(backbone, concept, forgotten, kept, settings, "UCE", changes)
 
 
 def uce_shift(c: Tensor, a: Tensor, p: Tensor, settings: UCESettings) -> Tensor:
@@ -88,3 +56,12 @@ def uce_shift(c: Tensor, a: Tensor, p: Tensor, settings: UCESettings) -> Tensor:
     identity = torch.eye(c.shape[1], dtype=c.dtype)
     gram = settings.lam * identity + e * c.T @ c + settings.preserve_scale * p.T @ p
     return torch.linalg.solve(gram, e * c.T @ (a - c)).T
+
+
+def _shift(
+    backbone: Backbone, c: Tensor, a: Tensor, kept: tuple[str, ...], settings: UCESettings
+) -> Tensor:
+    return uce_shift(c, a, rows(backbone, kept, settings.rows), settings)
+
+
+UCE = ClosedForm("UCE", ("to_k", "to_v"), _shift)
