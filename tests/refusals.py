@@ -10,10 +10,10 @@ from sepme.errors import SepmeError
 
 
 @contextmanager
-def refused(*words: str) -> Iterator[None]:
+def refused(*words: str) -> Iterator[pytest.ExceptionInfo[SepmeError]]:
     """The body must raise a `SepmeError`: one sentence on one line that holds all the words."""
     with pytest.raises(SepmeError) as caught:
-        yield
+        yield caught
     message = str(caught.value)
     assert "\n" not in message, message
     assert message.endswith("."), message

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sepme.composition import Composition, keeps
+from sepme.composition import Composition, applied, keeps
 from sepme.concept import Concept
+from sepme.delta import DenseDelta
 from sepme.erasure import PRESETS, erase
 from sepme.model import Backbone
 from tests.miniature import (
-    CONCEPTS,
     EXACT,
     INK,
     KEPT,
@@ -26,7 +26,6 @@ from tests.miniature import (
     fresh,
     latents,
     noise_prediction,
-    others,
     png,
     shared,
     three_deltas,
@@ -231,14 +230,6 @@ def test_attaching_touches_neither_the_random_state_nor_the_fingerprint() -> Non
         assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_composition_of_nothing_does_nothing() -> None:
-    backbone = shared()
-    with Composition(backbone, []) as composition:
-        composition.set([])
-        composition.restore_all()
-        assert composition.active == ()
-
-
 # ---------------------------------------------------------------- contradictions
 def test_two_deltas_that_do_not_keep_one_another_are_refused_unless_forced() -> None:
     backbone = shared()
@@ -252,18 +243,12 @@ def test_two_deltas_that_do_not_keep_one_another_are_refused_unless_forced() -> 
             composition.erase("neon")
         assert composition.active == ("ink",)  # as it was
         composition.set(["neon"])  # one at a time is no contradiction
+    original = noise_prediction(backbone, "ink")
     with Composition(backbone, [careless, ink], force=True) as composition:
+        with composition.erased("neon"):  # the contradiction is real
+            assert changed(original, noise_prediction(backbone, "ink")) > 1e-3
         composition.erase("neon", "ink")
         assert composition.active == ("ink", "neon")
-
-
-def test_the_contradiction_is_real() -> None:
-    """The control: the delta that is refused does disturb the other concept."""
-    backbone = shared()
-    careless = erase(backbone, NEON, KEPT, EXACT)
-    original = noise_prediction(backbone, "ink")
-    with Composition(backbone, [careless]) as composition, composition.erased("neon"):
-        assert changed(original, noise_prediction(backbone, "ink")) > 1e-3
 
 
 def test_a_prompt_of_both_concepts_needs_no_keeping() -> None:
@@ -277,6 +262,87 @@ def test_a_prompt_of_both_concepts_needs_no_keeping() -> None:
     with Composition(backbone, deltas) as composition:
         composition.erase("neon", "ink")
         assert composition.active == ("ink", "neon")
+
+
+# ---------------------------------------------------------------- dense deltas
+WEIGHT = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+BIAS = "mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0.bias"
+
+
+def dense(backbone: Backbone, *paths: str, seed: int = 0) -> DenseDelta:
+    generator = torch.Generator().manual_seed(seed)
+    parameters = dict(backbone.unet.named_parameters())
+    changes = {p: torch.randn(parameters[p].shape, generator=generator) for p in paths}
+    made = replace(three_deltas()[0].provenance, base=backbone.fingerprint)
+    return DenseDelta(changes, made)
+
+
+def weights(backbone: Backbone) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in backbone.unet.named_parameters()}
+
+
+def unchanged(backbone: Backbone, before: dict[str, Tensor]) -> bool:
+    return all(torch.equal(before[path], value) for path, value in weights(backbone).items())
+
+
+@pytest.mark.parametrize("which", [[WEIGHT], [WEIGHT, BIAS], None], ids=["one", "two", "all"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float", "half"])
+def test_a_dense_delta_is_added_in_float32_and_every_bit_comes_back(
+    which: list[str] | None, dtype: torch.dtype
+) -> None:
+    backbone = fresh()
+    seen, drawn = noise_prediction(backbone, "neon"), latents(backbone)
+    backbone.pipe.unet.to(dtype)
+    before = weights(backbone)
+    change = dense(backbone, *(which or before))
+    with applied(backbone, change) as live:
+        assert live is backbone
+        for path, value in weights(backbone).items():
+            expected = before[path].float() + change.changes.get(path, 0.0)
+            assert torch.equal(value, expected.to(dtype))
+        if dtype == torch.float32:
+            assert not torch.equal(noise_prediction(backbone, "neon"), seen)
+    assert unchanged(backbone, before)
+    assert backbone.composition is None
+    if dtype == torch.float32:
+        assert torch.equal(noise_prediction(backbone, "neon"), seen)
+        assert torch.equal(latents(backbone), drawn)
+    with pytest.raises(KeyboardInterrupt), applied(backbone, change):
+        raise KeyboardInterrupt
+    assert unchanged(backbone, before)
+
+
+def test_subtracting_would_not_give_the_bits_back() -> None:
+    """The negative control of the test above: why the tensors are swapped."""
+    change, original = dense(shared(), WEIGHT), weights(shared())[WEIGHT]
+    assert not torch.equal((original + change.changes[WEIGHT]) - change.changes[WEIGHT], original)
+
+
+def test_several_dense_deltas_are_added_up() -> None:
+    backbone = fresh()
+    a, b, before = dense(backbone, WEIGHT), dense(backbone, WEIGHT, BIAS, seed=1), weights(backbone)
+    with applied(backbone, a, b):
+        expected = before[WEIGHT] + (a.changes[WEIGHT] + b.changes[WEIGHT])
+        assert torch.equal(weights(backbone)[WEIGHT], expected)
+    assert unchanged(backbone, before)
+
+
+def test_nothing_else_may_be_attached_beside_a_dense_delta() -> None:
+    backbone = fresh()
+    before, change = weights(backbone), dense(backbone, WEIGHT)
+    with applied(backbone, change), refused("attached"), applied(backbone, change):
+        pass
+    with composed(backbone), refused("adapters"), applied(backbone, change):
+        pass
+    with applied(backbone, change), composed(backbone):  # the composition takes it off
+        layer = backbone.unet.get_submodule(WEIGHT.removesuffix(".weight"))
+        assert torch.equal(layer.base_layer.weight, before[WEIGHT])
+    assert unchanged(backbone, before)
+    with refused("another base model"), applied(fresh(seed=1), change):
+        pass
+    wrong = DenseDelta({WEIGHT: torch.zeros(1, 1)}, change.provenance)
+    with refused(WEIGHT, "[1, 1]"), applied(backbone, wrong):
+        pass
 
 
 # ---------------------------------------------------------------- bad input
@@ -309,9 +375,3 @@ def test_a_pipeline_with_adapters_of_somebody_else_is_refused() -> None:
         composed(backbone)
     backbone.pipe.unload_lora_weights()
     composed(backbone).close()
-
-
-def test_every_delta_keeps_what_it_was_asked_to() -> None:
-    for concept, delta in zip(CONCEPTS, three_deltas(), strict=True):
-        assert delta.kept == ("", *others(concept))
-        assert delta.forgotten == concept.prompts

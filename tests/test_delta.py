@@ -1,19 +1,21 @@
-"""The delta: its algebra, its file, and the files that it refuses."""
+"""Both kinds of delta: their algebra, their file, and the files that they refuse."""
 
 import json
 import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sepme.artefact import Provenance, canonical_json, digest_of, versions
-from sepme.delta import ConceptDelta
+from sepme.delta import ConceptDelta, DenseDelta
 from tests.refusals import refused
 from tests.tolerance import assert_close
 
@@ -43,6 +45,15 @@ def make(concept: str = "neon", seed: int = 0, **changes) -> ConceptDelta:
     return ConceptDelta({K: Q, V: Q}, up, provenance(concept, **changes))
 
 
+def make_dense(concept: str = "neon", *paths: str, seed: int = 0, **changes) -> DenseDelta:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {"a.weight": (2, 3), "a.bias": (2,), "b.weight": (4, 3)}
+    made = {p: torch.randn(sizes[p], generator=generator) for p in paths or ("a.weight", "a.bias")}
+    settings = {"eraser": "ESD", "widths": (1, 2)}
+    return DenseDelta(made, provenance(concept, settings=settings, **changes))
+
+
+# ---------------------------------------------------------------- algebra
 def test_dense_rank_basis_and_norms() -> None:
     Q = torch.eye(3)[:2]
     up = {K: torch.tensor([[1.0, -2.0]]), V: torch.tensor([[0.0, 2.0]])}
@@ -93,24 +104,57 @@ def test_a_sum_forgets_what_either_forgets_and_keeps_what_both_keep() -> None:
     assert total.kept == ("", "boat")
 
 
+def test_a_dense_deltas_norm_counts_layers_not_parameters() -> None:
+    changes = {
+        "a.weight": torch.tensor([[1.0, -2.0]]),
+        "a.bias": torch.tensor([3.0]),
+        "b.weight": torch.tensor([[4.0]]),
+    }
+    delta = DenseDelta(changes, provenance(settings={"eraser": "ESD"}))
+    assert delta.layers == ("a", "b")
+    assert delta.norm() == pytest.approx((1 + 2 + 3 + 4) / 2)  # ||Delta||_1 / M, M = 2
+    assert delta.norm(2) == pytest.approx(30**0.5 / 2)
+    assert (delta.concept, delta.method) == ("neon", "ESD")
+
+
+def test_a_sum_of_dense_deltas_has_what_either_changes() -> None:
+    a, b = make_dense("neon"), make_dense("boat", "a.weight", "b.weight", seed=1)
+    total = a + b
+    assert total.paths == ("a.bias", "a.weight", "b.weight")
+    assert torch.equal(total.changes["a.weight"], a.changes["a.weight"] + b.changes["a.weight"])
+    assert torch.equal(total.changes["a.bias"], a.changes["a.bias"])
+    assert total.forgotten[::2] == ("neon", "boat")
+    assert (total.concept, total.method) == ("neon + boat", "sum")
+
+
 def test_a_delta_owns_its_numbers() -> None:
-    Q, B = torch.eye(3)[:2], torch.ones(4, 2, requires_grad=True)
-    delta = ConceptDelta({K: Q}, {K: B}, provenance())
+    Q, B = torch.eye(3)[:2].double(), torch.ones(4, 2).double().requires_grad_()
+    delta, dense = (
+        ConceptDelta({K: Q}, {K: B}, provenance()),
+        DenseDelta({K: B, V: Q}, provenance()),
+    )
     Q.zero_()
     assert delta.frobenius() > 0
-    assert not delta.up[K].requires_grad
-    with pytest.raises(TypeError):
-        delta.up[K] = torch.zeros(4, 2)
+    assert dense.changes[V].sum() == 2
+    assert dense.changes[K].dtype == torch.float32
+    for tensors in (delta.up, dense.changes):
+        assert not tensors[K].requires_grad
+        with pytest.raises(TypeError):
+            tensors[K] = torch.zeros(4, 2)
 
 
-def test_a_file_brings_everything_back(tmp_path: Path) -> None:
+# ---------------------------------------------------------------- files
+@pytest.mark.parametrize("make", [make, make_dense])
+def test_a_file_brings_everything_back(tmp_path: Path, make: Callable) -> None:
     delta = make()
-    back = ConceptDelta.load(delta.save(tmp_path / "new" / "neon.safetensors"), base=delta.base)
-    assert back.concept == delta.concept
-    assert back.provenance == delta.provenance
-    assert back.paths == delta.paths
-    assert all(torch.equal(back.up[p], delta.up[p]) for p in delta.paths)
-    assert all(torch.equal(back.down[p], delta.down[p]) for p in delta.paths)
+    path = delta.save(tmp_path / "new" / "neon.safetensors")
+    back = type(delta).load(path, base=delta.base)
+    assert (back.provenance, back.paths) == (delta.provenance, delta.paths)
+    assert back.digest == delta.digest
+    for kind in ("up", "down", "changes"):
+        for name, tensor in getattr(delta, kind, {}).items():
+            assert torch.equal(getattr(back, kind)[name], tensor)
+    assert path.read_bytes() == back.save(tmp_path / "again.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
@@ -156,62 +200,92 @@ def test_provenance_survives_json_and_settings_have_one_hash() -> None:
     assert {"python", "torch"} <= set(versions())
 
 
-def test_factors_that_do_not_fit_are_refused() -> None:
-    with refused("both factors"):
-        ConceptDelta({}, {}, provenance())
-    with refused("both factors"):
-        ConceptDelta({K: torch.eye(2)}, {V: torch.eye(2)}, provenance())
-    with refused(K, "[2, 3]", "[4, 3]"):
-        ConceptDelta({K: torch.eye(2, 3)}, {K: torch.ones(4, 3)}, provenance())
+# ---------------------------------------------------------------- what is refused
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: ConceptDelta({}, {}, provenance()), ("both factors",)),
+        (
+            lambda: ConceptDelta({K: torch.eye(2)}, {V: torch.eye(2)}, provenance()),
+            ("both factors",),
+        ),
+        (
+            lambda: ConceptDelta({K: torch.eye(2, 3)}, {K: torch.ones(4, 3)}, provenance()),
+            (K, "[2, 3]", "[4, 3]"),
+        ),
+        (
+            lambda: ConceptDelta({K: torch.eye(1)}, {K: torch.tensor([[math.inf]])}, provenance()),
+            ("'neon'", "not finite", K),
+        ),
+        (lambda: make() + make("boat", base="another"), ("different models",)),
+        (lambda: DenseDelta({}, provenance()), ("at least one parameter",)),
+        (lambda: DenseDelta({K: torch.tensor([math.nan])}, provenance()), (K, "not finite")),
+        (lambda: make_dense() + make_dense("boat", base="another"), ("different models",)),
+    ],
+)
+def test_numbers_that_make_no_delta_are_refused(make: Callable, words: tuple[str, ...]) -> None:
+    with refused(*words):
+        make()
 
 
-def test_numbers_that_are_not_finite_are_refused() -> None:
-    up = torch.ones(4, 2)
-    up[1, 1] = math.inf
-    with refused("'neon'", "not finite", K):
-        ConceptDelta({K: torch.eye(2, 3)}, {K: up}, provenance())
+def cut_to(length: int) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(path.read_bytes()[:length])
 
 
-def test_deltas_of_different_models_do_not_add() -> None:
-    with refused("different models"):
-        make() + make("boat", base="another")
-
-
-def test_a_wrong_base_is_refused(tmp_path: Path) -> None:
-    path = make().save(tmp_path / "neon.safetensors")
-    with refused("atelier", "not for this model", "'neon'"):
-        ConceptDelta.load(path, base="another")
-
-
-@pytest.mark.parametrize("length", [0, 4, 100, -1])
-def test_a_truncated_file_is_refused(tmp_path: Path, length: int) -> None:
-    path = make().save(tmp_path / "neon.safetensors")
-    path.write_bytes(path.read_bytes()[:length])
-    with refused("neon.safetensors", "truncated"):
-        ConceptDelta.load(path)
-
-
-def test_an_edited_tensor_is_refused(tmp_path: Path) -> None:
-    path = make().save(tmp_path / "neon.safetensors")
+def one_bit_of_a_tensor(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-2] ^= 1
     path.write_bytes(content)
-    with refused("neon.safetensors", "was changed"):
-        ConceptDelta.load(path)
 
 
-def test_an_edited_provenance_is_refused(tmp_path: Path) -> None:
-    path = make().save(tmp_path / "neon.safetensors")
+def a_word_of_the_provenance(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"boat", b"goat"))
-    with refused("neon.safetensors", "was changed"):
-        ConceptDelta.load(path)
 
 
-def test_a_header_that_is_not_ours_is_refused(tmp_path: Path) -> None:
-    for header in ("", "[]", "{}", '{"sha256": "0", "provenance": NaN}'):
-        save_file({"x": torch.ones(1)}, tmp_path / "x.safetensors", {"sepme": header})
-        with refused("x.safetensors", "was changed"):
-            ConceptDelta.load(tmp_path / "x.safetensors")
+def header(text: str, name: str | None = None) -> Callable[[Path], object]:
+    """Keep the tensors, say something else about them."""
+    return lambda path: save_file(load_file(path), path, {name or kind_of(path): text})
+
+
+def kind_of(path: Path) -> str:
+    with safe_open(path, "pt") as file:
+        return next(iter(file.metadata()))
+
+
+@pytest.mark.parametrize("make", [make, make_dense])
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        *((cut_to(length), "truncated") for length in (0, 4, 100, -1)),
+        (one_bit_of_a_tensor, "was changed after"),
+        (a_word_of_the_provenance, "was changed after"),
+        *((header(text), "was changed after") for text in ("", "[]", "{}")),
+        (header('{"sha256": "0", "provenance": NaN}'), "was changed after"),
+        (header("{}", "other"), "not written by sepme"),
+        (lambda path: path.unlink(), "neon.safetensors"),
+        (lambda path: (path.unlink(), path.mkdir()), "neon.safetensors"),
+    ],
+)
+def test_a_file_that_is_not_as_it_was_written_is_refused(
+    tmp_path: Path, make: Callable, spoil: Callable, words: str
+) -> None:
+    delta = make()
+    path = delta.save(tmp_path / "neon.safetensors")
+    spoil(path)
+    with refused("neon.safetensors", words):
+        type(delta).load(path)
+
+
+@pytest.mark.parametrize("make", [make, make_dense])
+def test_another_model_and_another_kind_of_delta_are_refused(
+    tmp_path: Path, make: Callable
+) -> None:
+    delta = make()
+    path = delta.save(tmp_path / "neon.safetensors")
+    with refused("atelier", "not for this model", "'neon'"):
+        type(delta).load(path, base="another")
+    with refused("not written by sepme"):
+        (DenseDelta if isinstance(delta, ConceptDelta) else ConceptDelta).load(path)
 
 
 def test_a_nan_in_a_file_is_refused(tmp_path: Path) -> None:
@@ -229,26 +303,12 @@ def test_a_provenance_of_another_version_is_refused(tmp_path: Path, monkeypatch)
         ConceptDelta.load(path)
 
 
-def test_a_foreign_lora_is_refused(tmp_path: Path) -> None:
-    save_file({"unet.x.lora_A.weight": torch.ones(1, 2)}, tmp_path / "lora.safetensors")
-    with refused("lora.safetensors", "not written by sepme"):
-        ConceptDelta.load(tmp_path / "lora.safetensors")
-
-
-def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    for path in (tmp_path / "nowhere.safetensors", tmp_path):
-        with refused(str(path)):
-            ConceptDelta.load(path)
-
-
-def test_another_file_ending_is_refused(tmp_path: Path) -> None:
+def test_a_name_or_a_folder_that_cannot_be_written_is_refused_and_nothing_is_left(
+    tmp_path: Path, monkeypatch
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
     with refused("neon.bin", ".safetensors"):
         make().save(tmp_path / "neon.bin")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_unwritable_folder_is_refused_and_nothing_is_left(tmp_path: Path, monkeypatch) -> None:
-    (tmp_path / "file").write_text("not a folder")
     with refused("cannot be written"):
         make().save(tmp_path / "file" / "neon.safetensors")
 
