@@ -108,11 +108,10 @@ def test_inversion_learns_words_and_touches_nothing_else() -> None:
     before = {n: p.clone() for n, p in backbone.pipe.text_encoder.named_parameters()}
     images = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
     prompts = ["neon", "a neon boat"]
-    settings = InversionSettings(words=3, iterations=4, learning_rate=0.1, batch=2)
 
     def learn(iterations: int, seed: int = 0) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
-        some = InversionSettings(3, iterations, settings.learning_rate, settings.batch)
+        some = InversionSettings(3, iterations, learning_rate=0.1, batch=2)
         return invert(backbone, "neon", prompts, images, some, generator)
 
     learnt = learn(4)

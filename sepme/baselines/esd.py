@@ -27,7 +27,7 @@ from sepme.baselines._train import Objective, Student
 from sepme.baselines.sampling import SampledSettings, sampled
 from sepme.concept import Concept
 
-__all__ = ["PRESETS", "esd_target"]
+__all__ = ["PRESETS"]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from sepme.concept import Concept
 from sepme.errors import SepmeError
 from sepme.model import Backbone
 
-__all__ = ["ENDS", "concept_mask", "pairs", "token_ids"]
+__all__ = ["ENDS", "concept_mask", "token_ids"]
 
 #: The prompts of the concept itself, in place of a template.
 OWN = "{prompts}"

@@ -27,7 +27,7 @@ from sepme.baselines.prompts import check_prompt, pairs
 from sepme.concept import Concept
 from sepme.model import Backbone
 
-__all__ = ["PAIRINGS", "Grid", "sample"]
+__all__ = ["PAIRINGS", "Grid"]
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 

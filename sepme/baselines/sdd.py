@@ -51,12 +51,7 @@ class SDDSettings(SampledSettings):
 PRESETS: Mapping[str, SDDSettings] = {
     "official": SDDSettings(),
     "atelier": SDDSettings(
-        iterations=100,
-        learning_rate=1e-4,
-        batch=2,
-        steps=10,
-        pairing="aligned",
-        ema=0.95,
+        iterations=100, learning_rate=1e-4, batch=2, steps=10, pairing="aligned", ema=0.95
     ),
 }
 

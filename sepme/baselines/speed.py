@@ -26,7 +26,7 @@ from sepme.baselines.prompts import OWN
 from sepme.model import Backbone
 from sepme.nullspace import null_space
 
-__all__ = ["PRESETS", "speed_shift"]
+__all__ = ["PRESETS"]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from sepme.baselines._closed import ClosedForm, ClosedFormSettings, rows
 from sepme.baselines.prompts import OWN
 from sepme.model import Backbone
 
-__all__ = ["PRESETS", "UCESettings", "uce_shift"]
+__all__ = ["PRESETS"]
 
 
 @dataclass(frozen=True)
