@@ -57,10 +57,6 @@ def train(
     return delta, steps
 
 
-def same(a: ConceptDelta, b: ConceptDelta) -> bool:
-    return a.digest == b.digest
-
-
 def with_deltas(backbone: Backbone, prompt: str, *deltas: ConceptDelta) -> Tensor:
     """eps(x_t, c, t) with all of these deltas on."""
     with Composition(backbone, deltas, force=True) as composition:
@@ -73,17 +69,12 @@ def with_deltas(backbone: Backbone, prompt: str, *deltas: ConceptDelta) -> Tenso
 def test_the_factors_stand_for_the_change_that_was_trained(settings: ErasureSettings) -> None:
     """||Delta||_1 / M of the trained weights is that of the delta's `up @ down`."""
     keep = () if settings is FULL else others(NEON)
-    deltas: list[ConceptDelta] = []
-    steps: list[ErasureStep] = []
-
-    def look(step: ErasureStep) -> None:
-        steps.append(step)
-        deltas.append(step.deltas()[0])
-
-    trainer = Trainer(callback=look, progress=False)
+    seen: list[tuple[float, float]] = []  # before a step, after it
+    trainer = Trainer(
+        lambda step: seen.append((step.norm, step.deltas()[0].norm())), progress=False
+    )
     erase(shared(), NEON, keep, replace(settings, iterations=3), trainer=trainer)
-    for step, before in zip(steps[1:], deltas[:-1], strict=True):
-        assert before.norm() == pytest.approx(step.norm, rel=1e-4)
+    assert [before for before, _ in seen[1:]] == pytest.approx([n for _, n in seen[:-1]], rel=1e-4)
 
 
 def test_the_dense_form_is_equation_9() -> None:
@@ -194,7 +185,7 @@ def test_what_is_attached_to_the_pipeline_does_not_matter() -> None:
     backbone = shared()
     with Composition(backbone, three_deltas()) as composition, composition.erased(*NAMES):
         attached, _ = train()
-    assert same(alone, attached)
+    assert alone.digest == attached.digest
 
 
 def test_the_provenance_says_how_to_make_it_again() -> None:
@@ -204,11 +195,8 @@ def test_the_provenance_says_how_to_make_it_again() -> None:
     assert (made.seed, made.iterations, made.base_name) == (5, len(steps), "tiny")
     assert made.base == fresh().fingerprint
     recorded = dict(made.settings)
-    assert (recorded.pop("eraser"), recorded.pop("guidance"), recorded.pop("steps")) == (
-        "sepme",
-        4.0,
-        3,
-    )
+    others_too = tuple(recorded.pop(key) for key in ("eraser", "guidance", "steps"))
+    assert others_too == ("sepme", 4.0, 3)
     assert ErasureSettings(**recorded) == QUICK
 
 
@@ -236,8 +224,7 @@ def test_a_step_gives_copies_of_the_unfinished_delta() -> None:
         shared(), NEON, others(NEON), FROM_ZERO, trainer=Trainer(callback=look, progress=False)
     )
     assert [one.provenance.iterations for one in seen] == [1, 2, 3, 4, 5]
-    assert same(seen[-1], delta)
-    assert same(train(FROM_ZERO)[0], delta)
+    assert seen[-1].digest == delta.digest == train(FROM_ZERO)[0].digest
 
 
 def test_without_iterations_the_delta_is_the_start(monkeypatch) -> None:
@@ -347,17 +334,6 @@ def test_a_later_concept_leaves_the_earlier_ones_erased_and_their_files_alone(
         composition.set(["oil"])
 
 
-def test_a_later_concept_that_knows_nothing_of_the_earlier_ones_is_a_contradiction() -> None:
-    backbone = shared()
-    neon = erase(backbone, NEON, KEPT, QUICK, trainer=QUIET)
-    oil = erase(backbone, OIL, KEPT, QUICK, trainer=QUIET)
-    with Composition(backbone, [neon, oil]) as composition, refused("without keeping"):
-        composition.erase("neon", "oil")
-    knowing = erase(backbone, OIL, KEPT, QUICK, after=[neon], trainer=QUIET)
-    with Composition(backbone, [neon, knowing]) as composition:
-        composition.erase("neon", "oil")
-
-
 # ---------------------------------------------------------------- for what must never come back
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_undecoupled_erasure_moves_every_cross_attention_weight(prediction: str) -> None:
@@ -366,12 +342,8 @@ def test_undecoupled_erasure_moves_every_cross_attention_weight(prediction: str)
     delta = erase(backbone, NEON, (), FULL, trainer=watched(steps))
     layers = backbone.cross_attention()
     assert set(delta.paths) == set(layers)
-    assert {path.rsplit("attn2.", 1)[1] for path in delta.paths} == {
-        "to_q",
-        "to_k",
-        "to_v",
-        "to_out.0",
-    }
+    ends = {path.rsplit("attn2.", 1)[1] for path in delta.paths}
+    assert ends == {"to_q", "to_k", "to_v", "to_out.0"}
     assert all(delta.dense(path).ne(0).any() for path in delta.paths)
     assert all(delta.dense(path).shape == layers[path].shape for path in delta.paths)
     assert delta.kept == ()
@@ -434,11 +406,6 @@ def test_what_makes_no_sense_is_refused_before_any_work(monkeypatch) -> None:
         erase(backbone, INK, (*KEPT, " INK "), QUICK)
     with refused("'neon'", "another base model"):
         erase(fresh(seed=1), INK, KEPT, QUICK, after=[neon])
-
-
-def test_one_kept_prompt_may_be_given_as_it_is() -> None:
-    delta, _ = train(replace(QUICK, iterations=1), keep="boat")
-    assert delta.kept == ("", "boat")
 
 
 @pytest.mark.parametrize(

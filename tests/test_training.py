@@ -42,12 +42,15 @@ def uninterrupted() -> bytes:
     return train(None)
 
 
-def interrupt_at(iteration: int) -> Callable[[ErasureStep], None]:
+def interrupted(checkpoint: Path, *settings: ErasureSettings, at: int = 3, **options) -> None:
+    """Train as `train` does, and be interrupted at the end of an iteration."""
+
     def callback(step: ErasureStep) -> None:
-        if step.iteration == iteration:
+        if step.iteration == at:
             raise KeyboardInterrupt
 
-    return callback
+    with pytest.raises(KeyboardInterrupt):
+        train(checkpoint, *settings, callback=callback, **options)
 
 
 def iteration_in(checkpoint: Path) -> int:
@@ -55,14 +58,12 @@ def iteration_in(checkpoint: Path) -> int:
 
 
 # ---------------------------------------------------------------- going on
-@pytest.mark.parametrize("every", [1, 2])
-def test_an_interruption_at_any_iteration_changes_nothing(tmp_path: Path, every: int) -> None:
-    for iteration in range(1, QUICK.iterations + 1):
-        checkpoint = tmp_path / f"{iteration}.ckpt"
-        with pytest.raises(KeyboardInterrupt):
-            train(checkpoint, callback=interrupt_at(iteration), every=every)
-        assert iteration_in(checkpoint) == (iteration - 1) // every * every
-        assert train(checkpoint, every=every) == uninterrupted()
+@pytest.mark.parametrize("iteration", range(1, QUICK.iterations + 1))
+def test_an_interruption_at_any_iteration_changes_nothing(tmp_path: Path, iteration: int) -> None:
+    checkpoint = tmp_path / "run.ckpt"
+    interrupted(checkpoint, at=iteration, every=2)
+    assert iteration_in(checkpoint) == (iteration - 1) // 2 * 2
+    assert train(checkpoint, every=2) == uninterrupted()
 
 
 @pytest.mark.parametrize(
@@ -74,16 +75,14 @@ def test_so_it_is_for_every_kind_of_training(
     tmp_path: Path, settings: ErasureSettings, joint: bool
 ) -> None:
     checkpoint = tmp_path / "run.ckpt"
-    with pytest.raises(KeyboardInterrupt):
-        train(checkpoint, settings, interrupt_at(4), joint=joint)
+    interrupted(checkpoint, settings, at=4, joint=joint)
     assert train(checkpoint, settings, joint=joint) == train(None, settings, joint=joint)
 
 
 def test_interrupted_again_and_again(tmp_path: Path) -> None:
     checkpoint = tmp_path / "run.ckpt"
     for iteration in range(2, QUICK.iterations + 1):
-        with pytest.raises(KeyboardInterrupt):
-            train(checkpoint, callback=interrupt_at(iteration))
+        interrupted(checkpoint, at=iteration)
     assert train(checkpoint) == uninterrupted()
 
 
@@ -91,16 +90,14 @@ def test_every_later_step_is_that_of_the_run_without_interruption(tmp_path: Path
     """The delta does not depend on the momentum until it stops; the steps show it earlier."""
     checkpoint, whole, rest = tmp_path / "run.ckpt", [], []
     train(None, callback=whole.append)
-    with pytest.raises(KeyboardInterrupt):
-        train(checkpoint, callback=interrupt_at(3))
+    interrupted(checkpoint)
     train(checkpoint, callback=rest.append)
     assert rest == whole[2:]
 
 
 def test_what_was_done_is_not_done_again(tmp_path: Path, monkeypatch) -> None:
     checkpoint, seen = tmp_path / "run.ckpt", []
-    with pytest.raises(KeyboardInterrupt):
-        train(checkpoint, callback=interrupt_at(4))
+    interrupted(checkpoint, at=4)
     monkeypatch.setattr(Backbone, "generate", None)  # the images are in the checkpoint
     train(checkpoint, callback=lambda step: seen.append(step.iteration))
     assert seen == [4, 5]
@@ -108,16 +105,16 @@ def test_what_was_done_is_not_done_again(tmp_path: Path, monkeypatch) -> None:
 
 def test_a_finished_run_is_taken_from_its_checkpoint(tmp_path: Path) -> None:
     checkpoint = tmp_path / "run.ckpt"
-    whole = train(checkpoint)
-    assert train(checkpoint, callback=interrupt_at(1)) == whole  # no iteration is left to do
+    whole, seen = train(checkpoint), []
+    assert train(checkpoint, callback=seen.append) == whole
+    assert seen == []  # no iteration is left to do
 
 
 def test_an_interruption_while_writing_leaves_the_checkpoint_before(
     tmp_path: Path, monkeypatch
 ) -> None:
     checkpoint = tmp_path / "run.ckpt"
-    with pytest.raises(KeyboardInterrupt):
-        train(checkpoint, callback=interrupt_at(3))
+    interrupted(checkpoint)
     before = checkpoint.read_bytes()
 
     def killed(*_: object) -> None:
@@ -158,29 +155,17 @@ def test_a_killed_process_is_gone_on_with(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- what is not to be gone on with
-def of_another_seed(path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        train(path, seed=1, callback=interrupt_at(3))
-
-
-def of_other_settings(path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        train(path, replace(QUICK, lam=0.1), callback=interrupt_at(3))
-
-
 def with_other_guidance(path: Path) -> None:
     backbone = shared()
     backbone.guidance = 2.0
     try:
-        with pytest.raises(KeyboardInterrupt):
-            train(path, callback=interrupt_at(3))
+        interrupted(path)
     finally:
         backbone.guidance = 4.0
 
 
 def truncated(path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        train(path, callback=interrupt_at(3))
+    interrupted(path)
     path.write_bytes(path.read_bytes()[:-100])
 
 
@@ -198,8 +183,8 @@ class Malicious:
 @pytest.mark.parametrize(
     "spoil",
     [
-        of_another_seed,
-        of_other_settings,
+        lambda path: interrupted(path, seed=1),
+        lambda path: interrupted(path, replace(QUICK, lam=0.1)),
         with_other_guidance,
         truncated,
         foreign(torch.ones(1)),
