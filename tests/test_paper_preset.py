@@ -28,15 +28,8 @@ PUBLISHED = {
 }
 
 
-def test_the_preset_holds_the_published_values() -> None:
-    paper = PRESETS["paper"]
-    assert {name: getattr(paper, name) for name in PUBLISHED} == PUBLISHED
-
-
-def test_the_undecoupled_preset_differs_where_the_paper_says_so() -> None:
+def test_the_undecoupled_preset_differs_where_the_paper_says_so_and_runs() -> None:
     paper, undecoupled = PRESETS["paper"], PRESETS["undecoupled"]
-    assert undecoupled.learning_rate == 1e-5
-    assert undecoupled.parametrisation == "full"
     assert undecoupled == replace(
         paper,
         parametrisation="full",
@@ -44,6 +37,9 @@ def test_the_undecoupled_preset_differs_where_the_paper_says_so() -> None:
         method=undecoupled.method,  # nothing is kept, so neither of the two says anything
         beta=undecoupled.beta,
     )
+    settings = replace(undecoupled, iterations=2, images=1)
+    recorded = erase(shared(), NEON, (), settings, trainer=QUIET).provenance.settings
+    assert (recorded["learning_rate"], recorded["parametrisation"]) == (1e-5, "full")
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +51,9 @@ def run() -> tuple[ConceptDelta, list[ErasureStep]]:
     return delta, steps
 
 
-def test_it_records_the_published_values(run) -> None:
-    recorded = run[0].provenance.settings
+def test_the_preset_holds_the_published_values_and_a_delta_records_them(run) -> None:
+    paper, recorded = PRESETS["paper"], run[0].provenance.settings
+    assert {name: getattr(paper, name) for name in PUBLISHED} == PUBLISHED
     expected = PUBLISHED | {"iterations": 12}
     assert {name: recorded[name] for name in expected} == expected
     assert set(recorded) == {*ErasureSettings.__dataclass_fields__, "eraser", "guidance", "steps"}
@@ -77,8 +74,7 @@ def test_every_solution_of_its_basis_has_unit_length_and_moves_by_beta() -> None
     By less than that here: times beta, the gradients are as small as Adam's epsilon.
     """
     backbone, settings = shared(), replace(PRESETS["paper"], iterations=1, images=2)
-    room = constraint_of(NEON, settings, backbone)
-    S = room.space.basis
+    S = constraint_of(NEON, settings, backbone).space.basis
     assert_close(S.norm(dim=0), torch.ones(S.shape[1], dtype=S.dtype))
     delta = erase(backbone, NEON, others(NEON), settings, trainer=QUIET)
     path = delta.paths[0]
@@ -98,10 +94,3 @@ def test_it_keeps_what_it_keeps(run) -> None:
         assert leaked <= bound * float(torch.linalg.matrix_norm(change, 2)) * 1.01
     assert delta.kept == ("", *others(NEON))
     assert steps[-1].norm > 0
-
-
-def test_the_published_undecoupled_erasure_runs() -> None:
-    settings = replace(PRESETS["undecoupled"], iterations=2, images=1)
-    delta = erase(shared(), NEON, (), settings, trainer=QUIET)
-    assert delta.provenance.settings["learning_rate"] == 1e-5
-    assert delta.provenance.settings["parametrisation"] == "full"
