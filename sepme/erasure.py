@@ -34,7 +34,6 @@ __all__ = [
     "PRESETS",
     "ErasureSettings",
     "ErasureStep",
-    "closed_form_factor",
     "erase",
     "preset",
     "recorded_settings",

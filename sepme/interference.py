@@ -40,7 +40,6 @@ __all__ = [
     "measure_pictures",
     "overlap",
     "own_prompts",
-    "principal_cosines",
     "prompt_energy",
     "random_largest_cosines",
     "row_space",

@@ -29,7 +29,7 @@ from sepme._data import shipped
 from sepme.concept import Catalogue, Vocabulary
 from sepme.errors import SepmeError
 
-__all__ = ["ATELIER", "Backbone", "best_device", "load_catalogue", "to_epsilon"]
+__all__ = ["ATELIER", "Backbone", "best_device", "load_catalogue"]
 
 #: The model that ships with the project.
 ATELIER = shipped("atelier")

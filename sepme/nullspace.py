@@ -26,13 +26,11 @@ from sepme.model import Backbone
 
 __all__ = [
     "Constraint",
-    "NothingFree",
     "NullSpace",
     "constrain",
     "damped_projection",
     "null_space",
     "pivot_rows",
-    "reduced_row_echelon",
     "refuse_meaningless",
     "row_basis",
 ]
