@@ -8,14 +8,14 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test notebooks browser lint lab app clean
+.PHONY: help demo test long browser lint lab app clean
 
 help:
 	@echo "make demo       erase, compose and restore concepts; pictures in figures/demo"
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make app        open the concept mixer as a web page"
 	@echo "make test       lint, then run the tests but those of whole notebooks"
-	@echo "make notebooks  run every notebook and every solution (about 15 minutes)"
+	@echo "make long     run every notebook and solution, and draw shipped cells again"
 	@echo "make browser    run the mixer's tests in Chromium; screenshots in build/browser"
 	@echo "make lint       lint only"
 	@echo "make clean      remove .venv and caches"
@@ -24,10 +24,10 @@ demo: $(INSTALLED)
 	$(BIN)/sepme demo --out figures/demo
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not notebooks"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not long"
 
-notebooks: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m notebooks
+long: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m long
 
 browser: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser

@@ -190,7 +190,7 @@ def test_students_see_neither_answers_nor_hidden_tests(path: Path, built: Path) 
             assert region in answered.source
 
 
-@pytest.mark.notebooks
+@pytest.mark.long
 @each_exercise
 def test_the_solution_solves_it(path: Path, built: Path, tmp_path: Path) -> None:
     executed = tidy(execute(built / "solution" / path.name, tmp_path))
@@ -200,7 +200,7 @@ def test_the_solution_solves_it(path: Path, built: Path, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.notebooks
+@pytest.mark.long
 @each
 def test_a_blank_exercise_fails_its_check(path: Path, tmp_path: Path) -> None:
     blank = nbformat.read(blank_of(path), as_version=4)

@@ -92,7 +92,7 @@ def test_there_are_notebooks() -> None:
     assert chapters()[-1] == FOLDER / "teacher" / LADDER
 
 
-@pytest.mark.notebooks
+@pytest.mark.long
 @each_to_run
 def test_it_runs(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest

@@ -23,7 +23,7 @@ def own_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.notebooks
+@pytest.mark.long
 @each_to_run
 def test_it_runs_on_a_model_of_ones_own(
     path: Path, own_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -252,7 +252,7 @@ def test_a_run_resumes_and_its_restored_cells_are_the_original(
         run_scenes(*here, progress=False)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_shipped_cells_are_what_is_drawn_now(tmp_path: Path) -> None:
     """Cells of the tables, from making the changes to measuring, give the shipped numbers."""
     backbone, judge, evaluated = Backbone.load(), Judge.load(), EVALUATED["style"]
