@@ -390,18 +390,7 @@ class Backbone:
         guidance = self.guidance if guidance is None else guidance
         choose(("images", "latents"), output=output)
         at_least(1, batch=batch)
-        if len(prompts) != len(seeds) or not prompts:
-            raise SepmeError(
-                f"{len(prompts)} prompts and {len(seeds)} seeds do not go together: give at least "
-                "one prompt, and one seed a picture."
-            )
-        if not 1 <= steps <= self.timesteps:
-            raise SepmeError(f"steps = {steps} is not possible: give 1 to {self.timesteps}.")
-        if guidance != 0 and not 1 <= guidance < math.inf:
-            raise SepmeError(
-                f"guidance = {guidance} cannot be drawn with: give 0 (no words), 1 (the prompt's "
-                "own prediction), or more."
-            )
+        self._check_request(prompts, seeds, steps, guidance)
         if guidance == 0:  # eps_0 + 0 r(c): diffusers would draw g = 1 instead
             prompts = [""] * len(prompts)
         pictures = []
@@ -430,6 +419,22 @@ class Backbone:
             )
         result = torch.cat(pictures)
         return result if output == "latents" else result.float().cpu()
+
+    def _check_request(
+        self, prompts: list[str], seeds: Sequence[int], steps: int, guidance: float
+    ) -> None:
+        if len(prompts) != len(seeds) or not prompts:
+            raise SepmeError(
+                f"{len(prompts)} prompts and {len(seeds)} seeds do not go together: give at least "
+                "one prompt, and one seed a picture."
+            )
+        if not 1 <= steps <= self.timesteps:
+            raise SepmeError(f"steps = {steps} is not possible: give 1 to {self.timesteps}.")
+        if guidance != 0 and not 1 <= guidance < math.inf:
+            raise SepmeError(
+                f"guidance = {guidance} cannot be drawn with: give 0 (no words), 1 (the prompt's "
+                "own prediction), or more."
+            )
 
 
 def to_epsilon(

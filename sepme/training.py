@@ -100,11 +100,7 @@ class Trainer:
                 value, found = loss(fixed, torch.Generator().manual_seed(mix(seed, done)))
                 done += 1
                 step = report(**{"iteration": done, "loss": float(value.detach()), **found})
-                if not math.isfinite(step.loss):
-                    raise SepmeError(
-                        f"The loss of iteration {done} is {step.loss}: lower the learning "
-                        "rate, or check the model's weights."
-                    )
+                _check_finite(step)
                 optimiser.zero_grad()
                 value.backward()
                 before_step()
@@ -162,6 +158,14 @@ class Trainer:
         for part, content in zip(state, saved["state"], strict=True):
             part.load_state_dict(content)
         return saved["done"], saved["fixed"]
+
+
+def _check_finite(step: Step) -> None:
+    if not math.isfinite(step.loss):
+        raise SepmeError(
+            f"The loss of iteration {step.iteration} is {step.loss}: lower the learning rate, or "
+            "check the model's weights."
+        )
 
 
 def _parameters(optimiser: torch.optim.Optimizer) -> list[Tensor]:
