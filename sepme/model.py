@@ -35,15 +35,13 @@ __all__ = ["ATELIER", "Backbone", "best_device", "load_catalogue"]
 ATELIER = shipped("atelier")
 #: What a pipeline is sampled with when its folder has no `generation.json` (SD v1.4, the paper).
 PAPER_GENERATION = {"guidance_scale": 7.5, "num_inference_steps": 100}
+#: What a UNet's output may mean.
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
 def best_device() -> torch.device:
-    """CUDA, then Apple's GPU, then the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
+    """The accelerator that is there (CUDA, Apple's GPU), else the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def load_catalogue(model: str | Path | None = None) -> Catalogue | None:
@@ -57,10 +55,8 @@ def load_catalogue(model: str | Path | None = None) -> Catalogue | None:
 
 def _generation(file: Path) -> tuple[float, int]:
     """Guidance scale and number of steps that a model's folder asks for, or the paper's."""
-    content = dict(PAPER_GENERATION)
     try:
-        if file.is_file():
-            content = content | json.loads(file.read_text())
+        content = PAPER_GENERATION | (json.loads(file.read_text()) if file.is_file() else {})
         return float(content["guidance_scale"]), int(content["num_inference_steps"])
     except (ValueError, TypeError) as error:
         raise SepmeError(
@@ -69,20 +65,16 @@ def _generation(file: Path) -> tuple[float, int]:
 
 
 def _check_place(path: Path) -> None:
-    """Refuse what can be neither a pipeline's folder nor a hub id, before anything is asked for.
-
-    Raises:
-        SepmeError: a file, a folder of something else, or the path of no folder.
-    """
-    if path.is_dir() and (path / "model_index.json").is_file():
+    """Refuse what can be neither a pipeline's folder nor a hub id, before anything is asked for."""
+    if (path / "model_index.json").is_file():
         return
     if path.is_dir():
         what = f"The folder '{path}' holds no Stable Diffusion pipeline"
     elif path.exists():
         what = f"'{path}' is a file and no Stable Diffusion pipeline"
-    elif path.is_absolute() or len(path.parts) > 2:
+    elif path.is_absolute() or len(path.parts) > 2:  # "name" and "owner/name" may be hub ids
         what = f"There is no folder '{path}', and so no Stable Diffusion pipeline in it"
-    else:  # "name" and "owner/name" may be hub ids
+    else:
         return
     raise SepmeError(f"{what}: give a folder with a model_index.json, or a hub id.")
 
@@ -125,10 +117,7 @@ class Backbone:
             module.eval().requires_grad_(False)
         self.projections()  # a pipeline that cannot be edited is refused before any work
         self._check_weights()
-        # Nor is one whose output cannot be read: to_epsilon refuses an unknown prediction type.
-        to_epsilon(
-            torch.zeros(1), torch.zeros(1), torch.tensor([0]), torch.ones(1), self.prediction_type
-        )
+        choose(PREDICTION_TYPES, prediction_type=self.prediction_type)
 
     @classmethod
     def load(
@@ -144,10 +133,8 @@ class Backbone:
                 that are not finite, or a device that is not there.
         """
         path = Path(model) if model is not None else ATELIER
-        if model is None and not (path / "model_index.json").is_file():
-            raise SepmeError(
-                f"The shipped model is missing: restore {path}, or install sepme again."
-            )
+        if model is None and not path.is_dir():
+            raise SepmeError(f"The shipped model is missing: restore {path}, or install it again.")
         _check_place(path)
         try:
             with _quiet_loading():
@@ -158,15 +145,11 @@ class Backbone:
             *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError),
             SafetensorError,
         ) as error:
-            what = (
-                f"'{model or path.name}' holds no Stable Diffusion pipeline that diffusers can load"
-                if path.exists()
-                else f"There is no folder '{model}', nor a Stable Diffusion pipeline of that name "
-                "that the hub gave"
-            )
+            what = f"'{path}' holds no Stable Diffusion pipeline that diffusers can load"
+            if not path.exists():
+                what = f"There is no folder '{path}', nor did the hub give a pipeline of that name"
             raise SepmeError(
-                f"{what} ({type(error).__name__}): give a folder with a whole pipeline and its "
-                "model_index.json, or a hub id."
+                f"{what} ({type(error).__name__}): give a whole pipeline with its model_index.json."
             ) from error
         guidance, steps = _generation(path / "generation.json")
         try:
@@ -175,8 +158,7 @@ class Backbone:
             pipe = pipe if pipe.unet.dtype == dtype else pipe.to(dtype)
         except (RuntimeError, AssertionError) as error:  # torch's answers to a device it lacks
             raise SepmeError(
-                f"The device '{device}' is not there for this build of torch: leave it out, or "
-                f"choose '{best_device()}'."
+                f"The device '{device}' is not there for this torch: choose '{best_device()}'."
             ) from error
         return cls(pipe, path.name if path.exists() else str(model), guidance, steps)
 
@@ -185,8 +167,7 @@ class Backbone:
             for name, tensor in getattr(self.pipe, part).state_dict().items():
                 if tensor.is_floating_point() and not tensor.isfinite().all():
                     raise SepmeError(
-                        f"The weight '{part}.{name}' of '{self.name}' is not finite: load the "
-                        "model from an intact copy, or in float32 if it was converted."
+                        f"The weight '{part}.{name}' is not finite: load an intact float32 copy."
                     )
 
     # ------------------------------------------------------------------ what it is made of
@@ -218,7 +199,7 @@ class Backbone:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """The words that the model was made for, and `remark`, which speaks about the others."""
+        """The words that the model was made for."""
         return Vocabulary.of(self.pipe.tokenizer)
 
     @property
@@ -240,12 +221,10 @@ class Backbone:
         """sha256 over names, shapes and bytes of the original UNet and text encoder."""
         digest = hashlib.sha256()
         for part in ("text_encoder", "unet"):
-            state = getattr(self.pipe, part).state_dict()
-            original = {
-                k.replace(".base_layer", ""): v for k, v in state.items() if "lora_" not in k
-            }
+            state = getattr(self.pipe, part).state_dict().items()
+            original = {k.replace(".base_layer", ""): v for k, v in state if "lora_" not in k}
             for key in sorted(original):
-                tensor = original[key].detach().cpu().contiguous()
+                tensor = original[key].cpu().contiguous()
                 digest.update(f"{part}.{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
                 digest.update(tensor.view(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
@@ -257,8 +236,7 @@ class Backbone:
             SepmeError: no cross-attention found, projections fused into one, or a wrong width.
         """
         modules = dict(self.pipe.unet.named_modules())
-        fused = [n for n in modules if n.endswith((".to_kv", ".to_qkv"))]
-        if fused:
+        if fused := [n for n in modules if n.endswith((".to_kv", ".to_qkv"))]:
             raise SepmeError(
                 f"The projections of '{fused[0]}' are fused: load the pipeline again and leave out "
                 "fuse_qkv_projections()."
@@ -270,14 +248,13 @@ class Backbone:
         }
         if not found:
             raise SepmeError(
-                "This UNet has no 'attn2.to_k' or 'attn2.to_v' layer: only pipelines with "
-                "text cross-attention (Stable Diffusion 1.x and 2.x shapes) can be edited."
+                "This UNet has no 'attn2.to_k' or 'attn2.to_v' layer: use a pipeline of the shape "
+                "of Stable Diffusion 1.x or 2.x."
             )
-        wrong = [n for n, m in found.items() if m.in_features != self.d_in]
-        if wrong:
+        if wrong := [n for n, m in found.items() if m.in_features != self.d_in]:
             raise SepmeError(
-                f"'{wrong[0]}' takes {found[wrong[0]].in_features} inputs where the text "
-                f"embedding has {self.d_in}: this architecture is not supported."
+                f"'{wrong[0]}' takes {found[wrong[0]].in_features} inputs where the text embedding "
+                f"has {self.d_in}: this architecture is not supported."
             )
         return found
 
@@ -310,13 +287,8 @@ class Backbone:
             prompts = [prompts]
         if not prompts:
             raise SepmeError("There is no prompt to encode: give at least one.")
-        ids = self.pipe.tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=self.tokens,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
+        options = {"padding": "max_length", "max_length": self.tokens, "truncation": True}
+        ids = self.pipe.tokenizer(list(prompts), return_tensors="pt", **options).input_ids
         # In blocks: a UNet's text encoder is small beside hundreds of prompts' activations.
         blocks = [self.pipe.text_encoder(part.to(self.device))[0] for part in ids.split(64)]
         return torch.cat(blocks)
@@ -334,9 +306,8 @@ class Backbone:
     ) -> Tensor:
         """Predicted noise eps(x_t, c, t) `[n, c, h, w]`, whatever the UNet itself predicts.
 
-        `weights` stand in for the UNet's own during this one call, so that a trained increment
-        can be differentiated without touching the model. Their keys are module paths (of which the
-        weight is meant) or parameter paths.
+        `weights` (module or parameter path -> tensor) replace the UNet's own in this one call, so
+        that a trained increment can be differentiated without touching the model.
         """
         named = {self._parameter_name(path): weight for path, weight in (weights or {}).items()}
         output = torch.func.functional_call(self.unet, named, (x_t, t, embedding)).sample
@@ -377,8 +348,7 @@ class Backbone:
                 and of all of them; what it raises ends the sampling.
 
         Each picture's noise comes from its own seed alone, so it does not depend on its batch
-        (up to the last bits that a different batch shape costs in floating point). A word that
-        means nothing to the model is drawn like any other; `vocabulary` tells.
+        (up to the last bits that a different batch shape costs in floating point).
 
         Raises:
             SepmeError: no prompt, seeds that do not match, or numbers that cannot be sampled with;
@@ -401,9 +371,8 @@ class Backbone:
                 on_step(next(done), total)
             return values
 
-        for first in tqdm(
-            range(0, len(prompts), batch), desc="generating", disable=not progress, leave=False
-        ):
+        firsts = range(0, len(prompts), batch)
+        for first in tqdm(firsts, desc="generating", disable=not progress, leave=False):
             some = slice(first, first + batch)
             generators = [torch.Generator("cpu").manual_seed(s) for s in seeds[some]]
             noise = torch.stack([torch.randn(self.latent_shape, generator=g) for g in generators])
@@ -438,11 +407,7 @@ class Backbone:
 
 
 def to_epsilon(
-    model_output: Tensor,
-    x_t: Tensor,
-    t: Tensor,
-    alphas_cumprod: Tensor,
-    prediction_type: str,
+    model_output: Tensor, x_t: Tensor, t: Tensor, alphas_cumprod: Tensor, prediction_type: str
 ) -> Tensor:
     """The noise that the model predicts, whatever it was trained to predict.
 
@@ -458,14 +423,10 @@ def to_epsilon(
     Raises:
         SepmeError: another prediction type.
     """
+    choose(PREDICTION_TYPES, prediction_type=prediction_type)
     if prediction_type == "epsilon":
         return model_output
     a = alphas_cumprod.to(x_t)[t].reshape(-1, *[1] * (x_t.ndim - 1))
     if prediction_type == "v_prediction":
         return a.sqrt() * model_output + (1 - a).sqrt() * x_t
-    if prediction_type == "sample":
-        return (x_t - a.sqrt() * model_output) / (1 - a).sqrt()
-    raise SepmeError(
-        f"The scheduler's prediction type {prediction_type!r} is unknown: use a model that "
-        "predicts epsilon, v_prediction or sample."
-    )
+    return (x_t - a.sqrt() * model_output) / (1 - a).sqrt()  # the model predicts x_0
