@@ -62,11 +62,7 @@ class _Delta:
         return digest_of(self.provenance.to_dict(), self._tensors())
 
     def check_base(self, fingerprint: str) -> None:
-        """Refuse a model that it was not made for.
-
-        Raises:
-            SepmeError: `fingerprint` is another model's.
-        """
+        """Raise SepmeError if it was not made for the model of this fingerprint."""
         if self.base != fingerprint:
             raise SepmeError(
                 f"The delta of '{self.concept}' was made for another base model, "
@@ -137,8 +133,8 @@ class ConceptDelta(_Delta):
             up = self.up[path]
             if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
                 raise SepmeError(
-                    f"The factors of {path} do not fit: down is {list(down.shape)}, up is "
-                    f"{list(up.shape)}, and they must be [q, d_in] and [d_out, q]."
+                    f"The factors of {path} do not fit: give [q, d_in] and [d_out, q], not "
+                    f"{list(down.shape)} and {list(up.shape)}."
                 )
         rank = self.rank
         object.__setattr__(self, "down", _own(self.down, rank, dim=0))
@@ -171,7 +167,7 @@ class ConceptDelta(_Delta):
         return float(entries.norm(p)) / len(self.paths)
 
     def frobenius(self) -> float:
-        """Root of the sum of the squares of all entries of all layers."""
+        """Square root of the sum of all squared entries."""
         return self.norm(2) * len(self.paths)
 
     def lora_state_dict(self) -> dict[str, Tensor]:
@@ -193,10 +189,8 @@ class ConceptDelta(_Delta):
     def __mul__(self, scale: float) -> "ConceptDelta":
         settings = dict(self.provenance.settings)
         settings["scale"] = settings.get("scale", 1.0) * float(scale)
-        provenance = replace(self.provenance, settings=settings)
-        return replace(
-            self, up={path: up * scale for path, up in self.up.items()}, provenance=provenance
-        )
+        up = {path: factor * scale for path, factor in self.up.items()}
+        return replace(self, up=up, provenance=replace(self.provenance, settings=settings))
 
     __rmul__ = __mul__
 
@@ -263,15 +257,10 @@ class DenseDelta(_Delta):
         """The parameters that it changes, sorted."""
         return tuple(self.changes)
 
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """The modules whose parameters it changes: a weight and its bias are one layer."""
-        return tuple(dict.fromkeys(path.rpartition(".")[0] for path in self.changes))
-
     def norm(self, p: float = 1) -> float:
-        """`||Delta||_p / M` over the M layers, as `ConceptDelta.norm` (paper eq. 3)."""
+        """`||Delta||_p / M` over the M layers (eq. 3); a weight and its bias are one layer."""
         entries = torch.cat([change.double().flatten() for change in self.changes.values()])
-        return float(entries.norm(p)) / len(self.layers)
+        return float(entries.norm(p)) / len({path.rpartition(".")[0] for path in self.changes})
 
     def _tensors(self) -> Mapping[str, Tensor]:
         return self.changes

@@ -8,7 +8,7 @@ not see (`sepme.nullspace`). The loop that does it is `sepme.training.Trainer`.
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, overload
 
 import torch
@@ -116,13 +116,11 @@ class ErasureSettings:
             raise SepmeError(f"tau = {self.tau} is no number: give one, like 0.")
         if self.start == "closed_form" and self.parametrisation != "lora":
             raise SepmeError(
-                "The closed form starts the 'lora' parametrisation only: use start='zero' with "
-                f"'{self.parametrisation}'."
+                f"The closed form is a 'lora': use start='zero' with '{self.parametrisation}'."
             )
         if self.method == "damped" and self.parametrisation == "dense":
             raise SepmeError(
-                "The damped null space has no basis for 'dense' to be multiplied with: use "
-                "method='svd' or 'elimination' with it, or parametrisation='lora'."
+                "The damped null space has no basis for 'dense': use method='svd' or 'elimination'."
             )
 
 
@@ -190,10 +188,6 @@ class ErasureStep(Step):
     deltas: Callable[[], list[ConceptDelta]] = field(default=list, repr=False, compare=False)
     """Copies of the deltas as they are when it is called."""
 
-    def numbers(self) -> dict[str, Any]:
-        """All fields but `deltas`, for a file."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "deltas"}
-
 
 @overload
 def erase(model: Backbone, concepts: Concept, *args: Any, **options: Any) -> ConceptDelta: ...
@@ -227,11 +221,12 @@ def erase(
     increments = [_Increment(model, c, group, keep, settings, seed, after) for c in group]
     weights = [weight for increment in increments for weight in increment.weights.values()]
     momentum = Momentum(settings.alpha, settings.tau, settings.earliest_stop)
-    theta, present = model.cross_attention(), _sum_of(model, after)
+    theta = model.cross_attention()
+    present = [{p: delta.dense(p).to(theta[p]) for p in delta.paths} for delta in after]
 
     def loss(images: Mapping[str, Tensor], rng: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
         changes = [increment.change() for increment in increments]
-        changed = _added(theta, present, *changes)  # theta + sum_k Delta_k
+        changed = _added(theta, *present, *changes)  # theta + sum_k Delta_k
         seen = []
         for increment in increments:
             x_t, t, n = _noised(model, images[increment.concept.name], settings, rng)
@@ -273,10 +268,7 @@ def _checked_group(
     names = [*(delta.concept for delta in after), *(concept.name for concept in group)]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise SepmeError(
-            f"'{twice[0]}' is to be erased twice: name it once, and not if a delta of it is "
-            "already on."
-        )
+        raise SepmeError(f"'{twice[0]}' is to be erased twice: name what is not erased yet, once.")
     return group
 
 
@@ -382,10 +374,7 @@ class _Increment:
 
 
 def retain_set(
-    concept: Concept,
-    group: Sequence[Concept],
-    keep: Sequence[str],
-    after: Sequence[ConceptDelta],
+    concept: Concept, group: Sequence[Concept], keep: Sequence[str], after: Sequence[ConceptDelta]
 ) -> list[str]:
     """What a concept must not touch: `keep`, the others of its group, what was erased before."""
     keep = [keep] if isinstance(keep, str) else list(keep)
@@ -460,16 +449,6 @@ def _added(theta: Weights, *changes: Weights) -> dict[str, Tensor]:
     return {**theta, **{path: theta[path] + value for path, value in total.items()}}
 
 
-def _sum_of(model: Backbone, deltas: Sequence[ConceptDelta]) -> dict[str, Tensor]:
-    """The change that deltas make together, by module path, where the model is."""
-    total: dict[str, Tensor] = {}
-    for delta in deltas:
-        for path in delta.paths:
-            change = delta.dense(path).to(model.device, model.dtype)
-            total[path] = total[path] + change if path in total else change
-    return total
-
-
 def _norm(changes: Sequence[Weights]) -> Tensor:
     """`||Delta||_1 / M` over the M layers (eq. 3), of all concepts together."""
     sums = [value.abs().sum() for change in changes for value in change.values()]
@@ -479,13 +458,9 @@ def _norm(changes: Sequence[Weights]) -> Tensor:
 def recorded_settings(
     model: Backbone, concepts: Sequence[Concept], settings: ErasureSettings
 ) -> dict[str, Any]:
-    """What a delta's provenance says of how it was trained, prompts and seed apart.
-
-    How the images of the concept are drawn decides the delta too, and so do the other concepts
-    that were erased jointly with it.
-    """
+    """What a delta's provenance says of how it was trained, prompts and seed apart."""
     jointly = {"jointly": [concept.name for concept in concepts]} if len(concepts) > 1 else {}
-    sampling = {"guidance": model.guidance, "steps": model.steps}
+    sampling = {"guidance": model.guidance, "steps": model.steps}  # of the concept's images
     return asdict(settings) | {"eraser": "sepme"} | sampling | jointly
 
 

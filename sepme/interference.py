@@ -8,10 +8,8 @@ linear, so two changes together need not be the sum of the two (additivity). Wha
 measured: how much does a delta change what is not its own?
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,7 +19,7 @@ from scipy.linalg import subspace_angles
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sepme.artefact import save_json, versions
+from sepme.artefact import versions
 from sepme.composition import Composition
 from sepme.concept import evenly
 from sepme.delta import ConceptDelta
@@ -215,8 +213,7 @@ def additivity_residual(composition: Composition, a: str, b: str, probe: Probe) 
 class Interference:
     """How much the delta of each erased concept changes what each evaluated one's prompts give.
 
-    `measure_noise` and `measure_pictures` make one; `save` and `load` keep it as JSON, without the
-    pictures.
+    `measure_noise` and `measure_pictures` make one; `to_frame` makes a table of it.
 
     Raises:
         SepmeError: fewer than two concepts, a name twice, or a matrix of another shape or with an
@@ -276,44 +273,6 @@ class Interference:
                 raise SepmeError(f"{name!r} was not measured: choose one of {', '.join(known)}.")
         return self.to_frame().loc[(erased, evaluated)].to_dict()
 
-    def save(self, path: str | Path) -> Path:
-        """Write JSON, all but the pictures.
-
-        Raises:
-            SepmeError: the file cannot be written.
-        """
-        plain = ("erased", "evaluated", "measure", "prompts", "seed", "provenance")
-        content = {name: getattr(self, name) for name in plain}
-        content["matrix"] = self.matrix.tolist()
-        content["details"] = {name: matrix.tolist() for name, matrix in self.details.items()}
-        return save_json(path, content)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Interference":
-        """Read what `save` wrote.
-
-        Raises:
-            SepmeError: a file that is missing or that holds something else.
-        """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            content |= {name: tuple(content[name]) for name in ("erased", "evaluated")}
-            content["matrix"] = _matrix(content["matrix"])
-            content["details"] = {name: _matrix(m) for name, m in content["details"].items()}
-            content["prompts"] = {name: tuple(p) for name, p in content["prompts"].items()}
-            return cls(**content)
-        except SepmeError:
-            raise
-        except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-            raise SepmeError(
-                f"{path} is no measurement of interference: give a file that Interference.save "
-                "wrote."
-            ) from error
-
-
-def _matrix(rows: Any) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float64)
-
 
 def _check_names(erased: Sequence[str], evaluated: Sequence[str]) -> None:
     twice = any(len(set(names)) < len(names) for names in (erased, evaluated))
@@ -345,8 +304,7 @@ def own_prompts(deltas: Mapping[str, ConceptDelta], n: int = 4) -> dict[str, tup
         own = [prompt for prompt in delta.forgotten if prompt not in foreign]
         if not own:
             raise SepmeError(
-                f"Every prompt of {name!r} is forgotten by another concept too: say by `prompts` "
-                "what to look at."
+                f"Other concepts forget each of {name!r}'s prompts too: give `prompts`."
             )
         chosen[name] = tuple(evenly(own, min(n, len(own))))
     return chosen
@@ -465,8 +423,7 @@ def _measure(
     change = {(i, j): size(shown - before[j]) for (i, j), shown in after.items()}
     if silent := [name for name in prompts if change[name, name] == 0]:
         raise SepmeError(
-            f"The delta of {silent[0]!r} changes nothing of its own prompts, so no change is "
-            "relative to it: choose prompts that it forgets."
+            f"The delta of {silent[0]!r} changes nothing here: choose prompts that it forgets."
         )
     return Interference(
         erased,

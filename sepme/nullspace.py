@@ -20,6 +20,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from sepme._checks import below_one, choose
 from sepme.concept import Concept, refuse_overlap
 from sepme.errors import SepmeError, warn
 from sepme.model import Backbone
@@ -95,7 +96,7 @@ class NullSpace:
         """
         rows64 = _checked(rows, "the prompts to forget")
         size = float(torch.linalg.matrix_norm(rows64, 2))
-        floor = _default_rtol(rows) * size  # below this, a projected row is only rounding error
+        floor = _rtol(rows) * size  # below this, a projected row is only rounding error
         coordinates = row_basis(rows64 @ self.orthonormal, _rtol(rows, rtol), floor=floor)
         return coordinates @ self.orthonormal.T
 
@@ -120,8 +121,7 @@ def null_space(
     Raises:
         SepmeError: A has no rows or a row that is not finite, or no dimension is left free.
     """
-    if method not in ("svd", "elimination"):
-        raise SepmeError(f'Method {method!r} is unknown: choose "svd" or "elimination".')
+    choose(("svd", "elimination"), method=method)
     A64 = _checked(A, "the prompts to keep", labels)
     rtol = _rtol(A, rtol)
     spectrum, right = _svd(A64)
@@ -140,16 +140,14 @@ def null_space(
     else:
         basis = _elimination_basis(spectrum[:rank], right[:rank])
         leakage = float(torch.linalg.matrix_norm(A64 @ torch.linalg.qr(basis).Q, 2))
-    return NullSpace(
-        basis, rank, rtol, threshold, spectrum, method, leakage_bound=leakage + rounding
-    )
+    return NullSpace(basis, rank, rtol, threshold, spectrum, method, leakage + rounding)
 
 
 def row_basis(E: Tensor, rtol: float | None = None, *, floor: float = 0.0) -> Tensor:
     """Orthonormal rows `Q [q, d_in]` that span the rows of `E [m, d_in]`.
 
     Right singular vectors whose singular value exceeds `max(rtol * sigma_max, floor)`, strongest
-    first; the signs are fixed (largest entry positive), so that the same rows give the same Q.
+    first. The largest entry of each is positive, so that the same rows give the same Q.
 
     Raises:
         SepmeError: E has no rows, a row that is not finite, or nothing above the threshold.
@@ -159,8 +157,7 @@ def row_basis(E: Tensor, rtol: float | None = None, *, floor: float = 0.0) -> Te
     Q = right[: int((spectrum > max(_rtol(E, rtol) * float(spectrum[0]), floor)).sum())]
     if len(Q) == 0:
         raise NothingFree(
-            "The prompts to forget lie entirely inside what is kept: keep fewer prompts, or use "
-            "a larger tolerance."
+            "The prompts to forget lie inside what is kept: keep fewer, or use a larger tolerance."
         )
     largest = Q.gather(1, Q.abs().argmax(dim=1, keepdim=True))
     return Q * largest.sign()
@@ -195,11 +192,10 @@ def reduced_row_echelon(A: Tensor, threshold: float = 0.0) -> tuple[Tensor, list
     R, pivots = A.clone(), []
     for column in range(R.shape[1]):
         row = len(pivots)
-        if row == len(R):
-            break
-        best = row + int(R[row:, column].abs().argmax())
-        if float(R[best, column].abs()) <= threshold:
+        below = R[row:, column].abs()  # empty once every row has its pivot
+        if len(below) == 0 or below.max() <= threshold:
             continue
+        best = row + int(below.argmax())
         R[[row, best]] = R[[best, row]]
         R[row] /= R[row, column].clone()
         factors = R[:, column].clone()
@@ -238,38 +234,30 @@ def _svd(A: Tensor) -> tuple[Tensor, Tensor]:
     return spectrum, right
 
 
-def _default_rtol(A: Tensor) -> float:
-    eps = torch.finfo(A.dtype).eps
-    return min(max(A.shape) * eps, eps**0.5)
-
-
-def _rtol(A: Tensor, rtol: float | None) -> float:
+def _rtol(A: Tensor, rtol: float | None = None) -> float:
     """The tolerance to use; digits that the storage dtype does not hold are not asked for."""
+    eps = torch.finfo(A.dtype).eps
     if rtol is None:
-        return _default_rtol(A)
-    if not 0.0 <= rtol < 1.0:
-        raise SepmeError(f"The tolerance rtol = {rtol} is not relative: choose 0 <= rtol < 1.")
-    return max(rtol, torch.finfo(A.dtype).eps)
+        return min(max(A.shape) * eps, eps**0.5)
+    below_one(rtol=rtol)
+    return max(rtol, eps)
 
 
 def _checked(rows: Tensor, what: str, labels: Sequence[str] | None = None) -> Tensor:
     """The rows in float64, once they are known to be a finite, non-empty matrix."""
     if rows.ndim != 2 or rows.numel() == 0 or not rows.is_floating_point():
         raise SepmeError(
-            f"The embeddings of {what} must be rows [m, d_in] of floating-point numbers, at least "
-            f"one row; this is {list(rows.shape)} of {rows.dtype}."
+            f"The embeddings of {what} must be rows [m, d_in] of floating-point numbers, not "
+            f"{list(rows.shape)} of {rows.dtype}."
         )
     if labels is not None and (len(labels) == 0 or len(rows) % len(labels)):
         raise SepmeError(
             f"{len(labels)} labels do not divide {len(rows)} rows: give one label per prompt."
         )
-    finite = rows.isfinite().all(dim=1)
-    if not finite.all():
-        row = int(finite.logical_not().nonzero()[0])
+    for row in (~rows.isfinite().all(dim=1)).nonzero().flatten().tolist():
         name = f" ({_label(labels, row, len(rows))!r})" if labels else ""
         raise SepmeError(
-            f"Row {row}{name} of the embeddings of {what} is not finite: check the text encoder's "
-            "weights."
+            f"Row {row}{name} of the embeddings of {what} is not finite: check the text encoder."
         )
     return rows.detach().to("cpu", torch.float64)
 
@@ -330,8 +318,7 @@ class Constraint:
     @property
     def leakage(self) -> float:
         """Largest `||Q a|| / ||a||` over the kept rows a: how much of a kept token a delta sees."""
-        seen = (self.kept_rows @ self.basis.T).norm(dim=1)
-        return float((seen / self.kept_rows.norm(dim=1)).max())
+        return float(self._shares(self.kept_rows).max())
 
     @property
     def leakage_bound(self) -> float:
@@ -341,8 +328,7 @@ class Constraint:
     @property
     def reach(self) -> float:
         """Root mean square of `||Q e|| / ||e||` over the concept's rows: what is in reach."""
-        seen = (self.concept_rows @ self.basis.T).norm(dim=1)
-        return float((seen / self.concept_rows.norm(dim=1)).square().mean().sqrt())
+        return float(self._shares(self.concept_rows).square().mean().sqrt())
 
     @property
     def exposure(self) -> Tensor:
@@ -351,7 +337,8 @@ class Constraint:
         A prompt's exposure is `max_token ||Q e|| / ||e||`, here relative to the concept's least
         exposed prompt: 0 is out of sight, 1 as exposed as what is to be forgotten.
         """
-        kept, own = (self._exposed(rows) for rows in (self.kept_rows, self.concept_rows))
+        shares = map(self._shares, (self.kept_rows, self.concept_rows))
+        kept, own = (self._by_prompt(of_rows).amax(dim=1) for of_rows in shares)
         return kept / own.min().clamp_min(torch.finfo(own.dtype).tiny)
 
     @property
@@ -362,10 +349,9 @@ class Constraint:
         nearest = torch.cdist(kept[found].flatten(1), own.flatten(1)).amin(dim=1)
         return tuple(self.kept[i] for i in found[nearest.argsort(stable=True)])
 
-    def _exposed(self, rows: Tensor) -> Tensor:
-        """`max_token ||Q e|| / ||e||` of every prompt, `[prompts]`."""
-        shares = (rows @ self.basis.T).norm(dim=1) / rows.norm(dim=1)
-        return self._by_prompt(shares).amax(dim=1)
+    def _shares(self, rows: Tensor) -> Tensor:
+        """`||Q e|| / ||e||` of every row."""
+        return (rows @ self.basis.T).norm(dim=1) / rows.norm(dim=1)
 
     def _by_prompt(self, rows: Tensor) -> Tensor:
         return rows.unflatten(0, (-1, len(self.kept_rows) // len(self.kept)))
@@ -422,20 +408,20 @@ def constrain(
     kept = tuple(dict.fromkeys(["", *keep]))
     kept_rows = backbone.encode(kept).flatten(0, 1).double().cpu()
     concept_rows = backbone.encode(concept.prompts).flatten(0, 1).double().cpu()
-    dtype = backbone.dtype  # the tolerance floors at what the embeddings were stored in
+    # The tolerance floors at the dtype that the embeddings were stored in.
+    stored_kept, stored_concept = (rows.to(backbone.dtype) for rows in (kept_rows, concept_rows))
     cut = "svd" if method == "damped" else method
-    space = null_space(kept_rows.to(dtype), rtol=keep_rtol, method=cut, labels=kept)
+    space = null_space(stored_kept, rtol=keep_rtol, method=cut, labels=kept)
     try:
         # Refuses a concept inside what is kept, which damping alone would not notice.
-        basis = space.directions(concept_rows.to(dtype), rtol=concept_rtol)
+        basis = space.directions(stored_concept, rtol=concept_rtol)
         if method == "damped":
-            reach = damped_projection(kept_rows.to(dtype), concept_rows.to(dtype), keep_rtol)
+            reach = damped_projection(stored_kept, stored_concept, keep_rtol)
             basis = row_basis(reach, concept_rtol)
     except NothingFree as error:
         raise SepmeError(
-            f"Nothing of {concept.name!r} is free of what is kept, which fills {space.rank} of "
-            f"{space.d_in} dimensions ({crowding(kept_rows, kept)}): keep fewer prompts, or raise "
-            "keep_rtol."
+            f"Nothing of {concept.name!r} is free of what is kept ({space.rank} of {space.d_in} "
+            f"dimensions, {crowding(kept_rows, kept)}): keep fewer prompts, or raise keep_rtol."
         ) from error
     found = Constraint(concept, kept, space, basis, kept_rows, concept_rows)
     for remark in (backbone.vocabulary.remark((*concept.prompts, *kept)), found.remark()):
@@ -448,6 +434,5 @@ def refuse_meaningless(backbone: Backbone, concept: Concept) -> None:
     """Raise SepmeError if the model knows no word of any of the concept's prompts."""
     if not backbone.vocabulary.knows_any(concept.prompts):
         raise SepmeError(
-            f"This model knows no word of {concept.name!r}, so there is nothing to forget: name "
-            "something that it draws."
+            f"The model knows no word of {concept.name!r}: nothing to forget, name what it draws."
         )

@@ -8,13 +8,12 @@ same ones every time. A `Recording` is one training run seen through one probe.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sepme._checks import at_least
-from sepme.artefact import Provenance, load_artefact, save_artefact
+from sepme.artefact import Provenance
 from sepme.concept import Concept, evenly
 from sepme.correlation import noise_difference, normalised_correlation
 from sepme.delta import ConceptDelta
@@ -251,45 +250,6 @@ class Recording:
             sum(eta * c for eta, c in zip(step.eta, step.correlation, strict=True))
             for step in self.steps
         )
-
-    def save(self, path: str | Path) -> Path:
-        """Write the recording as one safetensors file; its header holds what is not a tensor.
-
-        Raises:
-            SepmeError: the name does not end in .safetensors, or cannot be written.
-        """
-        description = {name: getattr(self, name) for name in _PLAIN}
-        description["steps"] = [step.numbers() for step in self.steps]
-        description["provenance"] = self.provenance.to_dict()
-        tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
-        return save_artefact(path, _KIND, description, tensors)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Recording":
-        """Read what `save` wrote, every bit checked.
-
-        Raises:
-            SepmeError: a file that is missing, changed or no recording.
-        """
-        description, tensors = load_artefact(path, _KIND)
-        plain = {name: _tuples(description[name]) for name in _PLAIN}
-        steps = [{k: _tuples(v) for k, v in step.items()} for step in description["steps"]]
-        return cls(
-            **plain,
-            **tensors,
-            steps=tuple(ErasureStep(**step) for step in steps),
-            provenance=Provenance.from_dict(description["provenance"]),
-        )
-
-
-_KIND = "sepme.recording"
-_PLAIN = ("prompt", "reference", "timesteps", "iterations")
-_TENSORS = ("image", "original", "maps", "correlation")
-
-
-def _tuples(value: object) -> object:
-    """JSON knows lists only."""
-    return tuple(value) if isinstance(value, list) else value
 
 
 def record(

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -324,29 +323,6 @@ def test_own_prompts_are_those_that_no_other_delta_forgets() -> None:
     assert found == {"neon": ("neon", "neon style"), "boat": ("boat",)}
     with refused("boat", "prompts"):
         own_prompts({"neon": neon, "boat": make("boat", 1, forgotten=shared)})
-
-
-# ------------------------------------------------------------------ to the disk and back
-def test_what_is_saved_is_what_is_loaded(pictures: Interference, tmp_path: Path) -> None:
-    file = pictures.save(tmp_path / "interference.json")
-    again = Interference.load(file)
-    assert again.to_frame().equals(pictures.to_frame())
-    for name in ("erased", "evaluated", "measure", "prompts", "seed", "provenance"):
-        assert getattr(again, name) == getattr(pictures, name)
-    assert (again.before, again.after) == ({}, {})  # pictures are not kept
-    assert again.provenance["deltas"].keys() == set(NAMES)
-    file.write_text(file.read_text().replace('"erased": [\n    "neon",', '"erased": ['))
-    with refused("1 x 3"):
-        Interference.load(file)
-
-
-@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"matrix": [[1]]}', "\x00"])
-def test_another_file_is_refused(content: str | None, tmp_path: Path) -> None:
-    file = tmp_path / "other.json"
-    if content is not None:
-        file.write_text(content)
-    with refused("other.json"):
-        Interference.load(file)
 
 
 # ------------------------------------------------------------------ refusals

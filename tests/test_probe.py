@@ -265,22 +265,6 @@ def test_the_losses_are_what_the_momentum_averages(objective: str) -> None:
         assert step.momentum == pytest.approx(m)
 
 
-def test_a_recording_survives_the_disk(
-    recorded: tuple[ConceptDelta, Recording], tmp_path: Path
-) -> None:
-    _, recording = recorded
-    file = recording.save(tmp_path / "neon.safetensors")
-    again = Recording.load(file)
-    for name in ("image", "original", "maps", "correlation"):
-        assert torch.equal(getattr(again, name), getattr(recording, name)), name
-    for name in ("prompt", "reference", "timesteps", "iterations", "steps", "provenance", "losses"):
-        assert getattr(again, name) == getattr(recording, name), name
-    assert again.save(tmp_path / "again.safetensors").read_bytes() == file.read_bytes()
-    other = three_deltas()[0].save(tmp_path / "delta.safetensors")
-    with refused("delta.safetensors"):
-        Recording.load(other)
-
-
 # ---------------------------------------------------------------- bad input
 def test_what_makes_no_sense_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = shared()

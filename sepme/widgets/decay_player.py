@@ -92,7 +92,7 @@ def decay_player(recordings: Mapping[str, Recording], *, threaded: bool = True) 
     """Move through the iterations and timesteps of recorded trainings.
 
     Args:
-        recordings: name to what `sepme.probe.record` made, or `Recording.load` read.
+        recordings: name to what `sepme.probe.record` made.
         threaded: play beside the kernel's own loop, so that Stop is heard.
 
     Raises:
