@@ -65,7 +65,11 @@ def with_deltas(backbone: Backbone, prompt: str, *deltas: ConceptDelta) -> Tenso
 
 
 # ---------------------------------------------------------------- what is trained
-@pytest.mark.parametrize("settings", [FROM_ZERO, DENSE, FULL], ids=["lora", "dense", "full"])
+@pytest.mark.parametrize(
+    "settings",
+    [FROM_ZERO, DENSE, replace(DENSE, method="elimination"), FULL],
+    ids=["lora", "dense", "dense by elimination", "full"],
+)
 def test_the_factors_stand_for_the_change_that_was_trained(settings: ErasureSettings) -> None:
     """||Delta||_1 / M of the trained weights is that of the delta's `up @ down`."""
     keep = () if settings is FULL else others(NEON)
@@ -291,6 +295,15 @@ def test_joint_training_gives_what_separate_training_gives() -> None:
     assert joint.kept == alone.kept
     for path in alone.paths:
         assert_close(joint.dense(path), alone.dense(path), scale=float(alone.dense(path).norm()))
+
+
+def test_joint_training_weighs_each_loss_by_its_eta() -> None:
+    """Eq. 3 is what is minimised. With one sample a batch, L_cor(c_i) is its correlation squared."""
+    _, steps = jointly(replace(FROM_ZERO, batch=1, iterations=4))
+    for step in steps:
+        weighted = [eta * c**2 for eta, c in zip(step.eta, step.correlation, strict=True)]
+        assert step.loss == pytest.approx(sum(weighted), rel=1e-4)
+    assert max(steps[-1].eta) > 1.1  # the control: eta weighs the two differently
 
 
 def test_joint_training_forgets_all_and_each_delta_is_its_own() -> None:
