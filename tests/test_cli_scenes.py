@@ -68,9 +68,9 @@ def test_quick_is_one_scene_of_two_methods(plans: list) -> None:
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["--kind", "mood"], "Kind 'mood' is unknown"),
+        (["--kind", "mood"], "kind = 'mood' is unknown"),
         (["--scenes", "Scene9"], "Scene 'Scene9' is unknown"),
-        (["--methods", "magic"], "Method 'magic' is unknown"),
+        (["--methods", "magic"], "method = 'magic' is unknown"),
         (["--concepts", "neon"], "'neon' is no list of numbers"),
         (["--concepts", "10"], "no concept 10"),
         (["--methods", ""], "at least one scene and one method"),

@@ -23,7 +23,6 @@ from sepme.errors import SepmeError, SepmeWarning, warn
 if TYPE_CHECKING:
     from sepme.atelier.judge import Judge
     from sepme.concept import Catalogue, Concept
-    from sepme.delta import ConceptDelta
 
 __all__ = ["app"]
 
@@ -83,6 +82,7 @@ Model = Annotated[
     Option(help="A local diffusers directory or a hub id.", show_default="the shipped model"),
 ]
 Seed = Annotated[int, Option(min=0, help="Decides everything that is random.")]
+Picture = Annotated[Path, Option(help="The PNG file to write.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -93,9 +93,9 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _about(
-    version: Annotated[
-        bool, Option("--version", callback=_print_version, is_eager=True, help="Its version.")
-    ] = False,
+    version: bool = Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Its version."
+    ),
 ) -> None:
     """Make a text-to-image model forget concepts, compose what it forgot, and give it back."""
 
@@ -103,14 +103,10 @@ def _about(
 # ------------------------------------------------------------------ the story
 @app.command()
 def demo(
-    out: Annotated[Path, Option(help="Folder for pictures, deltas and report.json.")] = Path(
-        "figures/demo"
-    ),
-    erase: Annotated[
-        str, Option(help="Styles and objects, separated by commas.")
-    ] = "neon, swirl, ink, boat",
-    samples: Annotated[int, Option(min=1, help="Judged pictures a concept.")] = 20,
-    retained: Annotated[int, Option(min=1, help="Judged pictures of the rest.")] = 40,
+    out: Path = Option(Path("figures/demo"), help="Folder for pictures, deltas and report.json."),
+    erase: str = Option("neon, swirl, ink, boat", help="Styles and objects, separated by commas."),
+    samples: int = Option(20, min=1, help="Judged pictures a concept."),
+    retained: int = Option(40, min=1, help="Judged pictures of the rest."),
     seed: Seed = 0,
     model: Model = None,
 ) -> None:
@@ -124,10 +120,9 @@ def demo(
     _check_folder(out)
     catalogue = load_catalogue(model)
     if catalogue is None:
-        there = "has no catalogue.json" if Path(str(model)).exists() else "is not on this disk"
         raise SepmeError(
-            f"The model '{model}' {there}: give the folder of a model that brings a catalogue.json "
-            "and a judge.safetensors, or leave out --model."
+            f"The model '{model}' brings no catalogue.json: give the folder of a model with a "
+            "catalogue.json and a judge.safetensors, or leave out --model."
         )
     names = [concept.name for concept in _concepts(erase, catalogue)]  # before the model is loaded
     report = run_demo(
@@ -146,36 +141,25 @@ def demo(
 # ------------------------------------------------------------------ erasing and drawing
 @app.command()
 def erase(
-    concepts: Annotated[str, Argument(help='Names, separated by commas: "neon, boat".')],
-    out: Annotated[Path, Option(help="Folder for one file a concept.")] = Path("deltas"),
-    preset: Annotated[
-        str,
-        Option(
-            help="default, closed_form, from_zero, paper, paper_rescaled, undecoupled (for good)."
-        ),
-    ] = "default",
-    keep: Annotated[
-        list[str] | None,
-        Option(help="A prompt that must not change, beside the catalogue's; repeatable."),
-    ] = None,
-    keep_from: Annotated[
-        Path | None, Option(help="A text file of such prompts, one a line.")
-    ] = None,
-    keep_rtol: Annotated[
-        float | None,
-        Option(help="Tolerance of what is kept: larger erases more and disturbs more."),
-    ] = None,
-    after: Annotated[
-        list[Path] | None,
-        Option(help="A delta that is on already and must stay untouched; repeatable."),
-    ] = None,
-    joint: Annotated[bool, Option("--joint", help="Train all of them in one run.")] = False,
-    closed_form: Annotated[
-        bool, Option("--closed-form", help="No training: a fraction of a second.")
-    ] = False,
-    overwrite: Annotated[
-        bool, Option("--overwrite", help="Replace files that other settings made.")
-    ] = False,
+    concepts: str = Argument(help='Names, separated by commas: "neon, boat".'),
+    out: Path = Option(Path("deltas"), help="Folder for one file a concept."),
+    preset: str = Option(
+        "default",
+        help="default, closed_form, from_zero, paper, paper_rescaled, undecoupled (for good).",
+    ),
+    keep: list[str] | None = Option(
+        None, help="A prompt that must not change, beside the catalogue's; repeatable."
+    ),
+    keep_from: Path | None = Option(None, help="A text file of such prompts, one a line."),
+    keep_rtol: float | None = Option(
+        None, help="Tolerance of what is kept: larger erases more and disturbs more."
+    ),
+    after: list[Path] | None = Option(
+        None, help="A delta that is on already and must stay untouched; repeatable."
+    ),
+    joint: bool = Option(False, "--joint", help="Train all of them in one run."),
+    closed_form: bool = Option(False, "--closed-form", help="No training: a fraction of a second."),
+    overwrite: bool = Option(False, "--overwrite", help="Replace files that other settings made."),
     seed: Seed = 0,
     model: Model = None,
 ) -> None:
@@ -186,58 +170,54 @@ def erase(
     already, made with the same settings, are skipped.
     """
     from sepme.cli.tasks import erase_into, plan
+    from sepme.delta import ConceptDelta
     from sepme.erasure import preset as by_name
     from sepme.model import Backbone, load_catalogue
 
     _check_folder(out)
-    catalogue = load_catalogue(model)
-    settings = by_name(preset)
+    catalogue, settings = load_catalogue(model), by_name(preset)
     if keep_rtol is not None:
         settings = replace(settings, keep_rtol=keep_rtol)
-    jobs = plan(
+    tasks = plan(
         _concepts(concepts, catalogue),
-        [*(keep or ()), *_lines(keep_from)],
+        [*(keep or ()), *(_lines(keep_from) if keep_from else ())],
         catalogue,
         settings,
         seed=seed,
         joint=joint,
         closed=closed_form,
-        after=[_delta(path) for path in after or ()],
+        after=[ConceptDelta.load(file) for file in after or ()],
     )
-    erase_into(
-        out, jobs, Backbone.load(model), overwrite=overwrite, progress=sys.stderr.isatty(), say=echo
-    )
+    options = {"overwrite": overwrite, "progress": sys.stderr.isatty(), "say": echo}
+    erase_into(out, tasks, Backbone.load(model), **options)
 
 
 @app.command()
 def generate(
-    prompt: Annotated[str, Argument(help="What to draw.")],
-    erased: Annotated[
-        list[Path] | None, Option("--erase", help="A delta file to switch on; repeatable.")
-    ] = None,
-    out: Annotated[Path, Option(help="The PNG file to write.")] = Path("picture.png"),
-    steps: Annotated[
-        int | None, Option(min=1, help="Sampling steps.", show_default="the model's own")
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        Option(help="Guidance scale: 0, or 1 and more.", show_default="the model's own"),
-    ] = None,
-    force: Annotated[
-        bool, Option("--force", help="Compose even deltas that do not keep one another.")
-    ] = False,
+    prompt: str = Argument(help="What to draw."),
+    erased: list[Path] | None = Option(
+        None, "--erase", help="A delta file to switch on; repeatable."
+    ),
+    out: Picture = Path("picture.png"),
+    steps: int | None = Option(None, min=1, help="Sampling steps.", show_default="the model's own"),
+    guidance: float | None = Option(
+        None, help="Guidance scale: 0, or 1 and more.", show_default="the model's own"
+    ),
+    force: bool = Option(
+        False, "--force", help="Compose even deltas that do not keep one another."
+    ),
     seed: Seed = 0,
     model: Model = None,
 ) -> None:
     """Draw a picture with any concepts erased."""
     from sepme.cli._pictures import check_name
     from sepme.composition import Composition
+    from sepme.delta import ConceptDelta
     from sepme.model import Backbone
     from sepme.plots import png
 
-    _check_folder(out.parent)
     check_name(out)
-    deltas = [_delta(path) for path in erased or ()]
+    deltas = [ConceptDelta.load(file) for file in erased or ()]
     backbone = Backbone.load(model)
     if remark := backbone.vocabulary.remark([prompt]):
         warn(remark)
@@ -255,13 +235,9 @@ app.command("compose", help="The same as generate.")(generate)
 # ------------------------------------------------------------------ looking
 @app.command()
 def inspect(
-    file: Annotated[Path, Argument(help="A file that `sepme erase` made.")],
-    prompts: Annotated[
-        bool, Option("--prompts", help="List all prompts, forgotten and kept.")
-    ] = False,
-    spectrum: Annotated[
-        Path | None, Option(help="A PNG file for the singular values of every layer.")
-    ] = None,
+    file: Path = Argument(help="A file that `sepme erase` made."),
+    prompts: bool = Option(False, "--prompts", help="List all prompts, forgotten and kept."),
+    spectrum: Path | None = Option(None, help="A PNG file for the singular values of every layer."),
 ) -> None:
     """Say what an erased concept's file holds.
 
@@ -269,11 +245,12 @@ def inspect(
     """
     from sepme.cli._inspection import describe, spectrum_figure
     from sepme.cli._pictures import check_name
+    from sepme.delta import ConceptDelta
     from sepme.plots import png
 
     if spectrum is not None:
         check_name(spectrum)
-    delta = _delta(file)
+    delta = ConceptDelta.load(file)
     echo(describe(delta, prompts=prompts))
     if spectrum is not None:
         write_atomically(spectrum, png(spectrum_figure(delta)))
@@ -296,12 +273,12 @@ def doctor(model: Model = None) -> None:
 # ------------------------------------------------------------------ the shipped model
 @atelier.command()
 def train(
-    out: Annotated[Path, Option(help="Folder for checkpoints and the finished model.")],
-    steps: Annotated[int | None, Option(min=1, help="Steps of the UNet.")] = None,
-    pictures: Annotated[int | None, Option(min=1, help="Training drawings.")] = None,
-    batch: Annotated[int | None, Option(min=1, help="Pictures a step.")] = None,
-    device: Annotated[str | None, Option(help="cpu, cuda, cuda:1 ...")] = None,
-    seed: Annotated[int | None, Option(min=0, help="Decides everything random.")] = None,
+    out: Path = Option(help="Folder for checkpoints and the finished model."),
+    steps: int | None = Option(None, min=1, help="Steps of the UNet."),
+    pictures: int | None = Option(None, min=1, help="Training drawings."),
+    batch: int | None = Option(None, min=1, help="Pictures a step."),
+    device: str | None = Option(None, help="cpu, cuda, cuda:1 ..."),
+    seed: int | None = Option(None, min=0, help="Decides everything random."),
 ) -> None:
     """Train the shipped model from nothing.
 
@@ -313,16 +290,15 @@ def train(
     _check_folder(out)
     options = {"steps": steps, "pictures": pictures, "batch": batch, "device": device, "seed": seed}
     settings = TrainSettings(**{k: v for k, v in options.items() if v is not None})
-    finished = training.train(out, settings)
-    echo(f"The model is in {finished}")
+    echo(f"The model is in {training.train(out, settings)}")
 
 
 @atelier.command()
 def evaluate(
-    out: Annotated[Path, Option(help="Folder for the figures, the pictures and the card.")],
-    seeds: Annotated[int, Option(min=1, help="Pictures of each style and object.")] = 10,
-    hardware: Annotated[str, Option(help="For the card: what trained the model.")] = "",
-    limits: Annotated[str, Option(help="For the card: what its pictures lack.")] = "",
+    out: Path = Option(help="Folder for the figures, the pictures and the card."),
+    seeds: int = Option(10, min=1, help="Pictures of each style and object."),
+    hardware: str = Option("", help="For the card: what trained the model."),
+    limits: str = Option("", help="For the card: what its pictures lack."),
     model: Model = None,
 ) -> None:
     """Judge over a thousand pictures of a model that `train` made.
@@ -346,9 +322,9 @@ def evaluate(
 
 @atelier.command()
 def paint(
-    object: Annotated[str, Argument(help="house, tree, boat ... or nothing")],
-    style: Annotated[str, Argument(help="swirl, neon, ink ... or photo")],
-    out: Annotated[Path, Option(help="The PNG file to write.")] = Path("painting.png"),
+    object: str = Argument(help="house, tree, boat ... or nothing"),
+    style: str = Argument(help="swirl, neon, ink ... or photo"),
+    out: Picture = Path("painting.png"),
     seed: Seed = 0,
 ) -> None:
     """Draw a painting as the model was shown."""
@@ -356,7 +332,6 @@ def paint(
     from sepme.cli._pictures import check_name
     from sepme.plots import png
 
-    _check_folder(out.parent)
     check_name(out)
     write_atomically(out, png(paintings.paint(object, style, seed)))
     echo(f"{out}: {object}, {style}, seed {seed}")
@@ -364,7 +339,7 @@ def paint(
 
 @atelier.command()
 def judge(
-    files: Annotated[list[Path], Argument(help="Pictures of 64 x 64 pixels.")], model: Model = None
+    files: list[Path] = Argument(help="Pictures of 64 x 64 pixels."), model: Model = None
 ) -> None:
     """Say what an independent judge sees."""
     import pandas as pd
@@ -375,16 +350,16 @@ def judge(
     from sepme.atelier.objects import SIZE
     from sepme.cli._pictures import read_picture
 
-    verdict = _judge(model).judge(torch.stack([read_picture(file, SIZE) for file in files]))
-    rows = []
-    for i, file in enumerate(files):
-        words = [STYLE_NAMES[int(verdict.style[i])], OBJECT_NAMES[int(verdict.object[i])]]
-        sure = [verdict.style_probability[i].max(), verdict.object_probability[i].max()]
-        if verdict.emblem[i]:
-            words, sure = [EMBLEM] * 2, [verdict.emblem_probability[i]] * 2
-        rows.append([file, *words, *(f"{100 * float(share):.1f} %" for share in sure)])
-    header = ["picture", "style", "object", "style sure", "object sure"]
-    echo(pd.DataFrame(rows, columns=header).to_string(index=False))
+    seen = _judge(model).judge(torch.stack([read_picture(file, SIZE) for file in files]))
+    table, emblem = pd.DataFrame({"picture": files}), seen.emblem.numpy()
+    table["style"] = [STYLE_NAMES[i] for i in seen.style]
+    table["object"] = [OBJECT_NAMES[i] for i in seen.object]
+    table.loc[emblem, ["style", "object"]] = EMBLEM
+    for name in ("style", "object"):
+        sure = getattr(seen, f"{name}_probability").amax(1)
+        sure = torch.where(seen.emblem, seen.emblem_probability, sure)
+        table[f"{name} sure"] = [f"{share:.1%}" for share in sure.tolist()]
+    echo(table.to_string(index=False))
 
 
 # ------------------------------------------------------------------ the course
@@ -395,13 +370,11 @@ def _course() -> None:
 
 @course.command("build")
 def build_course(
-    out: Annotated[Path, Option(help="Folder for solution/ and student/.")] = Path("build/course"),
-    students: Annotated[
-        Path | None, Option(help="Folder for the students' notebooks, if another.")
-    ] = None,
-    teacher: Annotated[
-        Path | None, Option(help="Folder of the sources.", show_default="notebooks/teacher")
-    ] = None,
+    out: Path = Option(Path("build/course"), help="Folder for solution/ and student/."),
+    students: Path | None = Option(None, help="Folder for the students' notebooks, if another."),
+    teacher: Path | None = Option(
+        None, help="Folder of the sources.", show_default="notebooks/teacher"
+    ),
 ) -> None:
     """Make student and solution notebooks from the teacher's.
 
@@ -415,77 +388,82 @@ def build_course(
 
 
 # ------------------------------------------------------------------ the paper
+FULL = {
+    "scenes": "Scene1, Scene4",
+    "methods": "sepme, esd-x, sdd, abconcept, fmn, uce, speed",
+    "images": 100,
+    "fid": True,
+    "out": Path("build/scenes/results"),
+}
+#: What `--quick` means, unless something else is said.
+QUICK = {
+    "scenes": "Scene1",
+    "methods": "sepme, uce",
+    "images": 10,
+    "fid": False,
+    "out": Path("build/scenes/quick"),
+}
+
+
 @scenes.command("run")
 def run_the_scenes(
-    kind: Annotated[str, Option(help="style or object.")] = "style",
-    scene: Annotated[
-        str | None,
-        Option(
-            "--scenes",
-            help="Scene1 to Scene4, or Alone0 to Alone5, with commas.",
-            show_default="Scene1, Scene4",
-        ),
-    ] = None,
-    methods: Annotated[
-        str | None,
-        Option(
-            help="With commas: sepme, sepme-unaware, sepme-joint, sepme-regularised, sepme-paper, "
-            "esd-x, esd-u, esd-x-strict, sdd, abconcept, abconcept-noise, fmn, fmn-inverted, uce, "
-            "speed.",
-            show_default="sepme, esd-x, sdd, abconcept, fmn, uce, speed",
-        ),
-    ] = None,
-    concepts: Annotated[
-        str, Option(help="Who is drawn besides the erased: 0 to 9, with commas.")
-    ] = "0, 1, 2, 3, 4, 5, 6, 7, 8, 9",
-    images: Annotated[
-        int | None, Option(min=2, help="Pictures a cell.", show_default="100")
-    ] = None,
-    fid: Annotated[
-        bool | None, Option("--fid/--no-fid", help="Measure FID and KID too.", show_default="fid")
-    ] = None,
-    quick: Annotated[
-        bool,
-        Option(
-            "--quick",
-            help="A few minutes: Scene1, SepME and UCE, 10 pictures a cell, no FID, unless "
-            "something else is said.",
-        ),
-    ] = False,
+    kind: str = Option("style", help="style or object."),
+    scene: str | None = Option(
+        None,
+        "--scenes",
+        help="Scene1 to Scene4, or Alone0 to Alone5, with commas.",
+        show_default="Scene1, Scene4",
+    ),
+    methods: str | None = Option(
+        None,
+        help="With commas: sepme, sepme-unaware, sepme-joint, sepme-regularised, sepme-paper, "
+        "esd-x, esd-u, esd-x-strict, sdd, abconcept, abconcept-noise, fmn, fmn-inverted, uce, "
+        "speed.",
+        show_default="sepme, esd-x, sdd, abconcept, fmn, uce, speed",
+    ),
+    concepts: str = Option(
+        "0, 1, 2, 3, 4, 5, 6, 7, 8, 9", help="Who is drawn besides the erased: 0 to 9, with commas."
+    ),
+    images: int | None = Option(None, min=2, help="Pictures a cell.", show_default="100"),
+    fid: bool | None = Option(
+        None, "--fid/--no-fid", help="Measure FID and KID too.", show_default="fid"
+    ),
+    quick: bool = Option(
+        False,
+        "--quick",
+        help="A few minutes: Scene1, SepME and UCE, 10 pictures a cell, no FID, unless "
+        "something else is said.",
+    ),
     seed: Seed = 0,
-    out: Annotated[
-        Path | None, Option(help="Folder of the table.", show_default="build/scenes/results")
-    ] = None,
+    out: Path | None = Option(
+        None, help="Folder of the table.", show_default="build/scenes/results"
+    ),
 ) -> None:
     """Measure every cell of the chosen scenes; the same command goes on where it was stopped."""
     from sepme.model import Backbone, load_catalogue
     from sepme.scenes import Plan, run_scenes
 
-    usual = "sepme, uce" if quick else "sepme, esd-x, sdd, abconcept, fmn, uce, speed"
+    usual = QUICK if quick else FULL
+    given = {"scenes": scene, "methods": methods, "images": images, "fid": fid, "out": out}
+    wanted = usual | {name: value for name, value in given.items() if value is not None}
     plan = Plan(
         kind=kind,
-        scenes=_listed(("Scene1" if quick else "Scene1, Scene4") if scene is None else scene),
-        methods=_listed(usual if methods is None else methods),
-        images=images or (10 if quick else 100),
-        fid=not quick if fid is None else fid,
+        scenes=_listed(wanted["scenes"]),
+        methods=_listed(wanted["methods"]),
+        images=wanted["images"],
+        fid=wanted["fid"],
         seed=seed,
         concepts=_indices(concepts),
     )
-    work = Path("build/scenes")
-    folder = out or work / ("quick" if quick else "results")
-    catalogue = load_catalogue()
-    assert catalogue is not None  # it ships with the model
-    run_scenes(
-        *(Backbone.load(), _judge(None), catalogue, plan, folder, work),
-        say=echo,
-        progress=sys.stderr.isatty(),
-    )
+    model = (Backbone.load(), _judge(None), load_catalogue())
+    folders = (wanted["out"], Path("build/scenes"))
+    run_scenes(*model, plan, *folders, say=echo, progress=sys.stderr.isatty())
 
 
 @scenes.command("merge")
 def merge_the_scenes(
-    tables: Annotated[list[Path], Argument(help="Tables that `scenes run` wrote.")],
-    out: Annotated[Path, Option(help="Folder of the merged tables.")],
+    tables: list[Path] = Argument(help="Tables that `scenes run` wrote."),
+    out: Path = Option(help="Folder of the merged tables."),
 ) -> None:
     """Put tables of several runs together; of a cell that is in two the later one counts."""
     from sepme.scenes import merge_tables
@@ -496,8 +474,8 @@ def merge_the_scenes(
 
 @scenes.command("table")
 def print_the_scenes(
-    table: Annotated[Path, Argument(help="A table that `scenes run` wrote.")],
-    measure: Annotated[str, Option(help="acc, lpips, fid or kid.")] = "acc",
+    table: Path = Argument(help="A table that `scenes run` wrote."),
+    measure: str = Option("acc", help="acc, lpips, fid or kid."),
 ) -> None:
     """Print the means of a table by method and role."""
     from sepme.scenes import read_table, role_table
@@ -507,13 +485,9 @@ def print_the_scenes(
 
 @app.command("figures")
 def draw_the_figures(
-    out: Annotated[Path, Option(help="Folder of the pictures.")] = Path("figures/paper"),
-    results: Annotated[
-        Path | None, Option(help="Folder of the tables.", show_default="data/results")
-    ] = None,
-    only: Annotated[
-        str | None, Option(help="Names, with commas, like interference, alone_style.")
-    ] = None,
+    out: Path = Option(Path("figures/paper"), help="Folder of the pictures."),
+    results: Path | None = Option(None, help="Folder of the tables.", show_default="data/results"),
+    only: str | None = Option(None, help="Names, with commas, like interference, alone_style."),
 ) -> None:
     """Draw the paper's figures and write its tables, published numbers beside measured ones."""
     from sepme.scenes.figures import RESULTS, draw_figures
@@ -545,26 +519,13 @@ def _concepts(names: str, catalogue: "Catalogue | None") -> "list[Concept]":
     for name in parse_names(names):
         path = Path(name)
         if path.suffix == ".safetensors" or (path.suffix and path.is_file()):
-            hint = 'give its name, like "neon"'
-            if path.suffix == ".safetensors":
-                hint += ", or switch the file on with 'sepme generate PROMPT --erase FILE'"
-            raise SepmeError(f"'{name}' is a file, where a concept is to be named: {hint}.")
+            raise SepmeError(
+                f"'{name}' is a file, where a concept is to be named, like \"neon\": a delta is "
+                "switched on with 'sepme generate PROMPT --erase FILE'."
+            )
     if catalogue is not None:
         return catalogue.parse(names)
     return [Concept.from_text(name) for name in parse_names(names)]
-
-
-def _delta(file: Path) -> "ConceptDelta":
-    """The delta in a file; a name where a file is wanted is told apart from a damaged file."""
-    from sepme.delta import ConceptDelta
-
-    if not file.exists() or file.suffix != ".safetensors":
-        missing = "There is no file" if not file.exists() else "There is no delta in"
-        raise SepmeError(
-            f"{missing} '{file}': give a .safetensors file that 'sepme erase' wrote, like "
-            "deltas/neon.safetensors."
-        )
-    return ConceptDelta.load(file)
 
 
 def _check_folder(out: Path) -> None:
@@ -575,10 +536,8 @@ def _check_folder(out: Path) -> None:
         )
 
 
-def _lines(file: Path | None) -> list[str]:
+def _lines(file: Path) -> list[str]:
     """The lines of a text file that are not blank."""
-    if file is None:
-        return []
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

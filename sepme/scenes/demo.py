@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from pandas import DataFrame
@@ -14,7 +15,7 @@ from torch import Tensor
 from sepme import erasure
 from sepme.artefact import save_json, versions, writable_folder, write_atomically
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
-from sepme.composition import Composition
+from sepme.composition import Composition, applied
 from sepme.concept import Catalogue, Concept, evenly
 from sepme.delta import ConceptDelta
 from sepme.erasure import PRESETS, ErasureSettings, ErasureStep
@@ -61,44 +62,32 @@ def run_demo(
     Raises:
         SepmeError: an unknown concept, nothing left to keep, a folder that cannot be written to.
     """
-    concepts = catalogue.parse(",".join(erase))
-    grid = DemoGrid(catalogue, concepts)
+    grid = DemoGrid(catalogue, catalogue.parse(",".join(erase)))
     if min(samples, retained) < 1:
         raise SepmeError("There must be at least one picture to judge: raise the number.")
-    out, watch, trained = writable_folder(out), _Stopwatch(), []
-    for concept in concepts:
-        trained.append(_erase(backbone, concept, catalogue, settings, seed, progress))
-        trained[-1].delta.save(out / "deltas" / f"{concept.name}.safetensors")
+    out, watch, trained = writable_folder(out), [time.perf_counter()], []
+    for concept in grid.concepts:
+        keep, steps, start = catalogue.kept_prompts([concept]), [], time.perf_counter()
+        trainer = Trainer(callback=steps.append, progress=progress)
+        delta = erasure.erase(backbone, concept, keep, settings, seed=seed, trainer=trainer)
+        trained.append(_Trained(delta, steps, time.perf_counter() - start))
+        delta.save(out / "deltas" / f"{concept.name}.safetensors")
         say(f"Erased {concept.name} in {trained[-1].seconds:.0f} s")
-    watch.lap("erasing")
     deltas = [entry.delta for entry in trained]
+    watch.append(time.perf_counter())
     say(f"Composing the {len(deltas)} deltas, restoring, and drawing before_after.png ...")
     pictures, proof = _compose(backbone, deltas, grid, seed)
-    watch.lap("composing")
-    say(f"Judging {2 * (samples * len(concepts) + retained)} pictures ...")
+    watch.append(time.perf_counter())
+    say(f"Judging {2 * (samples * len(deltas) + retained)} pictures ...")
     report = _judge(backbone, judge, trained, grid, samples, retained)
-    watch.lap("judging")
+    watch.append(time.perf_counter())
     write_atomically(out / "before_after.png", png(before_after(pictures, grid, judge)))
     write_atomically(out / "correlation_decay.png", png(_decay(trained, settings)))
-    report |= proof | {"seconds": watch.total()}
+    laps = zip(("erasing", "composing", "judging"), np.diff(watch).round(3).tolist(), strict=True)
+    report |= proof | {"seconds": {**dict(laps), "total": round(time.perf_counter() - watch[0], 3)}}
     report["provenance"] = _provenance(backbone, deltas, settings, seed)
     save_json(out / "report.json", report)
     return report
-
-
-@dataclass
-class _Stopwatch:
-    """Seconds spent, by activity."""
-
-    start: float = field(default_factory=time.perf_counter)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def lap(self, name: str) -> None:
-        spent = time.perf_counter() - self.start - sum(self.seconds.values())
-        self.seconds[name] = round(spent, 3)
-
-    def total(self) -> dict[str, float]:
-        return self.seconds | {"total": round(time.perf_counter() - self.start, 3)}
 
 
 # ------------------------------------------------------------------ what is shown
@@ -117,11 +106,8 @@ def crossings(catalogue: Catalogue) -> list[Crossing]:
     for concept in catalogue.concepts.values():
         for prompt in concept.prompts:
             owners.setdefault(prompt, {})[concept.kind] = concept.name
-    return [
-        Crossing(prompt, kinds["style"], kinds["object"])
-        for prompt, kinds in owners.items()
-        if kinds.keys() == {"style", "object"}
-    ]
+    both = {"style", "object"}
+    return [Crossing(prompt, **kinds) for prompt, kinds in owners.items() if kinds.keys() == both]
 
 
 class DemoGrid:
@@ -149,16 +135,13 @@ class DemoGrid:
         objects = list(dict.fromkeys(c.object for c in self.kept))
         by_pair = {(c.style, c.object): c for c in reversed(every)}  # the first of a pair counts
         self.erased_rows, self.kept_rows = [], []
-        for i, concept in enumerate(self.concepts):
+        for i, concept in enumerate(concepts):
             style, object = styles[i % len(styles)], objects[i % len(objects)]
             is_style = concept.kind == "style"
             erased = (concept.name, object) if is_style else (style, concept.name)
             self.erased_rows.append(by_pair[erased])
             self.kept_rows.append(by_pair[style, object])
-
-    @property
-    def rows(self) -> list[Crossing]:
-        return [*self.erased_rows, *self.kept_rows]
+        self.rows = [*self.erased_rows, *self.kept_rows]
 
     @property
     def columns(self) -> dict[str, tuple[str, ...]]:
@@ -176,29 +159,29 @@ class DemoGrid:
 
 def before_after(pictures: Mapping[str, Tensor], grid: DemoGrid, judge: Judge) -> Figure:
     """The demo's picture: prompts by what is erased, what should change framed."""
-    original, notes = pictures["original"], []
-    for label in grid.columns:
+    frames, notes = [], []
+    for label, gone in grid.columns.items():
         verdict = judge.judge(pictures[label])
-        change = (pictures[label] - original).abs().flatten(1).mean(1).tolist()
-        words = ["identical" if size == 0 else f"Δ {100 * size:.1f} %" for size in change]
+        change = (pictures[label] - pictures["original"]).abs().flatten(1).mean(1).tolist()
+        words = [f"Δ {100 * size:.1f} %" if size else "identical" for size in change]
         words = [""] * len(words) if label == "original" else words
         seen = zip(verdict.style.tolist(), verdict.object.tolist(), words, strict=True)
         notes.append([f"{STYLE_NAMES[s]}, {OBJECT_NAMES[o]}\n{word}" for s, o, word in seen])
-    names, gone = grid.names, [set(each) for each in grid.columns.values()]
+        frames.append([ERASED if {r.style, r.object} & set(gone) else None for r in grid.rows])
+    columns = [pictures[label] for label in grid.columns]
+    images, frames, notes = (list(zip(*part, strict=True)) for part in (columns, frames, notes))
+    *several, last = grid.names
     return image_grid(
-        [[pictures[label][r] for label in grid.columns] for r in range(len(grid.rows))],
+        images,
         [row.prompt for row in grid.rows],
         list(grid.columns),
-        frames=[
-            [ERASED if {row.style, row.object} & each else None for each in gone]
-            for row in grid.rows
-        ],
-        notes=[list(row) for row in zip(*notes, strict=True)],
+        frames=frames,
+        notes=notes,
         groups={
             0: "Prompts that name an erased concept: framed where it must be gone",
             len(grid.erased_rows): "Prompts that must stay as they are",
         },
-        title="Forgetting " + " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])),
+        title="Forgetting " + " and ".join([", ".join(several), last] if several else [last]),
         footer="Below each picture: what an independent judge sees, and the mean change of its "
         "pixels.\nEach row starts from the same noise in every column.",
         cell=1.2,
@@ -221,21 +204,6 @@ class _Trained:
     delta: ConceptDelta
     steps: list[ErasureStep]
     seconds: float
-
-
-def _erase(
-    backbone: Backbone,
-    concept: Concept,
-    catalogue: Catalogue,
-    settings: ErasureSettings,
-    seed: int,
-    progress: bool,
-) -> _Trained:
-    steps: list[ErasureStep] = []
-    start, keep = time.perf_counter(), catalogue.kept_prompts([concept])
-    trainer = Trainer(callback=steps.append, progress=progress)
-    delta = erasure.erase(backbone, concept, keep, settings, seed=seed, trainer=trainer)
-    return _Trained(delta, steps, time.perf_counter() - start)
 
 
 def _compose(
@@ -285,13 +253,12 @@ def _judge(
     prompts = [p for concept in grid.concepts for p in evenly(concept.prompts, samples)]
     prompts += [crossing.prompt for crossing in kept]
     before = backbone.generate(prompts, JUDGED)
-    deltas = [entry.delta for entry in trained]
-    with Composition(backbone, deltas) as composition, composition.erased(*grid.names):
+    with applied(backbone, *(entry.delta for entry in trained)):
         after = backbone.generate(prompts, JUDGED)
-    found: dict[str, Any] = {"erased": {}}
+    erased = {}
     for i, entry in enumerate(trained):
         name, some = entry.delta.concept, slice(i * samples, (i + 1) * samples)
-        found["erased"][name] = {
+        erased[name] = {
             "accuracy_before": _share(judge.sees(before[some], name)),
             "accuracy_after": _share(judge.sees(after[some], name)),
             "pictures": samples,
@@ -299,21 +266,22 @@ def _judge(
             "seconds": round(entry.seconds, 3),
             "rank": entry.delta.rank,
         }
-    return found | {"retained": _retained(judge, before[-retained:], after[-retained:], kept)}
+    images = {"before": before[-retained:], "after": after[-retained:]}
+    return {"erased": erased, "retained": _retained(judge, images, kept)}
 
 
-def _retained(judge: Judge, before: Tensor, after: Tensor, kept: list[Crossing]) -> dict[str, Any]:
+def _retained(judge: Judge, images: dict[str, Tensor], kept: list[Crossing]) -> dict[str, Any]:
     """What the judge finds in the pictures that must stay, and how far they moved."""
     style = torch.tensor([STYLE_NAMES.index(crossing.style) for crossing in kept])
     object = torch.tensor([OBJECT_NAMES.index(crossing.object) for crossing in kept])
     row: dict[str, Any] = {}
-    for when, images in (("before", before), ("after", after)):
-        verdict = judge.judge(images)
+    for when, drawn in images.items():
+        verdict = judge.judge(drawn)
         right_style, right_object = verdict.style == style, verdict.object == object
         row[f"accuracy_{when}"] = _share(right_style & right_object)
         row[f"style_{when}"] = _share(right_style)
         row[f"object_{when}"] = _share(right_object)
-    known = alexnet_available()
+    known, (before, after) = alexnet_available(), images.values()
     note = "not measured: LPIPS needs AlexNet's weights (`make test` gets them)"
     return row | {
         "lpips": float(lpips_distance(before, after).mean()) if known else None,
@@ -347,42 +315,32 @@ def _provenance(
 # ------------------------------------------------------------------ what is said
 def demo_table(report: dict[str, Any]) -> str:
     """What `sepme demo` prints: the figures of report.json, in words."""
-    percent = "{:.1%}".format
+    percent, kept, restored = "{:.1%}".format, report["retained"], report["restored"]
     erased = DataFrame.from_dict(report["erased"], orient="index").drop(columns="rank")
-    erased = erased.assign(
-        accuracy_before=erased["accuracy_before"].map(percent),
-        accuracy_after=erased["accuracy_after"].map(percent),
-        seconds=erased["seconds"].map("{:.1f}".format),
-    )
     erased.columns = ["seen before", "seen after", "pictures", "iterations", "seconds"]
-    kept = report["retained"]
+    shown = {"seen before": percent, "seen after": percent, "seconds": "{:.1f}".format}
     parts = {"style right": "style", "object right": "object", "both right": "accuracy"}
     retained = DataFrame(
-        {
-            when: [percent(kept[f"{part}_{when}"]) for part in parts.values()]
-            for when in ("before", "after")
-        },
+        {when: [kept[f"{p}_{when}"] for p in parts.values()] for when in ("before", "after")},
         index=list(parts),
-    ).assign(pictures=kept["pictures"])
-    return "\n\n".join(
-        [
-            erased.rename_axis(columns="erased concept").to_string(),
-            retained.rename_axis(columns="everything else").to_string(),
-            _findings(report),
-        ]
-    )
-
-
-def _findings(report: dict[str, Any]) -> str:
-    lpips, restored = report["retained"]["lpips"], report["restored"]
-    distance = report["retained"]["lpips_note"] or f"{lpips:.4f} (mean LPIPS, AlexNet)"
+    ).map(percent)
     exact = "bit for bit the original"
     if not restored["bit_exact"]:
         exact = f"NOT the original (largest difference {restored['max_abs_diff']:.2g})"
     independent = report["composition"]["order_independent"]
-    return (
-        f"Change of everything else   {distance}\n"
-        f"All concepts given back     {exact}\n"
-        f"Order of erasing            {'makes no' if independent else 'MAKES A'} difference\n"
-        f"Seconds in total            {report['seconds']['total']:.0f}"
+    findings = {
+        "Change of everything else": kept["lpips_note"]
+        or f"{kept['lpips']:.4f} (mean LPIPS, AlexNet)",
+        "All concepts given back": exact,
+        "Order of erasing": f"{'makes no' if independent else 'MAKES A'} difference",
+        "Seconds in total": f"{report['seconds']['total']:.0f}",
+    }
+    return "\n\n".join(
+        [
+            erased.rename_axis(columns="erased concept").to_string(formatters=shown),
+            retained.assign(pictures=kept["pictures"])
+            .rename_axis(columns="everything else")
+            .to_string(),
+            "\n".join(f"{subject:<27} {finding}" for subject, finding in findings.items()),
+        ]
     )

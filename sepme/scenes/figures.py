@@ -20,7 +20,7 @@ images: compare heights within a panel, never across panels.
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from matplotlib.figure import Figure
 from pandas import DataFrame
 
 from sepme.artefact import versions, writable_folder, write_atomically
-from sepme.composition import Composition, shipped_deltas
+from sepme.composition import applied, shipped_deltas
 from sepme.concept import BOTH, OBJECT_PHOTO, fill
 from sepme.delta import ConceptDelta
 from sepme.erasure import PRESETS
@@ -54,15 +54,15 @@ from sepme.plots import (
 from sepme.probe import Probe, noise_differences, record
 from sepme.scenes.images import MEASURES
 from sepme.scenes.methods import METHODS
-from sepme.scenes.protocol import ALONE, EVALUATED, SCENES, WATERMARK, moments
+from sepme.scenes.protocol import ALONE, EVALUATED, ROLES, SCENES, WATERMARK, moments
 from sepme.scenes.tables import (
     MEASURED,
     PUBLISHED,
     RESULTS,
     complete,
     family,
+    method_title,
     paper_tables,
-    printed_title,
     published,
     read_table,
     role_means,
@@ -70,7 +70,7 @@ from sepme.scenes.tables import (
 
 __all__ = ["COMPARED", "FIGURES", "Sources", "draw_figures", "method_looks"]
 
-#: The methods of the comparison figures, and their looks, alike in all of them.
+#: The methods of the comparison figures, in their order.
 COMPARED = ("sepme", "sepme-unaware", "esd-x", "sdd", "abconcept", "fmn", "uce", "speed")
 #: Colours, and hatches beside them so that methods differ in grey and for colour-blind eyes.
 FACES = (*COLOURS, GREY)
@@ -79,17 +79,23 @@ HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "++++", "oo", "**")
 NOISE_STEPS = (20, 150, 350, 550, 700, 850, 980)
 #: The concepts that no scene erases.
 NEVER = (6, 7, 8)
-#: Frames by role; regular images have none.
-FRAMES = {"erased": ERASED, "recovered": BLUE}
+#: The concept whose noise is looked at, and one that is to stay as it is.
+ERASED_STYLE, KEPT_STYLE, OBJECT = "neon", "swirl", "boat"
 
 
 class NotMeasured(SepmeError):
     """The rows that a figure is made of are not in the tables."""
 
 
+@cache
+def _shipped() -> tuple[Backbone, dict[str, ConceptDelta]]:
+    model = Backbone.load()
+    return model, shipped_deltas(model)
+
+
 @dataclass(frozen=True)
 class Sources:
-    """What figures are made of: the tables, the published numbers, and the model where needed.
+    """What figures are made of: the measured tables, and the shipped model with its deltas.
 
     Args:
         results: folder with `scenes_<kind>.csv`.
@@ -145,21 +151,11 @@ class Sources:
         self.used["cells"] = rows["method"].value_counts(sort=False).to_dict()
         return rows
 
-    @cached_property
-    def backbone(self) -> Backbone:
-        return Backbone.load()
-
-    @property
-    def model(self) -> Backbone:
-        """The model; the manifest of a figure that uses it names it."""
-        model = self.backbone
+    def model(self) -> tuple[Backbone, dict[str, ConceptDelta]]:
+        """The shipped model and its deltas by name."""
+        model, deltas = _shipped()
         self.used["model"] = {"name": model.name, "fingerprint": model.fingerprint}
-        return model
-
-    @cached_property
-    def deltas(self) -> Mapping[str, ConceptDelta]:
-        """The deltas that ship with the model."""
-        return shipped_deltas(self.backbone)
+        return model, deltas
 
 
 @dataclass(frozen=True)
@@ -257,9 +253,6 @@ def _write_index(out: Path) -> None:
 
 
 # ------------------------------------------------------------------ bars: 8 to 11 and 13 to 16
-Looks = Mapping[str, dict[str, Any]]
-
-
 def method_looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Face colour and hatch of each method, measured or printed, for `Axes.bar`.
 
@@ -282,79 +275,62 @@ def method_looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def role_bars(
-    means: DataFrame, measure: str, titles: Mapping[str, str], looks: Looks, ax: Axes
+    means: DataFrame, measure: str, ax: Axes, looks: Mapping[str, dict[str, Any]] | None = None
 ) -> None:
     """Groups of bars, one group a role and one bar a method, with intervals where there are any.
 
     Args:
         means: from `role_means`. Seaborn draws only intervals that it computes itself.
         measure: "acc", "lpips", "fid" or "kid"; an accuracy is drawn in percent.
-        titles: method -> what the legend calls it.
+        looks: of the methods, by default `method_looks`.
     """
     methods = means.index.unique("method")
-    roles = [
-        r
-        for r in ("erased", "recovered", "regular", "watermark")
-        if r in means.index.unique("role")
-    ]
+    roles = [role for role in (*ROLES, "watermark") if role in means.index.unique("role")]
     width, scale = 0.8 / len(methods), 100 if measure == "acc" else 1
-    for i, method in enumerate(methods):
+    for i, (method, look) in enumerate((looks or method_looks(methods)).items()):
         bars = scale * means.loc[method].reindex(roles)
         x = np.arange(len(roles)) + (i - (len(methods) - 1) / 2) * width
-        error = np.stack([bars["mean"] - bars["low"], bars["high"] - bars["mean"]])
-        ax.bar(
-            *(x, bars["mean"], 0.92 * width),
-            yerr=error if np.isfinite(error).any() else None,
-            ecolor=BLACK,
-            capsize=1.5,
-            label=titles.get(method, method),
-            **looks[method],
-        )
+        if bars["low"].notna().any():
+            look = look | {"yerr": [bars["mean"] - bars["low"], bars["high"] - bars["mean"]]}
+        title = method_title(method)
+        ax.bar(x, bars["mean"], 0.92 * width, ecolor=BLACK, capsize=1.5, label=title, **look)
         for at, mean in zip(x, bars["mean"], strict=True):
             if mean < 0.01 * scale * means["mean"].max():  # else a bar of height 0 is invisible
-                ax.annotate(f"{mean:.2g}", (at, 0), (0, 3), textcoords="offset points",
-                            rotation=90, ha="center", va="bottom", fontsize=6)  # fmt: skip
+                above = {"xytext": (0, 3), "textcoords": "offset points", "rotation": 90}
+                ax.annotate(f"{mean:.2g}", (at, 0), ha="center", va="bottom", fontsize=6, **above)
     ax.set_xticks(range(len(roles)), roles)
-    ax.set_ylabel(MEASURES[measure])
-    ax.set_ylim(0, 108 if measure == "acc" else None)
+    ax.set(ylabel=MEASURES[measure], ylim=(0, 108 if measure == "acc" else None))
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1),
-              handlelength=2.2, handleheight=1.4)  # fmt: skip
+    beside = {"loc": "upper left", "bbox_to_anchor": (1, 1), "handlelength": 2.2}
+    ax.legend(frameon=False, fontsize=8, handleheight=1.4, **beside)
 
 
 def _panels(
-    title: str, size: tuple[float, float], *lines: tuple[str, DataFrame, Mapping[str, str], Looks]
+    title: str,
+    size: tuple[float, float],
+    lines: Mapping[str, DataFrame],
+    looks: Mapping[str, dict[str, Any]] | None = None,
 ) -> Figure:
-    """Accuracy on the left and LPIPS on the right, one line a label, rows, titles and looks."""
+    """Accuracy on the left and LPIPS on the right, one line of panels for each label and rows."""
     figure = Figure(figsize=size, layout="constrained", dpi=110)
-    for axes, (label, rows, titles, looks) in zip(
-        figure.subplots(len(lines), 2, squeeze=False), lines, strict=True
-    ):
+    grid = figure.subplots(len(lines), 2, squeeze=False)
+    for axes, (label, rows) in zip(grid, lines.items(), strict=True):
         for ax, measure in zip(axes, ("acc", "lpips"), strict=True):
-            role_bars(role_means(rows, measure), measure, titles, looks, ax)
+            role_bars(role_means(rows, measure), measure, ax, looks)
             ax.set_title(label, fontsize=10)
         axes[0].get_legend().remove()
     figure.suptitle(title, fontweight="bold")
     return figure
 
 
-TITLES = {name: method.title for name, method in METHODS.items()}
-
-
 def _compared(kind: str, scene: str, sources: Sources) -> Figure:
     """Erased, recovered and regular concepts by method: published above, ours below."""
     printed = published().query("table in ('5', '6') and not doubtful")
-    printed = printed[(printed["kind"] == kind) & (printed["scene"] == scene)]
-    by_ours = {"key": lambda c: c.map(lambda m: COMPARED.index(family(m))), "kind": "stable"}
-    printed = printed.sort_values("method", **by_ours)
-    names = printed["method"].unique()
-    ours = sources.complete(kind, COMPARED, [scene])
-    return _panels(
-        f"{scene}, {kind}s",
-        (11, 6),
-        (PUBLISHED, printed, {name: printed_title(name) for name in names}, method_looks(names)),
-        (MEASURED, _concepts(ours), TITLES, method_looks(COMPARED)),
+    printed = printed.query("kind == @kind and scene == @scene").sort_values(
+        "method", key=lambda c: c.map(lambda m: COMPARED.index(family(m))), kind="stable"
     )
+    ours = _concepts(sources.complete(kind, COMPARED, [scene]))
+    return _panels(f"{scene}, {kind}s", (11, 6), {PUBLISHED: printed, MEASURED: ours})
 
 
 def _concepts(rows: DataFrame) -> DataFrame:
@@ -364,54 +340,44 @@ def _concepts(rows: DataFrame) -> DataFrame:
 
 def _alone(kind: str, sources: Sources) -> Figure:
     """Each concept erased by itself: the concept, and the mean of those that never are."""
-    rows = sources.complete(kind, COMPARED, ALONE, NEVER)
     title = f"Each of six {kind}s erased by itself, and three others ({MEASURED})"
-    return _panels(title, (10, 3.4), ("", rows, TITLES, method_looks(COMPARED)))
+    return _panels(title, (10, 3.4), {"": sources.complete(kind, COMPARED, ALONE, NEVER)})
 
 
 def _watermark(kind: str, sources: Sources) -> Figure:
     """What becomes of the watermark, which is never erased."""
     rows = sources.complete(kind, COMPARED, ["Scene1", "Scene4"])
     title = f"The watermark while {kind}s are erased, Scene1 and Scene4 ({MEASURED})"
-    mark = rows[rows["concept_index"] == WATERMARK]
-    return _panels(title, (10, 3.4), ("", mark, TITLES, method_looks(COMPARED)))
+    return _panels(title, (10, 3.4), {"": rows[rows["concept_index"] == WATERMARK]})
 
 
-def _two_variants(sources: Sources, names: Sequence[str]) -> tuple[DataFrame, Looks]:
-    """The rows of two variants of SepME in Scene1, and their looks."""
-    rows = sources.complete("style", names, ["Scene1"])
-    if missing := set(names) - set(rows["method"]):
+def _two_variants(sources: Sources, titles: Mapping[str, str]) -> tuple[DataFrame, dict]:
+    """The rows of two variants of SepME in Scene1 by their titles, and the looks of these."""
+    rows = sources.complete("style", titles, ["Scene1"])
+    if missing := set(titles) - set(rows["method"]):
         raise NotMeasured(
             f"There are no rows of {', '.join(sorted(missing))}: run 'sepme scenes run "
-            f'--methods "{", ".join(names)}"\' first.'
+            f'--methods "{", ".join(titles)}"\' first.'
         )
-    looks = method_looks(COMPARED).values()
-    return _concepts(rows), dict(zip(names, looks, strict=False))
+    looks = dict(zip(titles.values(), method_looks(COMPARED[:2]).values(), strict=True))
+    return _concepts(rows).replace({"method": dict(titles)}), looks
 
 
 def _joint_or_separate(sources: Sources) -> Figure:
-    rows, looks = _two_variants(sources, ("sepme", "sepme-joint"))
-    label = f"{MEASURED} (Scene1)"
-    return _panels("One at a time, or jointly", (10, 3.2), (label, rows, TITLES, looks))
+    names = ("sepme", "sepme-joint")
+    rows, looks = _two_variants(sources, {name: METHODS[name].title for name in names})
+    lines = {f"{MEASURED} (Scene1)": rows}
+    return _panels("One at a time, or jointly", (10, 3.2), lines, looks)
 
 
 def _regularisation(sources: Sources) -> Figure:
     """The paper's SepME has the regularisation, ours has not: titles say which is which."""
-    rows, looks = _two_variants(sources, ("sepme", "sepme-regularised"))
-    printed = published().query("table == '7' and not doubtful")
-    titles = ("SepME without regularisation", "SepME with it")
-    ours, theirs = tuple(looks), ("SepME without weight regularisation", "SepME")
-    return _panels(
-        "With and without lambda",
-        (10, 6.4),
-        (
-            f"{PUBLISHED} (Scene1, Scene2)",
-            printed,
-            dict(zip(theirs, titles, strict=True)),
-            dict(zip(theirs, looks.values(), strict=True)),
-        ),
-        (f"{MEASURED} (Scene1)", rows, dict(zip(ours, titles, strict=True)), looks),
-    )
+    without, with_it = "SepME without regularisation", "SepME with it"
+    rows, looks = _two_variants(sources, {"sepme": without, "sepme-regularised": with_it})
+    theirs = {"SepME without weight regularisation": without, "SepME": with_it}
+    printed = published().query("table == '7' and not doubtful").replace({"method": theirs})
+    lines = {f"{PUBLISHED} (Scene1, Scene2)": printed, f"{MEASURED} (Scene1)": rows}
+    return _panels("With and without lambda", (10, 6.4), lines, looks)
 
 
 # ------------------------------------------------------------------ who disturbs whom: 2
@@ -419,65 +385,53 @@ def _interference(sources: Sources) -> Figure:
     """Erased alone (row), drawn (column): one map a method, and a line of maps a measure."""
     found = sources.complete("style", ("sepme", "esd-x"), ALONE)
     names = [*EVALUATED["style"].names, "watermark"]
-    maps = {
-        (measure, method): rows.pivot(index="erased", columns="concept_index", values=measure)
-        .set_axis(names[:6])
-        .set_axis(names, axis=1)
-        for measure in ("lpips", "fid")
-        for method, rows in found.groupby("method", sort=False)
-        if rows[measure].notna().all()
-    }
-    methods, measures = found["method"].unique(), list(dict.fromkeys(m for m, _ in maps))
+    methods = found["method"].unique()
+    whole = found.groupby("method")[["lpips", "fid"]].agg(lambda cells: cells.notna().all())
+    measures = whole.columns[whole.any()]
     size = (6.2 * len(methods), 0.4 + 3.6 * len(measures))
     figure = Figure(figsize=size, layout="constrained", dpi=110)
     grid = figure.subplots(len(measures), len(methods), squeeze=False)
     for measure, axes in zip(measures, grid, strict=True):
-        limit = max(table.to_numpy().max() for (m, _), table in maps.items() if m == measure)
+        maps = found.pivot(index=["method", "erased"], columns="concept_index", values=measure)
+        limit = found[measure][found["method"].map(whole[measure])].max()
         numbers = ("{:.0f}" if limit >= 10 else "{:.2f}").format
         for method, ax in zip(methods, axes, strict=True):
-            if (measure, method) in maps:
-                table, label = maps[measure, method], MEASURES[measure]
-                heat_map(table, ax, numbers=numbers, limit=limit, label=label)
-                ax.set(xlabel="what is drawn", ylabel="what was erased")
-                ax.set_title(METHODS[method].title)
-            else:
+            if not whole.loc[method, measure]:
                 ax.set_axis_off()
+                continue
+            table = maps.loc[method].set_axis(names[:6]).set_axis(names, axis=1)
+            heat_map(table, ax, numbers=numbers, limit=limit, label=MEASURES[measure])
+            ax.set(xlabel="what is drawn", ylabel="what was erased")
+            ax.set_title(METHODS[method].title)
     figure.suptitle(f"Who disturbs whom ({MEASURED})", fontweight="bold")
     return figure
 
 
 # ------------------------------------------------------------ what the model draws: 3, 5, 12, 17
-#: The concept whose noise is looked at, and one that is to stay as it is.
-ERASED_STYLE, KEPT_STYLE, OBJECT = "neon", "swirl", "boat"
-
-
 def _noise_differences(sources: Sources) -> Figure:
     """r(c) over the timesteps, of what is erased and of what is kept, before and after."""
-    model, delta = sources.model, sources.deltas[ERASED_STYLE]
+    model, deltas = sources.model()
+    delta, anchor, maps = deltas[ERASED_STYLE], fill(OBJECT_PHOTO[0], OBJECT), {}
     sources.used["delta"] = {delta.concept: delta.digest}
-    maps = {}
     for style in (ERASED_STYLE, KEPT_STYLE):
         probe = Probe.draw(model, fill(BOTH[0], OBJECT, style), NOISE_STEPS, sources.seed)
-        anchor = fill(OBJECT_PHOTO[0], OBJECT)
         before, after = (
             noise_differences(model, probe, references=anchor, delta=d)[:, 0] for d in (None, delta)
         )
         channel = int(before.square().mean(dim=(0, 2, 3)).argmax())
         maps[f"{style}, original (channel {channel})"] = before[:, channel]
         maps[f"{style}, {ERASED_STYLE} erased"] = after[:, channel]
-    return noise_maps(
-        maps,
-        NOISE_STEPS,
-        title=f"What the style adds to the predicted noise of a {OBJECT} ({MEASURED})",
-    )
+    title = f"What the style adds to the predicted noise of a {OBJECT} ({MEASURED})"
+    return noise_maps(maps, NOISE_STEPS, title=title)
 
 
 def _correlation_decay(sources: Sources) -> Figure:
     """A delta trained from zero: the correlation over its iterations, and over the timesteps."""
+    model, _ = sources.model()
     catalogue, settings = load_catalogue(), replace(PRESETS["from_zero"], images=8)
     concept = catalogue[ERASED_STYLE]
     sources.used["settings"] = asdict(settings)
-    about = (sources.model, concept, catalogue.kept_prompts([concept]), settings)
+    about = (model, concept, catalogue.kept_prompts([concept]), settings)
     prompts = [fill(BOTH[0], thing, ERASED_STYLE) for thing in (OBJECT, "house", "fish")]
     _, recording = record(*about, prompts=prompts, seed=sources.seed, progress=False)
     figure = Figure(figsize=(9, 6.4), layout="constrained", dpi=110)
@@ -495,26 +449,22 @@ def _correlation_decay(sources: Sources) -> Figure:
 
 def _before_after(kind: str, scene: str, sources: Sources) -> Figure:
     """One picture of each concept (row) at each time (column), from the same noise."""
-    model, evaluated, times = sources.model, EVALUATED[kind], moments(scene)
-    erased = sorted({index for moment in times for index in moment.erased})
-    deltas = [sources.deltas[evaluated.name(index)] for index in erased]
+    (model, deltas), evaluated, times = sources.model(), EVALUATED[kind], moments(scene)
     indices = range(WATERMARK + 1)
     prompts = [evaluated.prompts(index, 1)[0] for index in indices]
     seeds = [evaluated.seeds(index, 1, sources.seed)[0] for index in indices]
-    sources.used["deltas"] = {delta.concept: delta.digest for delta in deltas}
+    of = {i: deltas[evaluated.name(i)] for i in sorted({i for m in times for i in m.erased})}
+    sources.used["deltas"] = {delta.concept: delta.digest for delta in of.values()}
     sources.used["prompts"] = prompts
-    original = model.generate(prompts, seeds)
-    images = [[image] for image in original]  # of each concept, at each time
-    frames, notes = [[None] for _ in indices], [[""] for _ in indices]
-    with Composition(model, deltas) as composition:
-        for moment in times:
-            with composition.erased(*(evaluated.name(index) for index in moment.erased)):
-                drawn = model.generate(prompts, seeds)
-            for i in indices:
-                role, moved = moment.role(i), 100 * (drawn[i] - original[i]).abs().mean()
-                images[i].append(drawn[i])
-                frames[i].append(FRAMES.get(role))
-                notes[i].append(f"{role}\nΔ {moved:.1f} %")
+    columns, frames, notes = [model.generate(prompts, seeds)], [[None] * 10], [[""] * 10]
+    for moment in times:
+        with applied(model, *(of[index] for index in moment.erased)):
+            columns.append(model.generate(prompts, seeds))
+        roles = [moment.role(index) for index in indices]
+        moved = 100 * (columns[-1] - columns[0]).abs().mean(dim=(1, 2, 3))
+        frames.append([{"erased": ERASED, "recovered": BLUE}.get(role) for role in roles])
+        notes.append([f"{r}\nΔ {m:.1f} %" for r, m in zip(roles, moved.tolist(), strict=True)])
+    images, frames, notes = (list(zip(*c, strict=True)) for c in (columns, frames, notes))
     return image_grid(
         images,
         [*evaluated.names, "watermark"],

@@ -2,8 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -11,12 +10,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sepme.artefact import canonical_json, write_atomically
+from sepme.artefact import digest_of, write_atomically
 from sepme.atelier.judge import Judge
+from sepme.composition import applied
+from sepme.delta import ConceptDelta, DenseDelta
 from sepme.metrics import (
     PAPER_SIZE,
     estimate_share,
     fid_of_features,
+    inception_features,
     kid_of_features,
     measure_lpips,
 )
@@ -53,49 +55,46 @@ class ImageCache:
     folder: Path
     sampling: Sampling
 
-    def key(self, state: Sequence[str], prompts: Sequence[str], seeds: Sequence[int]) -> str:
-        """What decides the images: the model, the changes that are on, prompts, seeds, sampling.
-
-        Args:
-            state: digests of the changes, in any order.
-        """
+    def key(
+        self,
+        changes: Sequence[ConceptDelta | DenseDelta],
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+    ) -> str:
+        """What decides the images: the model, the changes in any order, prompts, sampling."""
         content = {
             "base": self.backbone.fingerprint,
-            "state": sorted(state),
+            "state": sorted(change.digest for change in changes),
             "prompts": list(prompts),
             "seeds": list(seeds),
-            "sampling": vars(self.sampling),
+            "sampling": asdict(self.sampling),
         }
-        return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:24]
+        return digest_of(content)[:24]
 
     def draw(
         self,
-        state: Sequence[str],
+        changes: Sequence[ConceptDelta | DenseDelta],
         prompts: Sequence[str],
         seeds: Sequence[int],
-        on: Callable[[], AbstractContextManager],
     ) -> Tensor:
-        """`[n, 3, h, w]` bytes, from the disk or drawn now, within `on()`."""
-        sampling = self.sampling
+        """`[n, 3, h, w]` bytes with these changes on, from the disk or drawn now."""
+        how = asdict(self.sampling)
+        mixed = how.pop("bfloat16")
 
         def make() -> Tensor:
             device = self.backbone.device.type
-            with on(), torch.autocast(device, torch.bfloat16, enabled=sampling.bfloat16):
-                drawn = self.backbone.generate(
-                    prompts,
-                    seeds,
-                    steps=sampling.steps,
-                    guidance=sampling.guidance,
-                    batch=sampling.batch,
-                )
-            return (drawn * 255).round().byte()
+            with (
+                applied(self.backbone, *changes) as model,
+                torch.autocast(device, torch.bfloat16, enabled=mixed),
+            ):
+                return (model.generate(prompts, seeds, **how) * 255).round().byte()
 
-        return self._cached(self.key(state, prompts, seeds), make)
+        return self._cached(self.key(changes, prompts, seeds), make)
 
-    def features(self, images: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
-        """`[n, d]` features of images in bytes, from the disk or computed now."""
+    def features(self, images: Tensor) -> Tensor:
+        """`[n, 2048]` Inception features of images in bytes, from the disk or computed now."""
         digest = hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()[:24]
-        return self._cached(f"features-{digest}", lambda: of(images.float() / 255).contiguous())
+        return self._cached(f"features-{digest}", lambda: inception_features(images / 255))
 
     def _cached(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """The one tensor of a file; made anew if the file is missing or was cut off."""
@@ -103,7 +102,7 @@ class ImageCache:
         try:
             (tensor,) = load_file(file).values()
         except (OSError, SafetensorError, ValueError):
-            tensor = make()
+            tensor = make().contiguous()
             write_atomically(file, save({"tensor": tensor}))
         return tensor
 
@@ -116,8 +115,8 @@ def measure(
     *,
     lpips: bool = True,
     features: Sequence[Tensor] | None = None,
-) -> dict[str, float | None]:
-    """The measures of one concept in one state, as columns of the table; None: not measured.
+) -> dict[str, float]:
+    """The measures of one concept in one state, as columns of the table.
 
     Args:
         images: `[n, 3, h, w]` bytes, drawn in this state.
@@ -125,18 +124,15 @@ def measure(
         lpips: whether to compute it (64 x 64, AlexNet); it needs AlexNet's weights.
         features: of both, from `sepme.metrics.inception_features`, for FID and KID.
     """
-    x, y = images.float() / 255, original.float() / 255
+    x, y = images / 255, original / 255
     found = {"acc": estimate_share(judge.sees(x, concept))}
     if lpips:
         found["lpips"] = measure_lpips(x, y, PAPER_SIZE)
     if features is not None:
         found["fid"] = fid_of_features(*features, paired=True, resamples=100)
         found["kid"] = kid_of_features(*features, paired=True, resamples=200)
-    row: dict[str, float | None] = {}
-    for name in MEASURES:
-        estimate = found.get(name)
-        row[name] = estimate and estimate.mean
-        row[f"{name}_low"] = estimate and estimate.low
-        row[f"{name}_high"] = estimate and estimate.high
     same = (images == original).flatten(1).all(dim=1)
-    return row | {"identical": float(same.double().mean()), "images": len(images)}
+    row = {"identical": float(same.double().mean()), "images": len(images)}
+    for name, e in found.items():
+        row |= {name: e.mean, f"{name}_low": e.low, f"{name}_high": e.high}
+    return row

@@ -33,7 +33,6 @@ class Context:
     folder: Path
     """Where changes are kept from run to run."""
     seed: int = 0
-    progress: bool = True
 
     def concept(self, index: int) -> Concept:
         return self.catalogue[self.evaluated.name(index)]
@@ -73,7 +72,7 @@ class Method:
         made: dict[int, Change] = {}
         for arrival in arrivals(scene):
             groups = [arrival.group] if self.joint else [(index,) for index in arrival.group]
-            present = tuple(made[index] for index in arrival.present)
+            present = [made[index] for index in arrival.present]
             for group in groups:
                 if self.retain == "known":
                     keep = context.retain_known(group[0], arrival.others(group[0]))
@@ -84,14 +83,10 @@ class Method:
         return made
 
     def _trained(
-        self,
-        context: Context,
-        group: Sequence[int],
-        keep: Sequence[str],
-        after: Sequence[Change],
+        self, context: Context, group: Sequence[int], keep: Sequence[str], after: Sequence[Change]
     ) -> dict[int, Change]:
         """The changes of one training: read from the context's folder, or made and saved there."""
-        concepts = [context.concept(index) for index in group]
+        concepts, base = [context.concept(index) for index in group], context.backbone.fingerprint
         content = {
             "baseline": self.baseline and self.baseline.name,
             "concepts": [concept.name for concept in concepts],
@@ -99,13 +94,13 @@ class Method:
             "keep": sorted(keep),
             "after": [delta.digest for delta in after],
             "seed": context.seed,
-            "base": context.backbone.fingerprint,
+            "base": base,
         }
-        stem = context.folder / f"{self.name}-{digest_of(content)[:12]}"
-        files = [stem.with_name(f"{stem.name}-{slug(c.name)}.safetensors") for c in concepts]
+        stem = f"{self.name}-{digest_of(content)[:12]}"
+        files = [context.folder / f"{stem}-{slug(c.name)}.safetensors" for c in concepts]
         if not all(file.is_file() for file in files):
-            checkpoint = stem.with_suffix(".checkpoint")
-            trainer = Trainer(checkpoint=checkpoint, progress=context.progress)
+            checkpoint = context.folder / f"{stem}.checkpoint"
+            trainer = Trainer(checkpoint=checkpoint, progress=False)
             options = {"seed": context.seed, "trainer": trainer}
             if self.baseline is None:
                 about = (context.backbone, concepts, keep, self.settings)
@@ -117,8 +112,7 @@ class Method:
                 change.save(file)
             checkpoint.unlink(missing_ok=True)
         kind = DenseDelta if self.baseline else ConceptDelta
-        changes = [kind.load(file, base=context.backbone.fingerprint) for file in files]
-        return dict(zip(group, changes, strict=True))
+        return {i: kind.load(file, base=base) for i, file in zip(group, files, strict=True)}
 
 
 _DEFAULT = PRESETS["default"]

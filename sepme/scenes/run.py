@@ -19,16 +19,16 @@ import torch
 from pandas import DataFrame
 from tqdm.auto import tqdm
 
+from sepme._checks import choose
 from sepme.artefact import versions, writable_folder, write_atomically
 from sepme.atelier.judge import Judge
-from sepme.composition import applied
 from sepme.concept import Catalogue
 from sepme.errors import SepmeError
-from sepme.metrics import alexnet_available, inception_available, inception_features
+from sepme.metrics import alexnet_available, inception_available
 from sepme.model import Backbone
 from sepme.scenes.images import ImageCache, Sampling, measure
 from sepme.scenes.methods import METHODS, Change, Context
-from sepme.scenes.protocol import EVALUATED, WATERMARK, Moment, moments
+from sepme.scenes.protocol import EVALUATED, WATERMARK, EvaluatedConcepts, Moment, moments
 from sepme.scenes.tables import ADDRESS, COLUMNS, NUMBERS, read_table, write_table
 
 __all__ = ["Plan", "merge_tables", "run_scenes"]
@@ -42,7 +42,7 @@ class Plan:
     """What is to be run.
 
     Raises:
-        SepmeError: a scene, a method, a concept or a kind that does not exist, or too few images.
+        SepmeError: an unknown kind, scene, method or concept, too few images, or no Inception.
     """
 
     kind: str = "style"
@@ -58,12 +58,9 @@ class Plan:
     """The concepts drawn besides the erased ones: indices, 9 for the watermark."""
 
     def __post_init__(self) -> None:
-        for what, name, known in (
-            ("Kind", self.kind, EVALUATED),
-            *(("Method", name, METHODS) for name in self.methods),
-        ):
-            if name not in known:
-                raise SepmeError(f"{what} '{name}' is unknown: choose one of {', '.join(known)}.")
+        choose(EVALUATED, kind=self.kind)
+        for name in self.methods:
+            choose(METHODS, method=name)
         if not self.scenes or not self.methods:
             raise SepmeError("Name at least one scene and one method.")
         for scene in self.scenes:
@@ -105,8 +102,8 @@ def run_scenes(
     Raises:
         SepmeError: a folder that cannot be written, a table of another model or other settings.
     """
-    out, work = writable_folder(Path(out)), writable_folder(Path(work))
-    table = out / f"scenes_{plan.kind}.csv"
+    table = writable_folder(out) / f"scenes_{plan.kind}.csv"
+    work = writable_folder(work)
     rows, manifest = DataFrame(columns=COLUMNS), _manifest(backbone, plan)
     planned, manifest["methods"] = manifest["methods"], {}
     if table.is_file():
@@ -115,12 +112,10 @@ def run_scenes(
         manifest["methods"] = before["methods"]
         say(f"{table}: {len(rows)} rows are there already, the rest is measured now")
     evaluated = EVALUATED[plan.kind]
-    context = Context(backbone, catalogue, evaluated, work / "changes", plan.seed, progress=False)
+    context = Context(backbone, catalogue, evaluated, work / "changes", plan.seed)
     cache = ImageCache(backbone, work / "pictures", plan.sampling)
-    done = rows if not plan.fid else rows[rows["fid"].notna()]
-    done = set(
-        done[["method", "scene", "time", "concept_index"]].itertuples(index=False, name=None)
-    )
+    done = rows[rows["fid"].notna()] if plan.fid else rows
+    done = set(zip(*(done[c] for c in ("method", "scene", "time", "concept_index")), strict=True))
     states = [(m, moment) for m, s in product(plan.methods, plan.scenes) for moment in moments(s)]
     with tqdm(states, disable=not progress, unit="state") as bar:
         for name, moment in bar:
@@ -132,7 +127,7 @@ def run_scenes(
                 continue
             made = method.changes(context, moment.scene)
             changes = [made[index] for index in moment.erased]
-            found = [_measured(context, cache, judge, plan, moment, changes, i) for i in cells]
+            found = [_measured(cache, evaluated, judge, plan, moment, changes, i) for i in cells]
             new = DataFrame(found, columns=COLUMNS).assign(method=name)
             rows = _merged([rows, new.astype(dict.fromkeys(NUMBERS, float))])
             write_table(table, rows)
@@ -144,8 +139,8 @@ def run_scenes(
 
 
 def _measured(
-    context: Context,
     cache: ImageCache,
+    evaluated: EvaluatedConcepts,
     judge: Judge,
     plan: Plan,
     moment: Moment,
@@ -153,18 +148,12 @@ def _measured(
     index: int,
 ) -> dict[str, Any]:
     """The row of one concept at one moment, but for its method."""
-    backbone, evaluated = context.backbone, context.evaluated
-    state = [change.digest for change in changes]
-    prompts = evaluated.prompts(index, plan.images)
-    seeds = evaluated.seeds(index, plan.images, plan.seed)
-    original = cache.draw((), prompts, seeds, lambda: applied(backbone))
-    images = cache.draw(state, prompts, seeds, lambda: applied(backbone, *changes))
-    features = None
-    if plan.fid:
-        features = [cache.features(each, inception_features) for each in (images, original)]
     name = evaluated.name(index)
-    measures = measure(images, original, name, judge, lpips=alexnet_available(), features=features)
-    return measures | {
+    asked = evaluated.prompts(index, plan.images), evaluated.seeds(index, plan.images, plan.seed)
+    images, original = cache.draw(changes, *asked), cache.draw((), *asked)
+    features = [cache.features(each) for each in (images, original)] if plan.fid else None
+    lpips = alexnet_available()
+    return measure(images, original, name, judge, lpips=lpips, features=features) | {
         "kind": plan.kind,
         "scene": moment.scene,
         "time": moment.time,
@@ -173,7 +162,7 @@ def _measured(
         "role": moment.role(index),
         "erased": " ".join(map(str, moment.erased)),
         "norm": sum(change.norm() for change in changes) if index in moment.erased else None,
-        "cell": cache.key(state, prompts, seeds),
+        "cell": cache.key(changes, *asked),
     }
 
 
@@ -194,22 +183,20 @@ def merge_tables(tables: Sequence[str | Path], out: str | Path) -> list[Path]:
     Raises:
         SepmeError: a table that cannot be read, or runs of another model, or drawn otherwise.
     """
-    found: dict[str, list[DataFrame]] = {}
+    rows: dict[str, list[DataFrame]] = {}
     manifests: dict[str, dict[str, Any]] = {}
     for table in map(Path, tables):
-        rows, manifest = read_table(table), _read_manifest(table)
-        for kind, part in rows.groupby("kind"):
-            found.setdefault(kind, []).append(part)
-            if kind in manifests:
-                _refuse_other(table, manifests[kind], manifest)
-                methods = _added(manifests[kind]["methods"], manifest["methods"])
-                manifests[kind] = manifest | {"methods": methods}
-            else:
-                manifests[kind] = manifest
-    if not found:
+        whole, manifest = read_table(table), _read_manifest(table)
+        for kind, part in whole.groupby("kind"):
+            rows.setdefault(kind, []).append(part)
+            before = manifests.setdefault(kind, manifest | {"methods": {}})
+            _refuse_other(table, before, manifest)
+            methods = _added(before["methods"], manifest["methods"])
+            manifests[kind] = manifest | {"methods": methods}
+    if not rows:
         raise SepmeError("There is no row to merge: give tables that 'sepme scenes run' wrote.")
-    out, merged = writable_folder(Path(out)), []
-    for kind, parts in found.items():
+    out, merged = writable_folder(out), []
+    for kind, parts in rows.items():
         merged.append(write_table(out / f"scenes_{kind}.csv", _merged(parts)))
         _write_manifest(merged[-1], manifests[kind])
     return merged

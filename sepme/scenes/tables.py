@@ -109,13 +109,16 @@ def family(method: str) -> str:
     return _FAMILIES.get(printed, method)
 
 
-def printed_title(method: str) -> str:
-    """A printed method in a legend: "FMN[50,30,50]" is "FMN, 30 to 50 it."."""
+def method_title(method: str) -> str:
+    """A method in a legend: "sepme" is "SepME", "FMN[50,30]" (printed) is "FMN, 30 to 50 it."."""
+    if method in METHODS:
+        return METHODS[method].title
     name, iterations = _split(method)
-    ends = sorted({int(each) for each in iterations.split(",") if each})
-    return (
-        f"{name}, {' to '.join(map(str, dict.fromkeys((ends[0], ends[-1]))))} it." if ends else name
-    )
+    counts = [int(count) for count in iterations.split(",") if count]
+    if not counts:
+        return name
+    low, high = min(counts), max(counts)
+    return f"{name}, {low} it." if low == high else f"{name}, {low} to {high} it."
 
 
 def _split(method: str) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from sepme.scenes.figures import method_looks
 from sepme.scenes.images import MEASURES
 from sepme.scenes.methods import METHODS
 from sepme.scenes.protocol import WATERMARK, Moment
-from sepme.scenes.tables import MEASURED, PUBLISHED, family, printed_title
+from sepme.scenes.tables import MEASURED, PUBLISHED, family, method_title
 from sepme.widgets._parts import Explorer, row
 
 __all__ = ["ResultsState", "render", "results_explorer"]
@@ -99,8 +99,7 @@ def _bars(ax: Axes, state: ResultsState, cells: DataFrame) -> None:
         found = cells[cells["method"] == method]
         at = found["concept_index"] + (i - (len(methods) - 1) / 2) * width
         error = [found["value"] - found["low"], found["high"] - found["value"]]
-        title = METHODS[method].title if method in METHODS else printed_title(method)
-        look = looks[method] | {"label": title}
+        look = looks[method] | {"label": method_title(method)}
         if found["low"].notna().all():
             look |= thin | {"yerr": error}
         ax.bar(at, found["value"], 0.92 * width, **look)
