@@ -221,16 +221,6 @@ PHOTO = "a photo"
 #: What a forgotten object leaves behind, in models that know more than the Atelier.
 SCENERY = "scenery"
 
-#: What the paper erases (0 to 5) and never erases (6 to 8), for Stable Diffusion v1.4.
-PAPER_STYLES = (
-    *("Cezanne", "Van Gogh", "Picasso", "Jackson Pollock", "Caravaggio", "Keith Haring"),
-    *("Kelly McKernan", "Tyler Edlin", "Kilian Eng"),
-)
-PAPER_OBJECTS = (
-    *("chain saw", "church", "gas pump", "tench", "garbage truck", "english springer"),
-    *("golf ball", "parachute", "french horn"),
-)
-
 
 def with_article(noun: str, uncounted: str = "nothing") -> str:
     """ "a house", "an ink", but plain "nothing", or whatever else is not counted."""

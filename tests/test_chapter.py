@@ -7,9 +7,18 @@ import pytest
 import torch
 
 from sepme.composition import shipped_deltas
-from sepme.concept import PAPER_OBJECTS, PAPER_STYLES, catalogue_of
+from sepme.concept import catalogue_of
 from sepme.course import chapter
-from sepme.course.chapter import Claims, banner, choose_concepts, of_kind, open_model, seen
+from sepme.course.chapter import (
+    PAPER_OBJECTS,
+    PAPER_STYLES,
+    Claims,
+    banner,
+    choose_concepts,
+    of_kind,
+    open_model,
+    seen,
+)
 from sepme.erasure import PRESETS, erase
 from sepme.model import Backbone
 from sepme.training import Trainer
@@ -52,6 +61,7 @@ def test_names_of_ones_own_replace_the_catalogue(
 ) -> None:
     catalogue = open_model(folder)[2]
     assert of_kind(catalogue, "style") == list(PAPER_STYLES)
+    assert len(PAPER_STYLES) == len(PAPER_OBJECTS) == 9
     assert of_kind(catalogue, "object") == list(PAPER_OBJECTS)
     catalogue_of(["Monet"], ["dog"]).save(folder / "catalogue.json")
     assert list(open_model(folder)[2].concepts) == ["Monet", "dog"]

@@ -12,8 +12,6 @@ from sepme.atelier._tokenizer import make_tokenizer
 from sepme.atelier.captions import catalogue as atelier_catalogue
 from sepme.atelier.captions import vocabulary
 from sepme.concept import (
-    PAPER_OBJECTS,
-    PAPER_STYLES,
     Catalogue,
     Concept,
     Vocabulary,
@@ -147,11 +145,6 @@ def test_what_names_two_concepts_belongs_to_both(names: list[str], data: st.Data
             kept = catalogue.kept_prompts([catalogue[style]])
             assert not both & set(kept)
             assert f"a photo of {with_article(thing)}" in kept
-
-
-def test_the_papers_words_make_nine_of_each() -> None:
-    assert (len(PAPER_STYLES), len(PAPER_OBJECTS)) == (9, 9)
-    assert len(catalogue_of(PAPER_STYLES, PAPER_OBJECTS).concepts) == 18
 
 
 def test_the_ateliers_concepts_are_made_the_same_way() -> None:

@@ -298,7 +298,7 @@ def test_joint_training_gives_what_separate_training_gives() -> None:
 
 
 def test_joint_training_weighs_each_loss_by_its_eta() -> None:
-    """Eq. 3 is what is minimised. With one sample a batch, L_cor(c_i) is its correlation squared."""
+    """Eq. 3 is minimised. With one sample a batch, L_cor(c_i) is its correlation squared."""
     _, steps = jointly(replace(FROM_ZERO, batch=1, iterations=4))
     for step in steps:
         weighted = [eta * c**2 for eta, c in zip(step.eta, step.correlation, strict=True)]

@@ -150,6 +150,18 @@ def written(folder: Path, source: str) -> Path:
     return path
 
 
+def test_the_headings_that_the_teaching_page_names_are_there() -> None:
+    page = (FOLDER.parent / "docs" / "teaching.md").read_text()
+    figures = page.partition("## Figures for slides")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (\d\d) \| ([^|]*?)(?: \([^|]*\))? \|", figures, re.M)
+    assert len(rows) > 20
+    for chapter, heading in rows:
+        (path,) = FOLDER.glob(f"{chapter}_*.ipynb")
+        cells = nbformat.read(path, 4).cells
+        titles = [line for cell in cells for line in cell.source.splitlines() if line[:1] == "#"]
+        assert any(heading in title for title in titles), (chapter, heading)
+
+
 def test_a_notebook_that_raises_fails(tmp_path: Path) -> None:
     path = written(tmp_path, "assert 1 + 1 == 3, 'no'")
     with pytest.raises(CellExecutionError, match="AssertionError"):

@@ -14,7 +14,7 @@ from sepme._data import cache
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
 from sepme.cli.tasks import erase_into, plan
 from sepme.composition import shipped_deltas
-from sepme.concept import PAPER_OBJECTS, PAPER_STYLES, Catalogue, catalogue_of, parse_names
+from sepme.concept import Catalogue, catalogue_of, parse_names
 from sepme.delta import ConceptDelta
 from sepme.erasure import PRESETS, ErasureStep
 from sepme.errors import SepmeError
@@ -35,6 +35,15 @@ __all__ = [
 
 #: Deltas that a chapter had to make for a model that brings none.
 CACHE = cache("deltas")
+#: What the paper erases (0 to 5) and never erases (6 to 8), for Stable Diffusion v1.4.
+PAPER_STYLES = (
+    *("Cezanne", "Van Gogh", "Picasso", "Jackson Pollock", "Caravaggio", "Keith Haring"),
+    *("Kelly McKernan", "Tyler Edlin", "Kilian Eng"),
+)
+PAPER_OBJECTS = (
+    *("chain saw", "church", "gas pump", "tench", "garbage truck", "english springer"),
+    *("golf ball", "parachute", "french horn"),
+)
 
 
 # ------------------------------------------------------------------ the model and its concepts
