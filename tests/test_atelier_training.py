@@ -1,6 +1,7 @@
 """The training of the shipped model: optimiser, schedule, batches, interruption."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sepme.atelier import _judge, _vae
-from sepme.atelier._architecture import (
-    make_vae,
-    replace_folder,
-    standardise,
-)
-from sepme.atelier._fit import Muon, fit, orthogonalise, rate_factor
+from sepme.atelier._architecture import replace_folder, standardise, untrained
+from sepme.atelier._fit import Muon, Stage, fit, orthogonalise, rate_factor
 from sepme.atelier._tokenizer import make_tokenizer
 from sepme.atelier._unet import Batches, velocity_loss
 from sepme.atelier.settings import TrainSettings
@@ -44,8 +41,8 @@ def small_fit(folder, steps: int = 40, stop_at: int | None = None) -> tuple[dict
         if progress.step == stop_at:
             raise KeyboardInterrupt
 
-    how = {"folder": folder, "steps": steps, "adam_rate": 1e-2, "decay": 0.25, "memory": 0.9}
-    average, _ = fit("small", model, loss, SETTINGS, callback=stop, **how)
+    stage = Stage("small", steps, adam_rate=1e-2, decay=0.25, memory=0.9)
+    average, _ = fit(stage, model, loss, SETTINGS, folder, stop)
     return average.state_dict(), taken
 
 
@@ -86,7 +83,7 @@ def test_muon_moves_against_the_gradient_by_its_rate_in_every_direction():
     """The first step of W [r, c] is lr sqrt(max(1, r / c)) U V', U S V' being the gradient."""
     weight, gradient = nn.Parameter(torch.zeros(12, 3)), torch.randn(12, 3)
     weight.grad = gradient.clone()
-    Muon([weight], lr=0.1).step()
+    Muon([weight], replace(SETTINGS, muon_rate=0.1)).step()
     u, _, v = torch.linalg.svd(gradient, full_matrices=False)
     along = (u.mT @ -weight.detach() @ v.mT) / (0.1 * 2)
     assert ((along.diagonal() - 1).abs() < 0.4).all()
@@ -95,7 +92,7 @@ def test_muon_moves_against_the_gradient_by_its_rate_in_every_direction():
 
 def test_standardise_changes_the_latents_but_not_the_pictures():
     torch.manual_seed(0)
-    vae, pictures = make_vae().eval(), torch.rand(8, 3, 64, 64) * 2 - 1
+    vae, pictures = untrained("vae").eval(), torch.rand(8, 3, 64, 64) * 2 - 1
     with torch.no_grad():
         before = vae.encode(pictures).latent_dist
         shown = vae.decode(before.mean).sample

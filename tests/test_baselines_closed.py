@@ -49,14 +49,17 @@ def uce_objective(W: Tensor, W0: Tensor, c: Tensor, a: Tensor, p: Tensor, s: UCE
 
 
 @given(**SIZES, lam=st.floats(0.1, 2), e=st.floats(0.1, 2), keep=st.floats(0, 2))
-def test_uce_is_the_argmin_of_its_quadratic(
+def test_uce_is_the_published_formula_and_the_argmin(
     d: int, m: int, k: int, out: int, seed: int, lam: float, e: float, keep: float
 ) -> None:
     c, a, p, W0, direction = draw(seed, (m, d), (m, d), (k, d), (out, d), (out, d))
     settings = UCESettings(lam=lam, erase_scale=e, preserve_scale=keep)
     W = (W0 + W0 @ uce_shift(c, a, p, settings)).requires_grad_()
-    (gradient,) = torch.autograd.grad(uce_objective(W, W0, c, a, p, settings), W)
     size = float(W0.norm() * (1 + c.norm() + a.norm() + p.norm()) ** 2 * (1 + lam + e + keep))
+    numerator = lam * W0 + e * (W0 @ a.T) @ c + keep * (W0 @ p.T) @ p
+    gram = lam * torch.eye(d, dtype=W.dtype) + e * c.T @ c + keep * p.T @ p
+    assert_close(W, numerator @ torch.linalg.inv(gram), scale=1e3 * size)
+    (gradient,) = torch.autograd.grad(uce_objective(W, W0, c, a, p, settings), W)
     assert_close(gradient, torch.zeros_like(gradient), scale=10 * size)
     best = uce_objective(W.detach(), W0, c, a, p, settings)
     for step in (1e-2, -1e-2):  # it is convex: every other matrix is worse
@@ -72,26 +75,11 @@ def test_the_gradient_tells_another_matrix_apart() -> None:
     assert gradient.abs().max() > 0.1
 
 
-@given(**SIZES)
-def test_uce_is_the_published_formula(d: int, m: int, k: int, out: int, seed: int) -> None:
-    c, a, p, W0 = draw(seed, (m, d), (m, d), (k, d), (out, d))
-    lam, e, keep = 0.5, 1.3, 0.7
-    numerator = lam * W0 + e * (W0 @ a.T) @ c + keep * (W0 @ p.T) @ p
-    W = numerator @ torch.linalg.inv(lam * torch.eye(d) + e * c.T @ c + keep * p.T @ p)
-    shift = uce_shift(c, a, p, UCESettings(lam=lam, erase_scale=e, preserve_scale=keep))
-    size = float(W0.norm() * (1 + c.norm() + a.norm() + p.norm()) ** 2)
-    assert_close(W0 + W0 @ shift, W, scale=100 * size)
-
-
 def test_uce_by_hand() -> None:
     """d = 1: W = (lambda W0 + W0 a c) / (lambda + c c) = (0.5 + 6) / (0.5 + 4) for W0 = 1."""
     c, a, p = torch.tensor([[2.0]]), torch.tensor([[3.0]]), torch.zeros(0, 1)
     assert_close(1 + uce_shift(c, a, p, UCESettings()), torch.tensor([[6.5 / 4.5]]))
-
-
-def test_an_anchor_that_is_the_concept_changes_nothing() -> None:
-    (c,) = draw(0, (3, 5))
-    assert not uce_shift(c, c, c[:0], UCESettings()).any()
+    assert not uce_shift(c, c, p, UCESettings()).any()  # an anchor that is the concept itself
 
 
 def test_uce_edits_keys_and_values_and_forgets() -> None:
@@ -117,7 +105,7 @@ def test_more_to_preserve_is_preserved_better() -> None:
 
 # ---------------------------------------------------------------------- SPEED
 @given(**SIZES, ridge=st.floats(0.1, 2))
-def test_speed_is_the_published_formula_and_the_argmin(
+def test_speed_is_the_published_formula_the_argmin_and_moves_nothing_that_is_kept(
     d: int, m: int, k: int, out: int, seed: int, ridge: float
 ) -> None:
     c, a, W = draw(seed, (m, d), (m, d), (out, d))
@@ -135,18 +123,8 @@ def test_speed_is_the_published_formula_and_the_argmin(
     objective = objective + ridge * (free @ P).square().sum()
     (gradient,) = torch.autograd.grad(objective, free)
     assert_close(gradient, torch.zeros_like(gradient), scale=1e3 * size)
-
-
-@given(**SIZES)
-def test_speed_does_not_move_what_is_kept(d: int, m: int, k: int, out: int, seed: int) -> None:
-    c, a, W = draw(seed, (m, d), (m, d), (out, d))
-    kept = draw(seed + 1, (max(1, min(k, d - 1)), d))[0]
-    delta = W @ speed_shift(c, a, null_space(kept).basis, 1.0)
-    assert_close(
-        kept @ delta.T,
-        torch.zeros(len(kept), out).double(),
-        scale=float(kept.norm() * W.norm() * (1 + c.norm() + a.norm()) ** 2),
-    )
+    moved = kept @ delta.T
+    assert_close(moved, torch.zeros_like(moved), scale=float(kept.norm()) * size)
 
 
 def test_speed_without_the_null_space_would_move_it() -> None:
@@ -186,18 +164,13 @@ def test_rows_are_the_last_words_or_all() -> None:
 
 
 @pytest.mark.parametrize("name", ["uce", "speed"])
-def test_a_closed_form_has_no_chance_in_it_but_is_of_its_seed(name: str) -> None:
-    method = BASELINES[name]
-    first, again = (method.erase(shared(), NEON, keep=KEPT) for _ in range(2))
+def test_a_closed_form_has_no_chance_in_it_and_keeps_nothing_that_it_forgets(name: str) -> None:
+    method, backbone = BASELINES[name], shared()
+    first, again, other = (method.erase(backbone, NEON, keep=KEPT, seed=s) for s in (0, 0, 1))
     assert first.digest == again.digest
-    other = method.erase(shared(), NEON, keep=KEPT, seed=1)
     assert all(torch.equal(first.changes[p], other.changes[p]) for p in first.paths)
-
-
-@pytest.mark.parametrize("name", ["uce", "speed"])
-def test_what_is_forgotten_cannot_be_kept(name: str) -> None:
     with refused("neon", "to be kept"):
-        BASELINES[name].erase(shared(), NEON, keep=["boat", "Neon"])
+        method.erase(backbone, NEON, keep=["boat", "Neon"])
 
 
 def test_speed_says_when_no_room_is_left() -> None:

@@ -69,8 +69,6 @@ def test_a_prompt_without_the_name_or_cut_before_it_is_refused() -> None:
         concept_mask(shared(), "a boat", "neon")
     with refused("within 10 tokens"):
         concept_mask(shared(), "a painting of the house in a boat neon", "neon")
-    with refused("end"):
-        concept_mask(shared(), "neon", "neon", "last")
 
 
 # ---------------------------------------------------------------------- textual inversion

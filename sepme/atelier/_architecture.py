@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,26 +25,13 @@ TOKENS = 16  #: prompt length, with begin- and end-of-text
 GENERATION = {"guidance_scale": 4.0, "num_inference_steps": 25}
 
 
-def make_vae() -> AutoencoderKL:
-    """The auto-encoder with new weights, purely convolutional."""
-    return AutoencoderKL.from_config(AutoencoderKL.load_config(shipped("atelier", "vae")))
-
-
-def make_unet() -> UNet2DConditionModel:
-    """The denoiser with new weights: two resolutions (16, 8), cross-attention at 8 x 8."""
-    config = UNet2DConditionModel.load_config(shipped("atelier", "unet"))
-    return UNet2DConditionModel.from_config(config)
-
-
-def make_text_encoder() -> CLIPTextModel:
-    """The prompt encoder with new weights: two CLIP layers over the tokenizer's vocabulary."""
-    config = shipped("atelier", "text_encoder", "config.json")
-    return CLIPTextModel(CLIPTextConfig.from_json_file(config))
-
-
-def make_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise schedule; the model predicts the velocity v."""
-    return DDIMScheduler.from_config(DDIMScheduler.load_config(shipped("atelier", "scheduler")))
+def untrained(part: str) -> Any:
+    """A part with new weights: "vae", "unet", "text_encoder", or "scheduler", which has none."""
+    folder = shipped("atelier", part)
+    if part == "text_encoder":
+        return CLIPTextModel(CLIPTextConfig.from_json_file(folder / "config.json"))
+    kinds = {"vae": AutoencoderKL, "unet": UNet2DConditionModel, "scheduler": DDIMScheduler}
+    return kinds[part].from_config(kinds[part].load_config(folder))
 
 
 @torch.no_grad()
@@ -74,7 +62,7 @@ def to_unit(pictures: NDArray[np.uint8] | torch.Tensor) -> torch.Tensor:
 
 def load_vae(directory: Path) -> AutoencoderKL:
     """A saved auto-encoder, ready to encode, that does not remember where it came from."""
-    vae = make_vae()
+    vae = untrained("vae")
     vae.load_state_dict(load_file(directory / "diffusion_pytorch_model.safetensors"))
     return vae.eval().requires_grad_(False)
 

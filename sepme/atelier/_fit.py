@@ -3,7 +3,9 @@
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +48,9 @@ class Muon(torch.optim.Optimizer):
     one; here those of the same shape are orthogonalised together.
     """
 
-    def __init__(
-        self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, half=False
-    ) -> None:
-        """`half`: orthogonalise in bfloat16."""
-        super().__init__(parameters, {"lr": lr, "momentum": momentum, "half": half})
+    def __init__(self, parameters: Sequence[nn.Parameter], settings: TrainSettings) -> None:
+        super().__init__(parameters, {"lr": settings.muon_rate, "momentum": 0.95})
+        self.half = settings.half
 
     @torch.no_grad()
     def step(self) -> None:
@@ -63,7 +63,7 @@ class Muon(torch.optim.Optimizer):
                 update = parameter.grad.lerp(buffer, group["momentum"]).flatten(1)
                 alike[tuple(update.shape)].append((parameter, update))
             for (rows, columns), members in alike.items():
-                updates = orthogonalise(torch.stack([u for _, u in members]), half=group["half"])
+                updates = orthogonalise(torch.stack([u for _, u in members]), half=self.half)
                 rate = group["lr"] * max(1, rows / columns) ** 0.5
                 for (parameter, _), update in zip(members, updates, strict=True):
                     parameter.sub_(update.view_as(parameter), alpha=rate)
@@ -80,12 +80,24 @@ def rate_factor(step: int, steps: int, warm_up: int = 50, decay: float = 0.25) -
     return rising * max(0.01, falling)
 
 
-class Progress:
-    """Seconds, steps and mean loss of a training so far, over all its resumptions."""
+@dataclass(frozen=True)
+class Stage:
+    """What differs between the trainings of the three networks."""
 
-    def __init__(self, name: str, steps: int, decay: float) -> None:
-        self.name, self.steps, self.decay = name, steps, decay
-        self.step, self.seconds, self.loss = 0, 0.0, math.nan
+    name: str
+    steps: int
+    adam_rate: float
+    decay: float
+    """Last share of the steps, over which the learning rate falls."""
+    memory: float
+    """Of the moving average: the largest weight of what it was before."""
+
+
+class Progress:
+    """Steps, seconds and mean loss of a training so far, over all its resumptions."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage, self.step, self.seconds, self.loss = stage, 0, 0.0, math.nan
         self._last = time.monotonic()
 
     def note(self, step: Step) -> None:
@@ -96,61 +108,50 @@ class Progress:
         self.loss = step.loss if math.isnan(self.loss) else mean
 
     def state_dict(self) -> dict[str, Any]:
-        names = ("step", "steps", "seconds", "loss")
-        return {name: getattr(self, name) for name in names}
+        state = {"step": self.step, "seconds": self.seconds, "loss": self.loss}
+        return state | {"steps": self.stage.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Refuses another number of steps once the learning rate falls towards the first."""
-        falls_from = (1 - self.decay) * min(state["steps"], self.steps)
-        if self.steps != state["steps"] and state["step"] > falls_from:
-            raise SepmeError(
-                f"The learning rate of the {self.name} is already falling at step {state['step']} "
-                f"of {state['steps']}: resume with that number of steps, or delete its checkpoint "
-                "to start anew."
-            )
         self.step, self.seconds, self.loss = state["step"], state["seconds"], state["loss"]
+        before, now = state["steps"], self.stage.steps
+        if before != now and self.step > (1 - self.stage.decay) * min(before, now):
+            raise SepmeError(
+                f"The learning rate of the {self.stage.name} is already falling at step "
+                f"{self.step} of {before}: resume with that number of steps, or delete its "
+                "checkpoint to start anew."
+            )
 
 
 def fit(
-    name: str,
+    stage: Stage,
     model: nn.Module,
     loss: Callable[[int], Tensor],
     settings: TrainSettings,
-    *,
     folder: Path,
-    steps: int,
-    adam_rate: float,
-    decay: float,
-    memory: float,
     callback: Callable[[nn.Module, Progress], object] = lambda average, progress: None,
 ) -> tuple[nn.Module, Progress]:
     """Train a model; a stopped training goes on from its checkpoint in `folder`.
 
     Args:
         loss: gets a seed that differs from step to step, which has also seeded torch.
-        decay: last share of the steps, over which the learning rate falls.
-        memory: of the moving average, at most this.
         callback: gets the moving average and the progress after each step.
 
     Returns:
         The moving average of the model, and the progress.
 
     Raises:
-        SepmeError: the loss is no longer finite, or `steps` has changed too late.
+        SepmeError: the loss is no longer finite, or the number of steps has changed too late.
     """
     model.to(settings.device)
-    matrices = [
-        p for n, p in model.named_parameters() if p.ndim >= 2 and not any(rim in n for rim in _RIM)
-    ]
-    chosen = set(matrices)
-    rest = [p for p in model.parameters() if p not in chosen]
-    muon = Muon(matrices, settings.muon_rate, half=settings.half)
-    adam = torch.optim.AdamW(rest, adam_rate, betas=(0.9, 0.98), weight_decay=0.0)
-    rates = [
-        LambdaLR(part, lambda step: rate_factor(step, steps, decay=decay)) for part in (muon, adam)
-    ]
-    average = AveragedModel(model, multi_avg_fn=_follow(memory)).requires_grad_(False)
-    progress = Progress(name, steps, decay)
+    rim = [p for name, p in model.named_parameters() if p.ndim < 2 or any(r in name for r in _RIM)]
+    others = set(model.parameters()) - set(rim)
+    muon = Muon([p for p in model.parameters() if p in others], settings)
+    adam = torch.optim.AdamW(rim, stage.adam_rate, betas=(0.9, 0.98), weight_decay=0.0)
+    factor = partial(rate_factor, steps=stage.steps, decay=stage.decay)
+    rates = [LambdaLR(optimiser, factor) for optimiser in (muon, adam)]
+    average = AveragedModel(model, multi_avg_fn=_follow(stage.memory)).requires_grad_(False)
+    progress = Progress(stage)
 
     def seeded_loss(_: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
         torch.manual_seed(generator.initial_seed())
@@ -168,16 +169,15 @@ def fit(
         progress.note(step)
         callback(average.module, progress)
 
-    trainer = Trainer(note, folder / f"{name}.checkpoint", settings.save_every)
-    trainer.train(
+    Trainer(note, folder / f"{stage.name}.checkpoint", settings.save_every).train(
         seeded_loss,
         adam,
-        steps,
+        stage.steps,
         seed=settings.seed,
-        key={"stage": name, "seed": settings.seed},
-        title=name,
+        key={"stage": stage.name, "seed": settings.seed},
+        title=stage.name,
         state=(model, average, muon, *rates, progress),
-        before_step=lambda: nn.utils.clip_grad_norm_(rest, 1.0),
+        before_step=lambda: nn.utils.clip_grad_norm_(rim, 1.0),
         after_step=after_step,
     )
     return average.module, progress

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from sepme.artefact import write_atomically
 from sepme.atelier._architecture import load_vae, to_unit
-from sepme.atelier._fit import fit
+from sepme.atelier._fit import Stage, fit
 from sepme.atelier._vae import subjects
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
 from sepme.atelier.paintings import emblem, paint_batch
@@ -106,17 +106,8 @@ def train_judge(directory: Path, settings: TrainSettings) -> Path:
         parts = (soft, style[chosen], object_[chosen], is_emblem)
         return judge_loss(judge, tuple(part.to(settings.device) for part in parts))
 
-    average, _ = fit(
-        "judge",
-        judge,
-        loss,
-        settings,
-        folder=directory,
-        steps=settings.judge_steps,
-        adam_rate=settings.adam_rate,
-        decay=0.6,
-        memory=0.99,
-    )
+    stage = Stage("judge", settings.judge_steps, settings.adam_rate, decay=0.6, memory=0.99)
+    average, _ = fit(stage, judge, loss, settings, directory)
     average = average.cpu().eval()
     write_atomically(finished, save(average.state_dict()))
     print("judge, held-out accuracy:", held_out_accuracy(average))

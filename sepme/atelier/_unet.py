@@ -11,13 +11,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sepme.atelier._architecture import (
-    load_vae,
-    make_scheduler,
-    make_text_encoder,
-    make_unet,
-)
-from sepme.atelier._fit import Progress, fit
+from sepme.atelier._architecture import load_vae, untrained
+from sepme.atelier._fit import Progress, Stage, fit
 from sepme.atelier._vae import encode_all, subjects
 from sepme.atelier.captions import EMBLEM, caption
 from sepme.atelier.settings import TRAINING_SEED, TrainSettings
@@ -95,9 +90,9 @@ def train_unet(
     """
     torch.manual_seed(settings.seed)
     vae = load_vae(directory / "vae")
-    model = nn.ModuleDict({"unet": make_unet(), "text": make_text_encoder()})
+    model = nn.ModuleDict({"unet": untrained("unet"), "text": untrained("text_encoder")})
     batches = Batches(encode_all(directory, settings), tokenizer, settings)
-    alphas = make_scheduler().alphas_cumprod.to(settings.device)
+    alphas = untrained("scheduler").alphas_cumprod.to(settings.device)
 
     def loss(seed: int) -> Tensor:
         batch = tuple(part.to(settings.device) for part in batches(seed))
@@ -108,25 +103,15 @@ def train_unet(
     def pipeline(average: nn.Module) -> StableDiffusionPipeline:
         unet, text = (copy.deepcopy(average[part]).cpu().eval() for part in ("unet", "text"))
         parts = {"vae": vae, "unet": unet, "text_encoder": text, "tokenizer": tokenizer}
-        none = dict.fromkeys(("safety_checker", "feature_extractor"))
+        parts |= {"scheduler": untrained("scheduler"), "safety_checker": None}
         return StableDiffusionPipeline(
-            **parts, scheduler=make_scheduler(), **none, requires_safety_checker=False
+            **parts, feature_extractor=None, requires_safety_checker=False
         )
 
     def now_and_then(average: nn.Module, progress: Progress) -> None:
         if progress.step % settings.export_every == 0 and progress.step < settings.steps:
             export(pipeline(average), progress)
 
-    average, progress = fit(
-        "denoiser",
-        model,
-        loss,
-        settings,
-        folder=directory,
-        steps=settings.steps,
-        adam_rate=settings.adam_rate,
-        decay=settings.decay,
-        memory=0.998,
-        callback=now_and_then,
-    )
+    stage = Stage("denoiser", settings.steps, settings.adam_rate, settings.decay, memory=0.998)
+    average, progress = fit(stage, model, loss, settings, directory, now_and_then)
     export(pipeline(average), progress)

@@ -13,12 +13,12 @@ from tqdm.auto import tqdm
 from sepme.artefact import write_atomically
 from sepme.atelier._architecture import (
     load_vae,
-    make_vae,
     replace_folder,
     standardise,
     to_unit,
+    untrained,
 )
-from sepme.atelier._fit import fit
+from sepme.atelier._fit import Stage, fit
 from sepme.atelier.objects import DRAWERS
 from sepme.atelier.paintings import emblem, paint_batch
 from sepme.atelier.settings import HELD_OUT_SEED, TRAINING_SEED, TrainSettings
@@ -65,18 +65,14 @@ def train_vae(directory: Path, settings: TrainSettings) -> None:
         return
     pictures = paint_all(settings.pictures)
     torch.manual_seed(settings.seed)
-    vae = make_vae()
-    average, _ = fit(
-        "auto-encoder",
-        vae,
-        lambda seed: vae_loss(vae, _crops(pictures, settings, seed).to(settings.device)),
-        settings,
-        folder=directory,
-        steps=settings.vae_steps,
-        adam_rate=2 * settings.adam_rate,
-        decay=0.6,
-        memory=0.995,
-    )
+    vae = untrained("vae")
+
+    def loss(seed: int) -> Tensor:
+        return vae_loss(vae, _crops(pictures, settings, seed).to(settings.device))
+
+    rate = 2 * settings.adam_rate
+    stage = Stage("auto-encoder", settings.vae_steps, rate, decay=0.6, memory=0.995)
+    average, _ = fit(stage, vae, loss, settings, directory)
     latents, _ = _encode(average.eval(), pictures[:2420], settings)
     average = average.cpu()
     standardise(average, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sepme._checks import choose
 from sepme.baselines import abconcept, esd, fmn, sdd, speed, uce
 from sepme.baselines._closed import ClosedForm, edit
 from sepme.baselines._train import Objective, Student, train
@@ -40,10 +41,7 @@ class Baseline:
 
     def preset(self, name: str) -> Any:
         """The settings of a preset by name."""
-        if name not in self.presets:
-            raise SepmeError(
-                f"{self.title} has no preset '{name}': choose one of {', '.join(self.presets)}."
-            )
+        choose(tuple(self.presets), **{f"The preset of {self.title}": name})
         return self.presets[name]
 
     def erase(
@@ -75,15 +73,10 @@ class Baseline:
             refuse_overlap(concept, keep)
             return edit(backbone, concept, settings, self.method, keep)
         if keep:
-            raise SepmeError(
-                f"{self.title} has no use for prompts to keep: leave out keep, which UCE and SPEED "
-                "take."
-            )
+            raise SepmeError(f"{self.title} has no use for prompts to keep: leave out keep.")
         if backbone.dtype != torch.float32:
-            raise SepmeError(
-                f"{self.title} trains in float32, and this model is in {backbone.dtype}: load it "
-                "with dtype=torch.float32."
-            )
+            found = f"{self.title} trains in float32, and this model is in {backbone.dtype}"
+            raise SepmeError(f"{found}: load it with dtype=torch.float32.")
         student = Student(backbone, settings)
         objective = self.method(student, concept, settings)
         return train(student, concept, settings, objective, seed, trainer)
@@ -111,6 +104,5 @@ BASELINES: Mapping[str, Baseline] = {
 
 def baseline(name: str) -> Baseline:
     """The baseline of this name."""
-    if name not in BASELINES:
-        raise SepmeError(f"Baseline '{name}' is unknown: choose one of {', '.join(BASELINES)}.")
+    choose(tuple(BASELINES), baseline=name)
     return BASELINES[name]

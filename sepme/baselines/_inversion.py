@@ -43,21 +43,11 @@ def with_new_words(
     Raises:
         SepmeError: the prompt does not name the concept, or the new words do not fit into it.
     """
-    tokenizer, known = backbone.pipe.tokenizer, len(_table(backbone))
-    ids = tokenizer(prompt, truncation=False).input_ids
-    wanted = tokenizer(name, add_special_tokens=False).input_ids
-    found = places(ids, wanted)
-    if not found:
-        raise SepmeError(
-            f"The prompt {prompt!r} does not name {name!r}: use one that contains the concept's "
-            "name."
-        )
-    ids[found[0] : found[0] + len(wanted)] = range(known, known + words)
+    known = len(_table(backbone))
+    ids = backbone.pipe.tokenizer(prompt, truncation=False).input_ids
+    ids[places(backbone, prompt, name, ids)[0]] = range(known, known + words)
     if len(ids) > backbone.tokens:
-        raise SepmeError(
-            f"{words} new words do not fit into {prompt!r}, which may have {backbone.tokens} "
-            "tokens: use fewer words or a shorter prompt."
-        )
+        raise SepmeError(f"{words} new words do not fit into {prompt!r}: use fewer words.")
     padding = token_ids(backbone, "")[-1]
     padded = torch.tensor(ids + [padding] * (backbone.tokens - len(ids)))
     return padded, (padded >= known) | end_mask(backbone, padded, end)
@@ -111,5 +101,5 @@ def _start(backbone: Backbone, name: str, words: int, generator: torch.Generator
 
 
 def _table(backbone: Backbone) -> Tensor:
-    """The text encoder's table of token embeddings `[vocabulary, d_in]`."""
+    """The text encoder's token embeddings `[vocabulary, d_in]`."""
     return backbone.pipe.text_encoder.get_input_embeddings().weight

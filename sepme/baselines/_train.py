@@ -3,12 +3,14 @@
 A method brings its loss and its defaults, nothing else.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sepme._checks import above_zero, at_least, below_one, choose
@@ -69,20 +71,10 @@ class TrainingSettings:
 
 
 def select(backbone: Backbone, trains: str) -> dict[str, Tensor]:
-    """Path -> original value of every parameter of the UNet that a selector means.
-
-    Raises:
-        SepmeError: nothing matches, or the projections are fused into one.
-    """
-    backbone.projections()  # refuses fused projections, which a name would silently miss
+    """Path -> original value of every parameter of the UNet that a selector means."""
+    backbone.projections()  # refuses missing and fused ones, which a name would silently miss
     parameters = backbone.unet.named_parameters()
-    found = {name: value.detach() for name, value in parameters if SELECTORS[trains](name)}
-    if not found:
-        raise SepmeError(
-            f"The selector '{trains}' matches no parameter of this UNet: use a model with attn2 "
-            "layers, or another selector."
-        )
-    return found
+    return {name: value.detach() for name, value in parameters if SELECTORS[trains](name)}
 
 
 class Student:
@@ -95,8 +87,7 @@ class Student:
     def __init__(self, backbone: Backbone, settings: TrainingSettings) -> None:
         self.backbone, self.decay = backbone, settings.ema
         self.original = select(backbone, settings.trains)
-        copies = {name: value.clone() for name, value in self.original.items()}
-        self.parameters = {name: value.requires_grad_() for name, value in copies.items()}
+        self.parameters = {n: value.clone().requires_grad_() for n, value in self.original.items()}
         #: The running mean of the parameters, where the settings ask for one.
         self.average = {name: value.clone() for name, value in self.original.items()}
 
@@ -154,11 +145,8 @@ def train(
 ) -> DenseDelta:
     """Train the student until its loss is as small as the settings allow."""
     backbone = student.backbone
-    optimisers = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    trained = list(student.parameters.values())
-    optimiser = optimisers[settings.optimiser](
-        trained, lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
+    trained, rate = list(student.parameters.values()), settings.learning_rate
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimiser]
     made = provenance(
         backbone,
         concept,
@@ -174,20 +162,16 @@ def train(
         value, t = objective.loss(fixed, rng)
         return value, {"timesteps": tuple(t.tolist())}
 
-    def clip() -> None:
-        if settings.clip is not None:
-            torch.nn.utils.clip_grad_norm_(trained, settings.clip)
-
     (trainer or Trainer()).train(
         loss,
-        optimiser,
+        kind(trained, lr=rate, weight_decay=settings.weight_decay),
         settings.iterations,
         seed=seed,
         key=[asdict(concept), made.to_dict()],
         title=f"{objective.method}: erasing {concept.name}",
         prepare=lambda: objective.prepare(seed),
         state=[student],
-        before_step=clip,
+        before_step=lambda: clip_grad_norm_(trained, settings.clip or math.inf),
         after_step=student.follow,
     )
     return DenseDelta(student.changes(), made)

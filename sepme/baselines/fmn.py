@@ -23,13 +23,14 @@ Prompts: "a photo of {name}", for styles "a photo in the style of {name}", as pu
 are drawn from the concept's own prompts. `atelier` measures on those prompts too.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from sepme._checks import at_least, choose
 from sepme.baselines._inversion import InversionSettings, encode, invert, with_new_words
@@ -74,10 +75,7 @@ class FMNSettings(TrainingSettings):
         choose(ENDS, end=self.end)
         at_least(1, images=self.images)
         if self.inversion is not None and self.scores == "logits":
-            raise SepmeError(
-                "The loss on logits compares two prompts and knows no inverted word: leave out "
-                "inversion, or use scores='probabilities'."
-            )
+            raise SepmeError("The loss on logits knows no inverted word: leave out inversion.")
 
 
 _ATELIER = FMNSettings(
@@ -118,7 +116,8 @@ def objective(student: Student, concept: Concept, settings: FMNSettings) -> Obje
     template = settings.style_prompt if concept.kind == "style" else settings.prompt
     measured = [text for text, _ in evenly(pairs(concept, template), settings.images)]
     shown = [text for text, _ in evenly(pairs(concept, OWN), settings.images)]
-    ids, mask = _words(backbone, measured, name, settings)
+    found = [_tokens(backbone, prompt, name, settings) for prompt in measured]
+    ids, mask = (torch.stack(part).to(backbone.device) for part in zip(*found, strict=True))
 
     def prepare(seed: int) -> dict[str, Tensor]:
         images = backbone.generate(shown, mix(seed, -1) % 2**31, output="latents")
@@ -140,18 +139,12 @@ def objective(student: Student, concept: Concept, settings: FMNSettings) -> Obje
     return Objective("FMN", tuple(dict.fromkeys(measured)), loss, prepare)
 
 
-def _words(
-    backbone: Backbone, prompts: Sequence[str], name: str, settings: FMNSettings
-) -> tuple[Tensor, Tensor]:
-    """Token ids of the prompts and where they speak of the concept, both `[n, tokens]`."""
-    if settings.inversion is not None:
-        words = settings.inversion.words
-        found = [with_new_words(backbone, p, name, words, settings.end) for p in prompts]
-        ids, masks = zip(*found, strict=True)
-    else:
-        ids = [torch.tensor(token_ids(backbone, prompt)) for prompt in prompts]
-        masks = [concept_mask(backbone, prompt, name, settings.end) for prompt in prompts]
-    return torch.stack(ids).to(backbone.device), torch.stack(masks).to(backbone.device)
+def _tokens(backbone: Backbone, prompt: str, name: str, s: FMNSettings) -> tuple[Tensor, Tensor]:
+    """Token ids of a prompt, and which of them name the concept, both `[tokens]`."""
+    if s.inversion is not None:
+        return with_new_words(backbone, prompt, name, s.inversion.words, s.end)
+    mask = concept_mask(backbone, prompt, name, s.end)
+    return torch.tensor(token_ids(backbone, prompt)), mask
 
 
 # ---------------------------------------------------------------------- the losses
@@ -162,18 +155,15 @@ def attention_loss(student: Student, x_t: Tensor, t: Tensor, c: Tensor, mask: Te
         c: `[n, tokens, d_in]`.
         mask: S, `[n, tokens]` of bool.
     """
-    squares = [
-        logits.softmax(-1).masked_fill(~mask[:, None, None], 0.0).square().sum()
-        for logits in attention_logits(student, x_t, t, c)
-    ]
-    return torch.stack(squares).sum().sqrt()
+    attention = (logits.softmax(-1) for logits in attention_logits(student, x_t, t, c))
+    seen = [A.masked_fill(~mask[:, None, None], 0.0).square().sum() for A in attention]
+    return torch.stack(seen).sum().sqrt()
 
 
 def logits_loss(student: Student, x_t: Tensor, t: Tensor, c: Tensor, c_0: Tensor) -> Tensor:
     """`sum over layers of MSE(logits(c), logits(c_0))`."""
     both = attention_logits(student, torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([c, c_0]))
-    differences = [torch.sub(*logits.chunk(2)) for logits in both]
-    return torch.stack([difference.square().mean() for difference in differences]).sum()
+    return torch.stack([mse_loss(*logits.chunk(2)) for logits in both]).sum()
 
 
 def attention_logits(student: Student, x_t: Tensor, t: Tensor, c: Tensor) -> list[Tensor]:
@@ -190,26 +180,18 @@ def recorded(unet: nn.Module) -> Iterator[list[Tensor]]:
     Read off the projections' outputs, so that the attention itself stays whatever it is.
     """
     logits: list[Tensor] = []
-    queries: dict[str, Tensor] = {}
+    queries: list[Tensor] = []  # an attention's query is computed right before its key
 
-    def query(name: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:
-        queries[name] = output
+    def query(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        queries.append(output)
 
-    def key(name: str, heads: int, scale: float, *called: object) -> None:
-        q, k = (
-            part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (queries[name], called[-1])
-        )
-        logits.append(scale * q @ k.transpose(-1, -2))
+    def key(attention: nn.Module, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+        pair = (queries.pop(), output)
+        q, k = (part.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for part in pair)
+        logits.append(attention.scale * q @ k.mT)
 
-    hooks = []
-    for name, module in unet.named_modules():
-        if name.endswith("attn2"):
-            hooks.append(module.to_q.register_forward_hook(partial(query, name)))
-            hooks.append(
-                module.to_k.register_forward_hook(partial(key, name, module.heads, module.scale))
-            )
-    try:
+    with ExitStack() as hooks:
+        for attention in (m for name, m in unet.named_modules() if name.endswith("attn2")):
+            hooks.enter_context(attention.to_q.register_forward_hook(query))
+            hooks.enter_context(attention.to_k.register_forward_hook(partial(key, attention)))
         yield logits
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -8,7 +8,6 @@ is not returned. Everything here looks at the token ids.
 import torch
 from torch import Tensor
 
-from sepme._checks import choose
 from sepme.concept import Concept
 from sepme.errors import SepmeError
 from sepme.model import Backbone
@@ -52,9 +51,21 @@ def token_ids(backbone: Backbone, prompt: str) -> list[int]:
     ).input_ids
 
 
-def places(ids: list[int], wanted: list[int]) -> list[int]:
-    """Where a run of token ids begins in others."""
-    return [i for i in range(len(ids)) if wanted and ids[i : i + len(wanted)] == wanted]
+def places(backbone: Backbone, prompt: str, name: str, ids: list[int]) -> list[slice]:
+    """Every run of the prompt's token ids that is the concept's name.
+
+    Raises:
+        SepmeError: the name is not among them.
+    """
+    wanted = backbone.pipe.tokenizer(name, add_special_tokens=False).input_ids
+    runs = [slice(i, i + len(wanted)) for i in range(len(ids))]
+    found = [run for run in runs if wanted and ids[run] == wanted]
+    if not found:
+        raise SepmeError(
+            f"The prompt {prompt!r} does not name {name!r} within {len(ids)} tokens: use a prompt "
+            "that contains the concept's name."
+        )
+    return found
 
 
 def end_mask(backbone: Backbone, ids: Tensor, which: str) -> Tensor:
@@ -73,25 +84,13 @@ def last_subject(backbone: Backbone, prompt: str) -> int:
 
 
 def concept_mask(backbone: Backbone, prompt: str, name: str, end: str = "none") -> Tensor:
-    """Where a prompt speaks of the concept, `[tokens]` of bool.
-
-    Args:
-        name: its tokens are looked for in the prompt's, at every place where they stand.
-        end: one of `ENDS`, the end-of-text positions that count too.
+    """Where a prompt names the concept, `[tokens]` of bool; `end` is one of `ENDS`.
 
     Raises:
         SepmeError: the prompt, cut to the model's length, does not contain the name.
     """
-    choose(ENDS, end=end)
     ids = token_ids(backbone, prompt)
-    wanted = backbone.pipe.tokenizer(name, add_special_tokens=False).input_ids
     mask = end_mask(backbone, torch.tensor(ids), end)
-    found = places(ids, wanted)
-    if not found:
-        raise SepmeError(
-            f"The prompt {prompt!r} does not name {name!r} within {len(ids)} tokens: use a prompt "
-            "that contains the concept's name."
-        )
-    for start in found:
-        mask[start : start + len(wanted)] = True
+    for place in places(backbone, prompt, name, ids):
+        mask[place] = True
     return mask

@@ -48,12 +48,8 @@ class Grid:
         config = backbone.pipe.scheduler.config
         self.scheduler = DDIMScheduler.from_config(config, prediction_type="epsilon")
         self.scheduler.set_timesteps(steps, device=backbone.device)
+        self.timesteps = self.scheduler.timesteps  #: `[steps]`
         self.total = backbone.timesteps
-
-    @property
-    def timesteps(self) -> Tensor:
-        """`[steps]`."""
-        return self.scheduler.timesteps
 
     def __len__(self) -> int:
         return len(self.timesteps)
