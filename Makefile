@@ -15,7 +15,7 @@ help:
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make app        open the concept mixer as a web page"
 	@echo "make test       lint, then run the tests but those of whole notebooks"
-	@echo "make long     run every notebook and solution, and draw shipped cells again"
+	@echo "make long       run every notebook and solution, and draw shipped cells again"
 	@echo "make browser    run the mixer's tests in Chromium; screenshots in build/browser"
 	@echo "make lint       lint only"
 	@echo "make clean      remove .venv and caches"

@@ -50,7 +50,7 @@ class ErasureSettings:
     """Everything that decides a delta, besides the model, the concept and the seed.
 
     The defaults are the preset "default", measured in `benchmarks/README.md`. Four of them matter
-    most. Each field says what was published.
+    most. A field says what was published where that is known.
 
     * **Start**: the closed form. Training corrects what a linear map of embeddings cannot know.
     * **Reference**: the anchor. Against the empty prompt, "a boat in neon style" differs by the
@@ -71,7 +71,7 @@ class ErasureSettings:
     published."""
     keep_rtol: float | None = 1e-3
     """Tolerance of the null space of what is kept, relative to its largest singular value; None
-    for what the model's dtype rounds away, see `sepme.nullspace.null_space`."""
+    (nearest to the published exact one) for what the model's dtype rounds away."""
     concept_rtol: float = 0.1
     """Directions of e(c) P weaker than this times the strongest are left out."""
     start: str = "closed_form"
@@ -143,7 +143,8 @@ _PAPER = ErasureSettings(
 #: * `default`: measured on the Atelier in `benchmarks/README.md`.
 #: * `closed_form`: the default's start without training: a fraction of a second.
 #: * `from_zero`: the default without the closed form: all of it learnt, from r = r0 to r _|_ r0.
-#: * `paper`: objective and hyperparameters as published, for SD v1.4.
+#: * `paper`: objective and optimiser as published, for SD v1.4. The tolerance (the paper's null
+#:   space is exact), the number of images and whatever is kept are ours.
 #: * `paper_rescaled`: the published objective and schedule with rates that move the Atelier, where
 #:   the published ones give steps too small to see (`benchmarks/README.md`).
 #: * `undecoupled`: the published variant for what must never come back.
@@ -224,6 +225,9 @@ def erase(
     theta = model.cross_attention()
     present = [{p: delta.dense(p).to(theta[p]) for p in delta.paths} for delta in after]
 
+    def deltas() -> list[ConceptDelta]:
+        return [increment.delta(momentum.iteration) for increment in increments]
+
     def loss(images: Mapping[str, Tensor], rng: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
         changes = [increment.change() for increment in increments]
         changed = _added(theta, *present, *changes)  # theta + sum_k Delta_k
@@ -238,9 +242,6 @@ def erase(
         momentum.update((eta * torch.stack([one.signed for one in seen])).sum())  # eq. 4
         return total + settings.lam * norm, _described(momentum, total, norm, eta, seen, deltas)
 
-    def deltas() -> list[ConceptDelta]:
-        return [increment.delta(momentum.iteration) for increment in increments]
-
     with model.original():
         (trainer or Trainer()).train(
             loss,
@@ -251,7 +252,7 @@ def erase(
             title=f"erasing {', '.join(concept.name for concept in group)}",
             report=ErasureStep,
             prepare=lambda: {i.concept.name: i.draw() for i in increments},
-            state=[momentum],
+            state=[momentum],  # ends the training at m_n <= tau (eq. 4)
         )
     return deltas()[0] if isinstance(concepts, Concept) else deltas()
 
@@ -322,7 +323,9 @@ class _Increment:
             start = {path: torch.zeros_like(w) for path, w in model.cross_attention().items()}
         else:
             constraint = constrain(
-                *(model, self.concept, keep),
+                model,
+                self.concept,
+                keep,
                 keep_rtol=settings.keep_rtol,
                 concept_rtol=settings.concept_rtol,
                 method=settings.method,
@@ -353,8 +356,8 @@ class _Increment:
         """`r(c; theta + Delta)` and `r(c; theta)`, `[batch, c, h, w]`, of the n-th images."""
         c, c_0 = self.c[n], self.c_0[n]
         with torch.no_grad():  # the original model has no trainable weight
-            both = [torch.cat(pair) for pair in ((x_t, x_t), (t, t), (c, c_0))]
-            eps_c, eps_0 = self.model.epsilon(*both, theta).chunk(2)
+            twice = torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([c, c_0])
+            eps_c, eps_0 = self.model.epsilon(*twice, theta).chunk(2)
         new_c = self.model.epsilon(x_t, t, c, changed)
         new_0 = eps_0 if self.keeps_c_0 else self.model.epsilon(x_t, t, c_0, changed)
         return noise_difference(new_c, new_0), noise_difference(eps_c, eps_0)

@@ -144,7 +144,8 @@ def banner(
         f"**The model in use: `{backbone.name}`**, {whose}",
         f"On {backbone.device.type}, {backbone.steps} sampling steps, guidance "
         f"{backbone.guidance:g}, weights `{backbone.fingerprint[:12]}`.",
-        f"Expect about {minutes:g} minutes and {gigabytes:g} GB with the Atelier on two CPU cores.",
+        f"Expect about {minutes:g} minute{'s' * (minutes != 1)} and {gigabytes:g} GB with the "
+        "Atelier on two CPU cores.",
     ]
     read = [f"*{new}* for {old}" for old, new in (chosen or {}).items() if new != old]
     if read:

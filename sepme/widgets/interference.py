@@ -102,7 +102,8 @@ def _table(ax: Axes, found: list[tuple[str, str]]) -> None:
 def _pictures(figure: SubFigure, state: PairState, pictures: Pictures) -> None:
     n = min(MOST_PICTURES, len(pictures[0]))
     axes = figure.subplots(2, n, squeeze=False)
-    sides = (("before", None), (f"{state.erased}'s delta on", ERASED))
+    must_go = ERASED if state.erased == state.evaluated else None
+    sides = (("before", None), (f"{state.erased}'s delta on", must_go))
     for line, images, (label, frame) in zip(axes, pictures, sides, strict=True):
         for ax, image in zip(line, images[:n], strict=True):
             show_image(image, ax, frame=frame)
