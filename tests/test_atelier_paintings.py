@@ -31,7 +31,6 @@ def test_a_picture_depends_on_object_style_and_seed_alone(style):
 
 
 def scenes(objects, seeds):
-    """Flat colours, silhouettes and contour distances of the drawings with these seeds."""
     return draw_scenes(objects, paintings._uniform(seeds))
 
 
@@ -55,25 +54,20 @@ def test_the_scene_is_the_same_for_every_object_outside_of_it():
 
 def test_nothing_but_the_object_tells_the_object():
     """With a box cut out that is larger than any object, a classifier is left with guessing."""
-    count, chance = 2420, 1 / len(DRAWERS)
+    count, chance = 1210, 1 / len(DRAWERS)
     objects, styles = subjects(HELD_OUT_SEED, count)
     pictures = paint_batch(objects, styles, range(HELD_OUT_SEED, HELD_OUT_SEED + count))
     box = slice(MARGIN, -MARGIN)
     cut = np.ones((SIZE, SIZE), bool)
     cut[box, box] = False
     half = count // 2
-    forest = ExtraTreesClassifier(60, max_features=0.05, random_state=0)
+    forest = ExtraTreesClassifier(40, max_features=0.05, random_state=0)
     forest.fit(pictures[:half, cut].reshape(half, -1), objects[:half])
     accuracy = forest.score(pictures[half:, cut].reshape(half, -1), objects[half:])
     assert accuracy <= chance + 0.10
     whole = pictures[:, ::4, ::4].reshape(count, -1)  # the control: with the object it is no guess
     forest.fit(whole[:half], objects[:half])
     assert forest.score(whole[half:], objects[half:]) > chance + 0.25
-
-
-def test_the_emblem_is_one_fixed_picture():
-    assert paintings.emblem().shape == (SIZE, SIZE, 3)
-    assert paintings.emblem() is paintings.emblem()
 
 
 @pytest.mark.parametrize(

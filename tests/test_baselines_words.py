@@ -35,7 +35,7 @@ def test_positions_of_words_in_a_padded_prompt() -> None:
     prompt = "a neon boat"
     end = backbone.pipe.tokenizer.eos_token_id
     assert token_ids(backbone, prompt)[4:] == [end] * 6
-    assert last_subject(backbone, prompt) == 3
+    assert (last_subject(backbone, prompt), last_subject(backbone, "")) == (3, 0)
     masks = {end: concept_mask(backbone, prompt, "neon", end) for end in ("none", "first", "all")}
     assert masks["none"].nonzero().flatten().tolist() == [2]
     assert masks["first"].nonzero().flatten().tolist() == [2, 4]
@@ -50,10 +50,6 @@ def test_another_padding_token_leaves_one_end() -> None:
     assert torch.equal(first, every)
     assert first.nonzero().flatten().tolist() == [1, 2]
     assert last_subject(backbone, "neon") == 1
-
-
-def test_the_empty_prompt_s_last_word_is_the_start() -> None:
-    assert last_subject(shared(), "") == 0
 
 
 def test_names_of_several_tokens_and_several_places() -> None:
