@@ -314,8 +314,3 @@ def test_what_is_not_measured_is_left_out(tmp_path: Path) -> None:
     assert len(said) == len(names) > 5
     assert all("left out" in line for line in said)
     assert MEASURED not in paper_tables("style", None)
-
-
-def test_an_unknown_figure_is_refused(tmp_path: Path) -> None:
-    with refused("'mona_lisa'"):
-        draw_figures(tmp_path, only=["mona_lisa"])

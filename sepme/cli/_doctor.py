@@ -30,7 +30,7 @@ def examine(model: str | Path | None = None) -> Iterator[tuple[str, str]]:
     """
     yield "sepme", metadata.version("sepme")
     yield "Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"
-    yield "packages", ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
+    yield "packages", ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
     yield "device", _device()
     threads = torch.get_num_threads()
     yield "threads", f"{threads} (the environment variable OMP_NUM_THREADS changes them)"
@@ -46,13 +46,6 @@ def examine(model: str | Path | None = None) -> Iterator[tuple[str, str]]:
     yield from _expect(backbone)
 
 
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "MISSING"
-
-
 def _device() -> str:
     device = best_device()
     if device.type != "cuda":
@@ -65,21 +58,21 @@ def _expect(backbone: Backbone) -> Iterator[tuple[str, str]]:
     """Seconds and gigabytes, extrapolated from passes of the UNet on this machine."""
     alone = _pass_seconds(backbone, 2)  # a picture takes two a step: with and without its prompt
     shared = _pass_seconds(backbone, 2 * TOGETHER) / TOGETHER if alone < QUICK else None
-    settings = ErasureSettings()
+    settings, steps = ErasureSettings(), backbone.steps
     # An iteration passes the batch three times forwards; going back costs two passes more.
-    passes = settings.images * backbone.steps * 2 + settings.iterations * 5 * settings.batch
-    each = (shared or alone) / 2
-    together = f", {_seconds(backbone.steps * shared)} each of {TOGETHER} at once" if shared else ""
-    yield "one picture", f"about {_seconds(backbone.steps * alone)} drawn alone{together}"
+    passes = settings.images * steps * 2 + settings.iterations * 5 * settings.batch
+    longest = _seconds(passes * (shared or alone) / 2)
+    together = f", {_seconds(steps * shared)} each of {TOGETHER} at once" if shared else ""
+    yield "one picture", f"about {_seconds(steps * alone)} drawn alone{together}"
     yield (
         "erasing",
-        f"about {_seconds(passes * each)} a concept at most: {settings.images} pictures are drawn, "
+        f"about {longest} a concept at most: {settings.images} pictures are drawn, "
         f"then come up to {settings.iterations} iterations of training",
     )
     yield (
         "timed by",
         f"a pass of the UNet just now, {1000 * alone:.0f} ms for one picture, and there are "
-        f"{backbone.steps} in a picture: while other programs run, all takes longer",
+        f"{steps} in a picture: while other programs run, all takes longer",
     )
     memory = _peak_memory()
     yield "memory", f"{memory:.1f} GB taken by this check" if memory else "not known on this system"

@@ -32,9 +32,8 @@ def spectra(delta: ConceptDelta) -> dict[str, Tensor]:
 
 def spectrum_figure(delta: ConceptDelta) -> Figure:
     """The singular values of the layers that change most."""
-    figure = Figure(figsize=(7.2, 4), layout="constrained", dpi=150)
-    found = spectra(delta)
-    largest = sorted(found, key=lambda path: float(found[path].norm()), reverse=True)[:LAYERS]
+    figure, found = Figure(figsize=(7.2, 4), layout="constrained", dpi=150), spectra(delta)
+    largest = sorted(found, key=lambda path: -float(found[path].norm()))[:LAYERS]
     shown = {path.replace(".transformer_blocks", ""): found[path] for path in largest}
     spectrum(shown, figure.subplots())
     return figure
@@ -81,9 +80,9 @@ def _layers(delta: ConceptDelta) -> str:
     """A line a layer: size of the change, and how fast its singular values fall."""
     rows = []
     for path, values in spectra(delta).items():
-        falling = " ".join(f"{float(value):.3g}" for value in values[:4])
+        falling = " ".join(f"{value:.3g}" for value in values[:4].tolist())
         more = " ..." if len(values) > 4 else ""
-        rows.append([path, f"{float(values.norm()):.4g}", falling + more])
+        rows.append([path, f"{values.norm():.4g}", falling + more])
     return pd.DataFrame(rows, columns=["layer", "||Δ||_F", "singular values"]).to_string(
         index=False
     )

@@ -1,7 +1,7 @@
 """Erase concepts into a folder of files: what is done is skipped, what was killed goes on."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,23 +24,14 @@ class ErasureTask:
     concepts: tuple[Concept, ...]
     keep: tuple[str, ...]
     """The retain set, besides what the concepts' own prompts ask for."""
-    settings: ErasureSettings = PRESETS["default"]
-    seed: int = 0
-    after: tuple[ConceptDelta, ...] = ()
+    settings: ErasureSettings
+    seed: int
+    after: tuple[ConceptDelta, ...]
     """Deltas that are on already, and stay as they are."""
 
     def files(self, folder: Path) -> list[Path]:
         """Where its deltas go, one file a concept."""
         return [folder / f"{slug(concept.name)}.safetensors" for concept in self.concepts]
-
-    def run(self, model: Backbone, trainer: Trainer | None = None) -> list[ConceptDelta]:
-        """The deltas, one a concept."""
-        return erase(
-            *(model, self.concepts, self.keep, self.settings),
-            seed=self.seed,
-            after=self.after,
-            trainer=trainer,
-        )
 
     def made(self, delta: ConceptDelta, concept: Concept, model: Backbone) -> bool:
         """Whether a delta is what this task would make of the concept, versions aside."""
@@ -91,30 +82,20 @@ def plan(
     for concept in concepts:
         refuse_overlap(concept, keep)
     if closed:
-        settings = replace(
-            PRESETS["closed_form"],
-            keep_rtol=settings.keep_rtol,
-            concept_rtol=settings.concept_rtol,
-            method=settings.method,
-        )
-    groups = [tuple(concepts)] if joint else [(concept,) for concept in concepts]
-
-    def retained(group: Sequence[Concept]) -> Iterator[str]:
-        forgotten = {prompt for concept in group for prompt in concept.prompts}
+        own = {name: getattr(settings, name) for name in ("keep_rtol", "concept_rtol", "method")}
+        settings = replace(PRESETS["closed_form"], **own)
+    named, tasks = _prompts(concepts), []
+    for group in [tuple(concepts)] if joint else [(concept,) for concept in concepts]:
         known = catalogue.kept_prompts(group) if catalogue is not None else ("",)
-        others = [prompt for concept in concepts for prompt in concept.prompts]
-        return (prompt for prompt in (*known, *others, *keep) if prompt not in forgotten)
+        retained = dict.fromkeys([] if full else [*known, *named, *keep])
+        forgotten = set(_prompts(group))
+        kept = tuple(prompt for prompt in retained if prompt not in forgotten)
+        tasks.append(ErasureTask(group, kept, settings, seed, tuple(after)))
+    return tasks
 
-    return [
-        ErasureTask(
-            group,
-            () if full else tuple(dict.fromkeys(retained(group))),
-            settings,
-            seed,
-            tuple(after),
-        )
-        for group in groups
-    ]
+
+def _prompts(concepts: Iterable[Concept]) -> list[str]:
+    return [prompt for concept in concepts for prompt in concept.prompts]
 
 
 def erase_into(
@@ -142,7 +123,9 @@ def erase_into(
         if done:
             say(f"Already erased with these settings: {', '.join(map(str, files))}")
         else:
-            deltas = task.run(model, Trainer(checkpoint=checkpoint, progress=progress))
+            about = (model, task.concepts, task.keep, task.settings)
+            trainer = Trainer(checkpoint=checkpoint, progress=progress)
+            deltas = erase(*about, seed=task.seed, after=task.after, trainer=trainer)
             for file, delta in zip(files, deltas, strict=True):
                 delta.save(file)
                 say(f"{file}: rank {delta.rank}, {len(delta.kept)} prompts kept")

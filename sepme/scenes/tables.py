@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from pandas import DataFrame, Series
 
+from sepme._checks import choose
 from sepme._data import shipped
 from sepme.artefact import write_atomically
 from sepme.errors import SepmeError
@@ -184,8 +185,7 @@ def role_table(rows: DataFrame, measure: str) -> DataFrame:
     Raises:
         SepmeError: no such measure, or none of its cells was measured.
     """
-    if measure not in MEASURES:
-        raise SepmeError(f"Measure '{measure}' is unknown: choose one of {', '.join(MEASURES)}.")
+    choose(MEASURES, measure=measure)
     body = {}
     for scene, found in rows[rows[measure].notna()].groupby("scene", sort=False):
         whole = set(complete(rows, [scene])["method"])
