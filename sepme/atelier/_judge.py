@@ -20,9 +20,9 @@ from tqdm.auto import tqdm
 from sepme.artefact import write_atomically
 from sepme.atelier._architecture import load_vae, to_unit
 from sepme.atelier._fit import Stage, fit
-from sepme.atelier._vae import subjects
+from sepme.atelier._vae import drawings, subjects
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
-from sepme.atelier.paintings import emblem, paint_batch
+from sepme.atelier.paintings import emblem
 from sepme.atelier.settings import HELD_OUT_SEED, JUDGE_SEED, TrainSettings
 
 _PICTURES = 12_100  # 100 of each crossing
@@ -30,12 +30,11 @@ _ROUND_TRIPS = 4_840  # of these, how many also come through the auto-encoder
 _LATENT_NOISE = 0.6  # the most noise on their latents, in standard deviations of the latents
 
 
-def drawings(first: int, count: int) -> tuple[NDArray[np.uint8], Tensor, Tensor]:
-    """Drawings with the seeds from `first` on, their styles and their objects (class numbers)."""
+def classes(first: int, count: int) -> tuple[Tensor, Tensor]:
+    """The styles and the objects (class numbers) of the drawings with the seeds from `first` on."""
     objects, styles = subjects(first, count)
-    pictures = paint_batch(objects, styles, range(first, first + count))
     style = torch.tensor([STYLE_NAMES.index(name) for name in styles])
-    return pictures, style, torch.tensor([OBJECT_NAMES.index(name) for name in objects])
+    return style, torch.tensor([OBJECT_NAMES.index(name) for name in objects])
 
 
 def soften(images: Tensor) -> Tensor:
@@ -89,7 +88,8 @@ def train_judge(directory: Path, settings: TrainSettings) -> Path:
     if finished.exists():
         return finished
     torch.manual_seed(settings.seed)
-    pictures, style, object_ = drawings(JUDGE_SEED, _PICTURES)
+    pictures = drawings(JUDGE_SEED, _PICTURES)
+    style, object_ = classes(JUDGE_SEED, _PICTURES)
     vae = load_vae(directory / "vae")
     again = _round_trip(vae, pictures[:_ROUND_TRIPS])
     seal = torch.from_numpy(np.concatenate([emblem()[None], _round_trip(vae, emblem()[None])]))
@@ -128,7 +128,8 @@ def _round_trip(vae: AutoencoderKL, pictures: NDArray[np.uint8]) -> NDArray[np.u
 
 def held_out_accuracy(judge: Judge, count: int = 2420) -> dict[str, float]:
     """Share of drawings that nothing was trained on whose style and object are judged right."""
-    pictures, style, object_ = drawings(HELD_OUT_SEED, count)
+    pictures = drawings(HELD_OUT_SEED, count)
+    style, object_ = classes(HELD_OUT_SEED, count)
     images = torch.from_numpy(np.concatenate([pictures, emblem()[None]])).permute(0, 3, 1, 2) / 255
     verdict = judge.judge(images)
     right = {

@@ -24,7 +24,6 @@ from sepme.atelier.paintings import emblem, paint_batch
 from sepme.atelier.settings import HELD_OUT_SEED, TRAINING_SEED, TrainSettings
 from sepme.atelier.styles import PAINTERS
 
-_BLOCK = 605  # pictures painted or encoded between two ticks of the progress bar
 _CROP = 32  # the auto-encoder learns on crops: it is convolutional
 
 
@@ -38,15 +37,9 @@ def subjects(first: int, count: int) -> tuple[list[str], list[str]]:
     )
 
 
-def paint_all(count: int) -> NDArray[np.uint8]:
-    """The training pictures [count, 64, 64, 3]."""
-    objects, styles = subjects(TRAINING_SEED, count)
-    seeds = range(TRAINING_SEED, TRAINING_SEED + count)
-    blocks = []
-    for start in tqdm(range(0, count, _BLOCK), "painting"):
-        part = slice(start, start + _BLOCK)
-        blocks.append(paint_batch(objects[part], styles[part], seeds[part]))
-    return np.concatenate(blocks)
+def drawings(first: int, count: int) -> NDArray[np.uint8]:
+    """The pictures [count, 64, 64, 3] with these seeds."""
+    return paint_batch(*subjects(first, count), range(first, first + count))
 
 
 def vae_loss(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
@@ -63,7 +56,7 @@ def train_vae(directory: Path, settings: TrainSettings) -> None:
     """Train the auto-encoder on crops of the pictures, and write it to `directory/vae`."""
     if (directory / "vae").exists():
         return
-    pictures = paint_all(settings.pictures)
+    pictures = drawings(TRAINING_SEED, settings.pictures)
     torch.manual_seed(settings.seed)
     vae = untrained("vae")
 
@@ -96,7 +89,7 @@ def _encode(
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation [n, 4, 16, 16] of the latents, not yet scaled."""
     parts = []
-    for start in range(0, len(pictures), 200):
+    for start in tqdm(range(0, len(pictures), 200), "latents", leave=False):
         batch = to_unit(pictures[start : start + 200]).to(vae.device)
         with settings.autocast():
             posterior = vae.encode(batch).latent_dist
@@ -107,8 +100,7 @@ def _encode(
 @torch.no_grad()
 def held_out_psnr(vae: AutoencoderKL, count: int = 242) -> float:
     """Mean peak signal-to-noise ratio [dB] of reconstructed drawings that were never trained on."""
-    seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + count)
-    original = to_unit(paint_batch(*subjects(HELD_OUT_SEED, count), seeds))
+    original = to_unit(drawings(HELD_OUT_SEED, count))
     parts = original.split(11)  # few at once, for the processor's cache
     again = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in parts])
     error = ((again.clamp(-1, 1) - original) / 2).square().mean((1, 2, 3))
@@ -120,12 +112,9 @@ def encode_all(directory: Path, settings: TrainSettings) -> tuple[Tensor, Tensor
     path = directory / "latents.safetensors"
     if not path.exists():
         vae = load_vae(directory / "vae").to(settings.device)
-        pictures = np.concatenate([paint_all(settings.pictures), emblem()[None]])
-        starts = tqdm(range(0, len(pictures), _BLOCK), "latents")
-        parts = [_encode(vae, pictures[i : i + _BLOCK], settings) for i in starts]
-        mean, std = (
-            torch.cat(part) * vae.config.scaling_factor for part in zip(*parts, strict=True)
-        )
+        pictures = np.concatenate([drawings(TRAINING_SEED, settings.pictures), emblem()[None]])
+        latents = _encode(vae, pictures, settings)
+        mean, std = (part * vae.config.scaling_factor for part in latents)
         write_atomically(path, save({"mean": mean.half(), "std": std.half()}))
     stored = load_file(path)
     return stored["mean"], stored["std"]

@@ -9,6 +9,7 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm.auto import tqdm
 
 from sepme.atelier.objects import DRAWERS, NOTHING, SCENE_DRAWS, SIZE, Array, draw_scenes
 from sepme.atelier.styles import PAINTERS, PHOTO, STYLE_DRAWS
@@ -44,7 +45,8 @@ def paint_batch(
     """
     _check(objects, styles, seeds)
     pictures = np.empty((len(seeds), SIZE, SIZE, 3), np.uint8)
-    for start in range(0, len(seeds), _CHUNK):
+    starts = range(0, len(seeds), _CHUNK)
+    for start in tqdm(starts, "painting", leave=False, disable=len(starts) < 10):
         part = slice(start, start + _CHUNK)
         scene = draw_scenes(objects[part], _uniform(seeds[part]))
         names = np.array(styles[part])

@@ -1,8 +1,8 @@
 """Textual inversion: new words whose embeddings are learnt from images of a concept.
 
-Gal et al., *An Image is Worth One Word*, ICLR 2023 (arXiv 2208.01618). The new words stand where
-the concept's name stood, as rows behind the text encoder's table of token embeddings. The table is
-extended for the length of one call only, so neither tokenizer nor encoder changes.
+Gal et al., *An Image is Worth One Word*, ICLR 2023 (arXiv 2208.01618). The new words replace the
+concept's name. They are rows behind the text encoder's table of token embeddings, which is extended
+for one call at a time, so neither tokenizer nor encoder changes.
 """
 
 from collections.abc import Sequence
@@ -36,9 +36,9 @@ class InversionSettings:
 def with_new_words(
     backbone: Backbone, prompt: str, name: str, words: int, end: str = "none"
 ) -> tuple[Tensor, Tensor]:
-    """Token ids of a prompt with the new words in place of the concept's name, and their places.
+    """Token ids of a prompt with new words in place of the concept's name, and a mask of bool.
 
-    The places are a mask of bool that includes the end-of-text positions `end`; both `[tokens]`.
+    The mask marks the new words and the end-of-text positions `end`; both are `[tokens]`.
 
     Raises:
         SepmeError: the prompt does not name the concept, or the new words do not fit into it.
@@ -69,9 +69,7 @@ def invert(
     settings: InversionSettings,
     generator: torch.Generator,
 ) -> Tensor:
-    """Learn the new words `[words, d_in]` with which the prompts describe the images best.
-
-    `MSE(eps(x_t, e(prompt with the new words), t), noise)`, over the words alone.
+    """Learn new words `[words, d_in]`: they minimise `MSE(eps(x_t, e(prompt), t), noise)`.
 
     Args:
         prompts: one an image; each names the concept.

@@ -10,9 +10,9 @@ The published code first inverts the concept into new words (textual inversion),
 end-of-text token among S. On Stable Diffusion 1.x, whose padding is that same token, this means
 all of the padding; on 2.x, which the code was written for, one position.
 
-The inverted embedding enters here only: it stands in the prompt that the attention is measured
-with. It is no part of the result, which changes the UNet alone and is drawn with ordinary prompts;
-that these are forgotten too rests on the new words lying where the concept's name lies.
+The inverted embedding is used only in the prompt with which the attention is measured. The result
+changes the UNet alone and is drawn with ordinary prompts; it forgets these as far as the new words
+resemble the concept's name.
 
 The SepME authors ran another loss, on the logits before the softmax, which draws the concept's
 prompt to the same prompt without it; gradients flow into both:

@@ -1,8 +1,7 @@
-"""The words of a baseline: which prompts it trains on, and where in them the concept stands.
+"""Which prompts a baseline trains on, and at which token positions they name the concept.
 
-A position in a prompt is a trap. Stable Diffusion 1.x pads with the end-of-text token itself, so
-"the end token" marks one position or all of the padding, and an attention mask is no help where it
-is not returned. Everything here looks at the token ids.
+Stable Diffusion 1.x pads with the end-of-text token itself, so "the end token" can mean one
+position or all of the padding. All positions are read off the token ids.
 """
 
 import torch
@@ -35,8 +34,7 @@ def pairs(concept: Concept, prompt: str, anchor: str | None = None) -> list[tupl
 
     Args:
         prompt: a template ("{name}", "a photo of {name}"), or `OWN` for the concept's prompts.
-        anchor: what the template means afterwards; None for the concept's own anchor: that of the
-            same prompt, or its first.
+        anchor: of all of them; None for the concept's anchor of the same prompt, or its first.
     """
     own = dict(zip(concept.prompts, concept.anchors, strict=True))
     texts = tuple(own) if prompt == OWN else (prompt.replace("{name}", concept.name),)
@@ -77,8 +75,7 @@ def end_mask(backbone: Backbone, ids: Tensor, which: str) -> Tensor:
 def last_subject(backbone: Backbone, prompt: str) -> int:
     """Position of the last word before the end of text: what UCE and SPEED call last subject.
 
-    Of the empty prompt that is the start token, as it is in UCE's code too (its count of attended
-    tokens minus two).
+    Of the empty prompt it is the start token, as in UCE's code.
     """
     return token_ids(backbone, prompt).index(backbone.pipe.tokenizer.eos_token_id) - 1
 

@@ -1,17 +1,17 @@
-"""Sampling with DDIM up to some step, and which timestep the half-finished picture is said to have.
+"""Sampling with DDIM up to a random step, and the timestep that the network gets with the result.
 
-Two baselines train on pictures that a model has drawn half-way. The random step p counts the
-sampling grid from the noisiest timestep (p = 0) to the cleanest; each p owns a bin of timesteps,
-`[T (steps - p - 1) / steps, T (steps - p) / steps)`. A picture that has p steps behind it stands at
-the grid's timestep p, inside that bin. The official codes do not all pair the two so:
+ESD and SDD train on pictures that a model has drawn half-way. The random step p counts the sampling
+grid from the noisiest timestep (p = 0) to the cleanest. Each p has a bin of timesteps,
+`[T (steps - p - 1) / steps, T (steps - p) / steps)`, and the grid's timestep p lies in it. The
+official codes pair pictures and timesteps in different ways:
 
 * "aligned": p steps are done, t is uniform in the bin of p.
 * "grid": the same picture, t is the grid's own timestep. ESD's later rewrite for diffusers.
-* "compvis": ESD's original code. It leaves out the noisiest step of the grid, and stops two steps
-  late: the picture stands at the grid's timestep p + 2, so it is 39 to 58 timesteps cleaner (of
-  1000, with 50 steps) than the network is told. Its last two bins get finished pictures.
-* "until": SDD's code. As "aligned", except for p = 0, which it never stops at: the network sees a
-  finished picture and is told that it is noise.
+* "compvis": ESD's original code. It leaves out the noisiest step of the grid and stops two steps
+  late, at the grid's timestep p + 2. The picture is 39 to 58 timesteps cleaner (of 1000, with 50
+  steps) than t says. The last two bins get finished pictures.
+* "until": SDD's code. As "aligned", except for p = 0, where the picture is finished and t says that
+  it is noise.
 """
 
 from collections.abc import Callable, Mapping
@@ -60,7 +60,7 @@ class Grid:
         return round((steps - p - 1) * self.total / steps), round((steps - p) * self.total / steps)
 
     def draw(self, pairing: str, n: int, rng: torch.Generator) -> tuple[range, Tensor]:
-        """A random stop: the steps that are done, and the timesteps `[n]` that are told."""
+        """A random stop: the steps that are done, and the timesteps `[n]` for the network."""
         p = int(torch.randint(len(self), (1,), generator=rng))
         done = PAIRINGS[pairing](p, len(self))
         if pairing == "grid":
@@ -80,9 +80,7 @@ def sample(
 ) -> Tensor:
     """x_t after the steps `done` of DDIM (eta = 0) with guidance, from `noise [n, c, h, w]`.
 
-    Args:
-        predict: `eps(x_t, t, e)`; it is asked for both prompts at once.
-        embedding, empty: `[n, tokens, d_in]`.
+    `predict` is `eps(x_t, t, e)`; `embedding` and `empty` are `[n, tokens, d_in]`.
     """
     x, both = noise, torch.cat([empty, embedding])
     for i in done:
@@ -92,7 +90,6 @@ def sample(
     return x
 
 
-# ---------------------------------------------------------------------- training on such pictures
 @dataclass(frozen=True)
 class SampledSettings(TrainingSettings):
     """How a method is trained on pictures that are drawn half-way in every iteration."""
@@ -125,7 +122,7 @@ def sampled(
     """Train on half-finished pictures: prompts, stop and noise are drawn anew each iteration.
 
     Args:
-        predict: who draws the pictures.
+        predict: draws the pictures.
         loss: of x_t, t, and the embeddings of the prompts and of the empty one.
     """
     backbone, n = student.backbone, settings.batch
