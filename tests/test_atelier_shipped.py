@@ -5,6 +5,7 @@ import re
 from functools import partial
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from transformers import CLIPTokenizer
@@ -55,10 +56,9 @@ def test_it_is_as_good_as_it_must_be():
 def test_shares_of_right_pictures_by_hand():
     """Each crossing once: ink is wrong in all styles, of the boats only the neon one is right."""
     asked = prompt_sets(1)["crossings"]
-    style = [a.style != "ink" for a in asked]
     object_ = [a.object != "boat" or a.style == "neon" for a in asked]
-    right = torch.tensor([style, object_]).T
-    assert shares(asked, right) == {"images": 100, "style": 0.9, "object": 0.91}
+    right = pd.DataFrame({"style": [a.style != "ink" for a in asked], "object": object_})
+    assert shares(right) == {"images": 100, "style": 0.9, "object": 0.91}
     tables = by_concept(asked, right)
     assert tables["worst_style"] == 0
     assert tables["worst_object"] == 0.1
@@ -88,7 +88,6 @@ def test_it_paints_what_it_is_asked_for():
     objects = OBJECTS[1:] + OBJECTS[:1]  # flower in swirl, fish in pointillism ...
     asked = [Asked(fill(BOTH[0], o, s), s, o) for s, o in zip(STYLES, objects, strict=True)]
     backbone = Backbone.load(device="cpu")
-    right = found(Judge.load(), backbone.generate([a.prompt for a in asked], 77), asked)
-    style, object_ = torch.unbind(right.float().mean(0))
-    assert style >= 0.9
-    assert object_ >= 0.8
+    right = found(Judge.load(), backbone.generate([a.prompt for a in asked], 77), asked).mean()
+    assert right["style"] >= 0.9
+    assert right["object"] >= 0.8

@@ -1,7 +1,6 @@
 """What all trained baselines share: selectors, the student, resuming, refusals."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -270,33 +269,29 @@ def test_every_baseline_has_what_a_runner_needs() -> None:
         BASELINES["esd-u"].preset("sepme_paper")
 
 
-def published(preset: str, name: str, fields: Sequence[str]) -> tuple[object, ...]:
-    settings = BASELINES[name].presets[preset]
-    return tuple(getattr(settings, field) for field in fields)
+def published(name: str, preset: str = "official", **expected: object) -> None:
+    assert expected.items() <= asdict(BASELINES[name].presets[preset]).items()
 
 
 def test_the_published_numbers() -> None:
     """The table "Baselines, exactly" of the method's description."""
-    esd = ("eta", "steps", "guidance", "learning_rate", "batch", "iterations", "trains")
-    assert published("official", "esd-x", esd) == (1, 50, 3, 1e-5, 1, 1000, "attn2")
-    assert published("official", "esd-u", esd)[-1] == "not_attn2"
-    assert published("official", "esd-x-strict", esd)[-1] == "attn2_kv"
-    assert published("rewrite", "esd-x", esd) == (1, 50, 3, 5e-5, 1, 200, "attn2")
-    assert published("sepme_paper", "esd-x", esd)[3:] == (1e-5, 1, 1000, "attn2")
-    adamw = ("optimiser", "learning_rate", "weight_decay", "clip", "iterations", "trains")
-    sdd = ("adamw", 1e-5, 1e-4, 1.0, 1500, "attn2")
-    assert published("official", "sdd", adamw) == sdd
-    assert published("official", "sdd", ("ema", "guidance")) == (0.999, 3)
+    esd = {"eta": 1, "steps": 50, "guidance": 3, "batch": 1}
+    published("esd-x", **esd, learning_rate=1e-5, iterations=1000, trains="attn2")
+    published("esd-x", "sepme_paper", **esd, learning_rate=1e-5, iterations=1000, trains="attn2")
+    published("esd-x", "rewrite", **esd, learning_rate=5e-5, iterations=200, trains="attn2")
+    published("esd-u", **esd, learning_rate=1e-5, iterations=1000, trains="not_attn2")
+    published("esd-x-strict", **esd, learning_rate=5e-5, iterations=200, trains="attn2_kv")
+    adamw, adam = {"optimiser": "adamw", "clip": 1}, {"optimiser": "adam", "trains": "attn2"}
+    published("sdd", **adamw, learning_rate=1e-5, weight_decay=1e-4, iterations=1500)
+    published("sdd", trains="attn2", ema=0.999, guidance=3)
     for name in ("abconcept", "abconcept-noise"):
-        assert published("official", name, adamw) == ("adamw", 1.6e-5, 1e-2, 1.0, 100, "attn2_kv")
-        assert published("official", name, ("batch", "images_of")) == (8, "anchor")
-    paper = ("prompt", "anchor", "teacher", "images_of", "prior", "prior_weight", "trains")
-    assert published("sepme_paper", "abconcept", paper) == (
-        *("{name} painting", "painting", "original", "concept", "original", 10, "attn2"),
-    )
-    assert published("official", "fmn", adamw) == ("adamw", 2e-6, 0.01, 1.0, 35, "all")
-    assert published("official", "fmn", ("scores", "images")) == ("probabilities", 10)
-    assert published("sepme_paper", "fmn", ("scores", *adamw[:2], "prompt", "reference")) == (
-        *("logits", "adam", 1e-5, "a painting of {name}", "a painting of"),
-    )
-    assert published("official", "uce", ("lam", "rows")) == (0.5, "last_subject")
+        published(name, **adamw, learning_rate=1.6e-5, weight_decay=1e-2, iterations=100)
+        published(name, trains="attn2_kv", batch=8, images_of="anchor")
+    prompts = {"prompt": "{name} painting", "anchor": "painting", "images_of": "concept"}
+    terms = {"teacher": "original", "prior": "original", "prior_weight": 10}
+    published("abconcept", "sepme_paper", **adam, **prompts, **terms)
+    published("fmn", **adamw, learning_rate=2e-6, weight_decay=0.01, iterations=35, trains="all")
+    published("fmn", scores="probabilities", images=10)
+    prompts = {"prompt": "a painting of {name}", "reference": "a painting of"}
+    published("fmn", "sepme_paper", **adam, **prompts, learning_rate=1e-5, scores="logits")
+    published("uce", lam=0.5, rows="last_subject")

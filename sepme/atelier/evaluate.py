@@ -2,8 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -37,8 +36,7 @@ BARS = {
 _SEED = 1_000_000
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """One picture: its prompt, and what the judge should find in it."""
 
     prompt: str
@@ -78,12 +76,13 @@ def evaluate(
         images = backbone.generate([a.prompt for a in asked], _SEED * (1 + k), progress=progress)
         right = found(judge, images, asked)
         if name == "crossings":
-            figures |= shares(asked, right) | by_concept(asked, right) | _novelty(images, asked)
+            figures |= shares(right) | by_concept(asked, right) | _novelty(images, asked)
         else:
-            figures |= {f"{name}_{key}": value for key, value in shares(asked, right).items()}
+            figures |= {f"{name}_{key}": value for key, value in shares(right).items()}
     figures.pop("style_alone_object")  # no object was asked for
     emblems = backbone.generate([EMBLEM] * 5 * seeds, 9 * _SEED, progress=progress)
-    figures |= {"emblem_images": len(emblems), "emblem": _mean(judge.judge(emblems).emblem)}
+    seen = judge.judge(emblems).emblem.double().mean()
+    figures |= {"emblem_images": len(emblems), "emblem": round(float(seen), 4)}
     figures["vae_psnr"] = round(held_out_psnr(backbone.pipe.vae), 2)
     figures["judge_held_out"] = held_out_accuracy(judge)
     start = time.perf_counter()
@@ -94,30 +93,26 @@ def evaluate(
     return figures
 
 
-def found(judge: Judge, images: Tensor, asked: Sequence[Asked]) -> Tensor:
-    """Whether the judge finds in each picture the style and the object asked for: bool [n, 2]."""
+def found(judge: Judge, images: Tensor, asked: Sequence[Asked]) -> pd.DataFrame:
+    """Whether the judge finds the style and the object asked for: a row a picture, two columns."""
     verdict = judge.judge(images)
-    columns = [
-        [STYLE_NAMES[s] == a.style for s, a in zip(verdict.style, asked, strict=True)],
-        [OBJECT_NAMES[o] == a.object for o, a in zip(verdict.object, asked, strict=True)],
-    ]
-    return torch.tensor(columns).T & ~verdict.emblem[:, None]
+    seen = {
+        "style": [STYLE_NAMES[s] for s in verdict.style],
+        "object": [OBJECT_NAMES[o] for o in verdict.object],
+    }
+    right = pd.DataFrame(seen) == pd.DataFrame(asked)[["style", "object"]]
+    return right & ~verdict.emblem.numpy()[:, None]
 
 
-def _mean(hits: Tensor) -> float:
-    return round(float(hits.double().mean()), 4)
-
-
-def shares(asked: Sequence[Asked], right: Tensor) -> dict[str, float]:
+def shares(right: pd.DataFrame) -> dict[str, float]:
     """How many pictures there are, and the shares with the right style and the right object."""
-    return {"images": len(asked), "style": _mean(right[:, 0]), "object": _mean(right[:, 1])}
+    return {"images": len(right)} | right.mean().round(4).to_dict()
 
 
-def by_concept(asked: Sequence[Asked], right: Tensor) -> dict[str, Any]:
+def by_concept(asked: Sequence[Asked], right: pd.DataFrame) -> dict[str, Any]:
     """The same shares for each style and each object, and the worst of them."""
-    frame = pd.DataFrame(right.double().numpy(), columns=["style", "object"])
     tables = {
-        kind: frame.groupby([getattr(a, kind) for a in asked]).mean().round(4).loc[list(names)]
+        kind: right.groupby([getattr(a, kind) for a in asked]).mean().round(4).loc[list(names)]
         for kind, names in (("style", STYLES), ("object", OBJECTS))
     }
     worst = {f"worst_{kind}": float(table[kind].min()) for kind, table in tables.items()}

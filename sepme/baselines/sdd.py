@@ -8,8 +8,8 @@ ICML 2023 workshop (arXiv 2307.05977):
 Both predictions are the student's own. x_t is sampled by the running mean of the student (the
 teacher, decay 0.999), which is also the result.
 
-Prompts: the bare name of the concept. The published code joins several concepts by commas; here each
-gets its own change, and changes add up.
+Prompts: the bare name of the concept. The published code joins several concepts by commas; here
+each gets its own change, and changes add up.
 """
 
 from collections.abc import Mapping
