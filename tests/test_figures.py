@@ -36,6 +36,7 @@ from sepme.scenes.tables import (
     COLUMNS,
     DAGGER,
     MEASURED,
+    NUMBERS,
     PUBLISHED,
     method_title,
     paper_tables,
@@ -45,11 +46,12 @@ from sepme.scenes.tables import (
 from tests.refusals import refused
 
 LEVELS = {"erased": 0.1, "recovered": 0.9, "regular": 0.8}
+LPIPS = {"lpips": 0.2, "lpips_low": 0.1, "lpips_high": 0.3}
 
 
 def row(kind: str, method: str, moment, index: int, **values: float) -> dict:
     acc = LEVELS[moment.role(index)]
-    return {
+    about = {
         "kind": kind,
         "method": method,
         "scene": moment.scene,
@@ -59,20 +61,16 @@ def row(kind: str, method: str, moment, index: int, **values: float) -> dict:
         "role": moment.role(index),
         "erased": " ".join(map(str, moment.erased)),
         "cell": "c",
+        "images": 100.0,
         "acc": acc,
         "acc_low": acc - 0.05,
         "acc_high": acc + 0.05,
-        "lpips": 0.2,
-        "lpips_low": 0.1,
-        "lpips_high": 0.3,
-        "images": 100.0,
-        **values,
     }
+    return about | LPIPS | values
 
 
 def table(rows: list[dict]) -> DataFrame:
-    numbers = [name for name in COLUMNS if name.split("_")[0] in ("acc", "lpips", "fid", "kid")]
-    return DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(numbers, float))
+    return DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(NUMBERS, float))
 
 
 def every_cell(method: str, *scenes: str, kind: str = "style") -> list[dict]:

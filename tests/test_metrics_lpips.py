@@ -103,14 +103,19 @@ def test_without_weights_it_says_so_and_what_to_install(
         lpips_distance(pictures(1), pictures(1))
 
 
-def test_a_file_with_another_hash_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("network", ["alexnet", "inception"])
+def test_a_file_with_another_hash_is_never_read(
+    network: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    path = tmp_path / "alexnet.ckpt"
+    path = tmp_path / "weights"
     path.write_bytes(pickle.dumps({"AlexNet_0": {}}))
     monkeypatch.setattr(_networks.WeightsFile, "path", lambda _: path)
-    with refused("alexnet.ckpt", "sha256"):
-        _networks.ALEXNET.read()
+    for reader in ("torch.jit.load", "sepme.metrics._networks.read_arrays"):
+        monkeypatch.setattr(reader, lambda *_, **__: pytest.fail("it was read"))
+    load = getattr(_networks, network)
+    load.cache_clear()
+    with refused("weights", "sha256"):
+        load()
 
 
 class Malicious:

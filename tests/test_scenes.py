@@ -170,9 +170,8 @@ def test_the_retain_sets() -> None:
 
 
 def test_the_paper_and_its_baselines_are_there() -> None:
-    assert {"sepme", "sepme-joint", "esd-x", "sdd", "abconcept", "fmn", "uce", "speed"} <= {
-        *METHODS
-    }
+    known = {"sepme", "sepme-joint", "esd-x", "sdd", "abconcept", "fmn", "uce", "speed"}
+    assert known <= {*METHODS}
     for method in METHODS.values():
         json.dumps(asdict(method.settings))
 
@@ -297,9 +296,6 @@ def test_runs_of_different_making_are_not_merged(tmp_path: Path) -> None:
         manifest.write_text(text)
         with refused(why):
             merge_tables(tables, tmp_path / "out")
-    manifest.unlink()
-    with refused("no manifest"):
-        merge_tables(tables, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -321,10 +317,11 @@ def test_a_damaged_line_is_named(spoil: Callable[[str], str], why: str, tmp_path
 
 
 def test_a_foreign_table_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "picture.csv").write_bytes(b"\x89PNG\xff\xfe")
-    with refused("cannot be read"):
-        read_table(tmp_path / "picture.csv")
     file = tmp_path / SHIPPED.name
-    file.write_text("a,b\n1,2\n")
-    with refused("no table of scenes"):
-        read_table(file)
+    for content, why in (
+        (b"\x89PNG\xff\xfe", "cannot be read"),
+        (b"a,b\n1,2\n", "no table of scenes"),
+    ):
+        file.write_bytes(content)
+        with refused(why):
+            read_table(file)

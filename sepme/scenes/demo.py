@@ -259,8 +259,8 @@ def _judge(
     for i, entry in enumerate(trained):
         name, some = entry.delta.concept, slice(i * samples, (i + 1) * samples)
         erased[name] = {
-            "accuracy_before": _share(judge.sees(before[some], name)),
-            "accuracy_after": _share(judge.sees(after[some], name)),
+            "accuracy_before": judge.sees(before[some], name).float().mean().item(),
+            "accuracy_after": judge.sees(after[some], name).float().mean().item(),
             "pictures": samples,
             "iterations": entry.delta.provenance.iterations,
             "seconds": round(entry.seconds, 3),
@@ -277,10 +277,9 @@ def _retained(judge: Judge, images: dict[str, Tensor], kept: list[Crossing]) -> 
     row: dict[str, Any] = {}
     for when, drawn in images.items():
         verdict = judge.judge(drawn)
-        right_style, right_object = verdict.style == style, verdict.object == object
-        row[f"accuracy_{when}"] = _share(right_style & right_object)
-        row[f"style_{when}"] = _share(right_style)
-        row[f"object_{when}"] = _share(right_object)
+        right = {"style": verdict.style == style, "object": verdict.object == object}
+        right = {"accuracy": right["style"] & right["object"], **right}
+        row |= {f"{part}_{when}": seen.float().mean().item() for part, seen in right.items()}
     known, (before, after) = alexnet_available(), images.values()
     note = "not measured: LPIPS needs AlexNet's weights (`make test` gets them)"
     return row | {
@@ -289,10 +288,6 @@ def _retained(judge: Judge, images: dict[str, Tensor], kept: list[Crossing]) -> 
         "mean_pixel_difference": float((before - after).abs().mean()),
         "pictures": len(kept),
     }
-
-
-def _share(true: Tensor) -> float:
-    return float(true.float().mean())
 
 
 def _provenance(

