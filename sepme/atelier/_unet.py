@@ -1,20 +1,25 @@
 """The main stage of the training: the denoiser and the text encoder, together, on latents."""
 
 import copy
-from collections.abc import Callable
+import json
+import platform
+from dataclasses import asdict
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import torch
+import transformers
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sepme.atelier._architecture import load_vae, untrained
+from sepme.atelier._architecture import GENERATION, load_vae, replace_folder, untrained
 from sepme.atelier._fit import Progress, Stage, fit
+from sepme.atelier._tokenizer import make_tokenizer
 from sepme.atelier._vae import encode_all, subjects
-from sepme.atelier.captions import EMBLEM, caption
+from sepme.atelier.captions import EMBLEM, caption, catalogue
 from sepme.atelier.settings import TRAINING_SEED, TrainSettings
 
 _SNR_LIMIT = 5.0  # gamma of min-SNR (Hang et al. 2023)
@@ -77,19 +82,14 @@ def velocity_loss(
     return (error * weight).mean() / weight.mean()
 
 
-def train_unet(
-    directory: Path,
-    settings: TrainSettings,
-    tokenizer: CLIPTokenizer,
-    export: Callable[[StableDiffusionPipeline, Progress], None],
-) -> None:
-    """Train from the last checkpoint, or from scratch.
+def train_unet(directory: Path, settings: TrainSettings, judge: Path) -> Path:
+    """Train from the last checkpoint, or from scratch; returns the pipeline's folder.
 
-    `export` gets the pipeline of the averaged weights every `settings.export_every` steps, and at
-    the end.
+    The pipeline of the averaged weights is written every `settings.export_every` steps, and at the
+    end.
     """
     torch.manual_seed(settings.seed)
-    vae = load_vae(directory / "vae")
+    vae, tokenizer, finished = load_vae(directory / "vae"), make_tokenizer(), directory / "pipeline"
     model = nn.ModuleDict({"unet": untrained("unet"), "text": untrained("text_encoder")})
     batches = Batches(encode_all(directory, settings), tokenizer, settings)
     alphas = untrained("scheduler").alphas_cumprod.to(settings.device)
@@ -100,18 +100,44 @@ def train_unet(
         with sdpa_kernel(SDPBackend.MATH):
             return velocity_loss(model["unet"], model["text"], batch, alphas)
 
-    def pipeline(average: nn.Module) -> StableDiffusionPipeline:
+    def export(average: nn.Module, progress: Progress) -> None:
         unet, text = (copy.deepcopy(average[part]).cpu().eval() for part in ("unet", "text"))
         parts = {"vae": vae, "unet": unet, "text_encoder": text, "tokenizer": tokenizer}
         parts |= {"scheduler": untrained("scheduler"), "safety_checker": None}
-        return StableDiffusionPipeline(
+        pipeline = StableDiffusionPipeline(
             **parts, feature_extractor=None, requires_safety_checker=False
         )
+        replace_folder(finished, lambda path: _save(path, pipeline, judge, settings, progress))
 
     def now_and_then(average: nn.Module, progress: Progress) -> None:
         if progress.step % settings.export_every == 0 and progress.step < settings.steps:
-            export(pipeline(average), progress)
+            export(average, progress)
 
     stage = Stage("denoiser", settings.steps, settings.adam_rate, settings.decay, memory=0.998)
-    average, progress = fit(stage, model, loss, settings, directory, now_and_then)
-    export(pipeline(average), progress)
+    export(*fit(stage, model, loss, settings, directory, now_and_then))
+    return finished
+
+
+def _save(
+    path: Path,
+    pipeline: StableDiffusionPipeline,
+    judge: Path,
+    settings: TrainSettings,
+    progress: Progress,
+) -> None:
+    """Write the pipeline with its judge, catalogue, defaults, and how it was made."""
+    record = {
+        "settings": asdict(settings),
+        "step": progress.step,
+        "seconds": round(progress.seconds),
+        "loss": round(progress.loss, 4),
+        "bfloat16": settings.half,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "versions": {m.__name__: m.__version__ for m in (torch, diffusers, transformers)},
+    }
+    pipeline.save_pretrained(path, safe_serialization=True)
+    (path / "judge.safetensors").write_bytes(judge.read_bytes())
+    catalogue().save(path / "catalogue.json")
+    for name, content in (("generation", GENERATION), ("training", record)):
+        (path / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
