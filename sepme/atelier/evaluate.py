@@ -37,7 +37,7 @@ _SEED = 1_000_000
 
 
 class Asked(NamedTuple):
-    """One picture: its prompt, and what the judge should find in it."""
+    """A prompt, and what the judge should find in its picture."""
 
     prompt: str
     style: str
@@ -45,7 +45,7 @@ class Asked(NamedTuple):
 
 
 def prompt_sets(seeds: int) -> dict[str, list[Asked]]:
-    """What is asked for, by name; the crossings come `seeds` times each, the others less."""
+    """The prompts, by the name of their set; each crossing comes `seeds` times, the others less."""
     every = [(s, o) for s in STYLES for o in OBJECTS]
 
     def cross(template: str, style: str, object: str) -> Asked:

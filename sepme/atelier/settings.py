@@ -1,4 +1,4 @@
-"""What may be chosen when the shipped model is trained."""
+"""The settings with which the shipped model is trained."""
 
 from dataclasses import dataclass
 

@@ -59,11 +59,11 @@ class Baseline:
         Args:
             settings: the method's settings, or the name of a preset.
             keep: the retain set, of a method that uses one.
-            seed: decides everything random; a closed form has no chance in it.
-            trainer: callback, checkpoint and progress bar; a closed form has no iteration.
+            seed: decides everything random; a closed form is deterministic.
+            trainer: callback, checkpoint and progress bar; a closed form has none.
 
         Raises:
-            SepmeError: a pipeline that carries something, a retain set that the method cannot use,
+            SepmeError: a pipeline with something attached, a retain set that the method cannot use,
                 a prompt both kept and forgotten, or training in another type than float32.
         """
         settings = self.preset(settings) if isinstance(settings, str) else settings
@@ -82,7 +82,7 @@ class Baseline:
         return train(student, concept, settings, objective, seed, trainer)
 
 
-#: By the name that one types.
+#: All baselines, by name.
 BASELINES: Mapping[str, Baseline] = {
     entry.name: entry
     for entry in (

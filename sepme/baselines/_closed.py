@@ -49,7 +49,7 @@ def edit(
     form: ClosedForm,
     keep: Sequence[str] = (),
 ) -> DenseDelta:
-    """Edit the matrices so that the concept says what its anchor says."""
+    """Edit the matrices so that they map the concept's rows to what the anchor's rows gave."""
     kept = tuple(dict.fromkeys((*form.always_kept, *keep)))
     texts, anchors = zip(*pairs(concept, settings.prompt), strict=True)
     c, a = (rows(backbone, prompts, settings.rows) for prompts in (texts, anchors))

@@ -143,7 +143,7 @@ def train(
     seed: int = 0,
     trainer: Trainer | None = None,
 ) -> DenseDelta:
-    """Train the student until its loss is as small as the settings allow."""
+    """Minimise the objective; the result is what the student has learnt."""
     backbone = student.backbone
     trained, rate = list(student.parameters.values()), settings.learning_rate
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimiser]

@@ -51,7 +51,7 @@ class AbConceptSettings(TrainingSettings):
     target: str = "model"
     """"model" (what the anchor's prompt predicts) or "noise" (the noise that was added)."""
     teacher: str = "current"
-    """Who predicts for the anchor: the "current" network without gradient, or the "original"."""
+    """What predicts for the anchor: the "current" network without gradient, or the "original"."""
     images_of: str = "anchor"
     """What is drawn, by the original model: the "anchor", or the "concept"."""
     images: int = 1000

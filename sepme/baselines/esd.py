@@ -38,7 +38,7 @@ class ESDSettings(SampledSettings):
     eta: float = 1.0
     """Strength of the negative guidance; the rewrite's factor minus one."""
     sampler: str = "student"
-    """Who draws x_t: the "student" as published, or the "original" as in the rewrite."""
+    """What draws x_t: the "student" as published, or the "original" as in the rewrite."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -85,8 +85,8 @@ _ATELIER = FMNSettings(
 #: * `official`: the published configuration without textual inversion; `official_attn2` trains the
 #:   cross-attention only. * `sepme_paper`: the loss on logits, as the SepME authors ran it (20, 30
 #:   or 50 iterations). * `atelier`: the mildest rates found for the shipped model that erase all
-#:   four concepts tried (`benchmarks/results/tune_baselines.csv`), and much else with them; a
-#:   hundred iterations spare more and leave swirl. Through inverted words no rate was found that
+#:   four concepts tried (`benchmarks/results/tune_baselines.csv`). They damage other concepts too.
+#:   A hundred iterations damage less, but swirl stays. With inverted words, no rate was found that
 #:   erases the boat alone.
 PRESETS: Mapping[str, FMNSettings] = {
     "official": FMNSettings(),

@@ -10,7 +10,7 @@ and `P` the projector onto the null space of what is kept:
 It is computed in coordinates of the null space, `P = S S^T`, where the inverse is of a small
 symmetric matrix. "Style", because this is the core of the method only: its filtering and
 augmentation of the kept prompts are left out, and in place of its separate equality constraint on
-the start token and the empty prompt, the empty prompt is always kept, which holds both.
+the start token and the empty prompt, the empty prompt is always kept, which fixes both.
 Not part of the SepME paper's comparison.
 """
 

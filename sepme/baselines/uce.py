@@ -31,7 +31,7 @@ class UCESettings(ClosedFormSettings):
     """The formula's weights, and which embeddings enter it."""
 
     lam: float = 0.5
-    """lambda, how much the weights hold on to themselves."""
+    """lambda, the weight of |W - W0|^2."""
     erase_scale: float = 1.0
     preserve_scale: float = 1.0
 
