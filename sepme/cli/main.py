@@ -388,46 +388,36 @@ def build_course(
 
 
 # ------------------------------------------------------------------ the paper
-FULL = {
-    "scenes": "Scene1, Scene4",
-    "methods": "sepme, esd-x, sdd, abconcept, fmn, uce, speed",
-    "images": 100,
-    "fid": True,
-    "out": Path("build/scenes/results"),
-}
+#: Changes and images, which may be thrown away.
+WORK = Path("build/scenes")
 #: What `--quick` means, unless something else is said.
 QUICK = {
     "scenes": "Scene1",
     "methods": "sepme, uce",
     "images": 10,
     "fid": False,
-    "out": Path("build/scenes/quick"),
+    "out": WORK / "quick",
 }
 
 
 @scenes.command("run")
 def run_the_scenes(
+    context: typer.Context,
     kind: str = Option("style", help="style or object."),
-    scene: str | None = Option(
-        None,
-        "--scenes",
-        help="Scene1 to Scene4, or Alone0 to Alone5, with commas.",
-        show_default="Scene1, Scene4",
+    scenes: str = Option(
+        "Scene1, Scene4", help="Scene1 to Scene4, or Alone0 to Alone5, with commas."
     ),
-    methods: str | None = Option(
-        None,
+    methods: str = Option(
+        "sepme, esd-x, sdd, abconcept, fmn, uce, speed",
         help="With commas: sepme, sepme-unaware, sepme-joint, sepme-regularised, sepme-paper, "
         "esd-x, esd-u, esd-x-strict, sdd, abconcept, abconcept-noise, fmn, fmn-inverted, uce, "
         "speed.",
-        show_default="sepme, esd-x, sdd, abconcept, fmn, uce, speed",
     ),
     concepts: str = Option(
         "0, 1, 2, 3, 4, 5, 6, 7, 8, 9", help="Who is drawn besides the erased: 0 to 9, with commas."
     ),
-    images: int | None = Option(None, min=2, help="Pictures a cell.", show_default="100"),
-    fid: bool | None = Option(
-        None, "--fid/--no-fid", help="Measure FID and KID too.", show_default="fid"
-    ),
+    images: int = Option(100, min=2, help="Pictures a cell."),
+    fid: bool = Option(True, "--fid/--no-fid", help="Measure FID and KID too."),
     quick: bool = Option(
         False,
         "--quick",
@@ -435,17 +425,16 @@ def run_the_scenes(
         "something else is said.",
     ),
     seed: Seed = 0,
-    out: Path | None = Option(
-        None, help="Folder of the table.", show_default="build/scenes/results"
-    ),
+    out: Path = Option(WORK / "results", help="Folder of the table."),
 ) -> None:
     """Measure every cell of the chosen scenes; the same command goes on where it was stopped."""
     from sepme.model import Backbone, load_catalogue
     from sepme.scenes import Plan, run_scenes
 
-    usual = QUICK if quick else FULL
-    given = {"scenes": scene, "methods": methods, "images": images, "fid": fid, "out": out}
-    wanted = usual | {name: value for name, value in given.items() if value is not None}
+    wanted = {"scenes": scenes, "methods": methods, "images": images, "fid": fid, "out": out}
+    if quick:
+        said = [name for name in QUICK if context.get_parameter_source(name).name != "DEFAULT"]
+        wanted = QUICK | {name: wanted[name] for name in said}
     plan = Plan(
         kind=kind,
         scenes=_listed(wanted["scenes"]),
@@ -455,8 +444,7 @@ def run_the_scenes(
         seed=seed,
         concepts=_indices(concepts),
     )
-    model = (Backbone.load(), _judge(None), load_catalogue())
-    folders = (wanted["out"], Path("build/scenes"))
+    model, folders = (Backbone.load(), _judge(None), load_catalogue()), (wanted["out"], WORK)
     run_scenes(*model, plan, *folders, say=echo, progress=sys.stderr.isatty())
 
 
