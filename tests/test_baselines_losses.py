@@ -48,11 +48,8 @@ class Case:
         return self.backbone.epsilon(self.x_t, self.t, c)
 
     def gradients(self, loss: Tensor) -> list[Tensor]:
-        parameters = list(self.student.parameters.values())
-        found = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
-        return [
-            torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)
-        ]
+        parameters, unused = list(self.student.parameters.values()), {"materialize_grads": True}
+        return [*torch.autograd.grad(loss, parameters, retain_graph=True, **unused)]
 
 
 def mse(a: Tensor, b: Tensor) -> Tensor:
