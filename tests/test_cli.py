@@ -326,7 +326,7 @@ def empty(tmp_path: Path) -> Iterator[Path]:
         (["neon", "--preset", "best"], ("'best'", "closed_form, from_zero, paper")),
         (["neon", "--keep", "Neon"], ("also to be kept",)),
         (["neon", "--joint"], ("two concepts",)),
-        (["neon,ink", "--joint", "--closed-form"], ("one by one",)),
+        (["neon", "--preset", "paper", "--closed-form"], ("leave out --preset",)),
         (["neon", "--preset", "undecoupled", "--keep", "a cat"], ("keeps nothing",)),
         (["neon", "--keep-from", "none.txt"], ("'none.txt'", "No such file", "prompt a line")),
         (["neon", "--keep-from", "."], ("'.'", "--keep-from a text file")),

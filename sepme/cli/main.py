@@ -158,7 +158,9 @@ def erase(
         None, help="A delta that is on already and must stay untouched; repeatable."
     ),
     joint: bool = Option(False, "--joint", help="Train all of them in one run."),
-    closed_form: bool = Option(False, "--closed-form", help="No training: a fraction of a second."),
+    closed_form: bool = Option(
+        False, "--closed-form", help="The preset closed_form: no training, a fraction of a second."
+    ),
     overwrite: bool = Option(False, "--overwrite", help="Replace files that other settings made."),
     seed: Seed = 0,
     model: Model = None,
@@ -175,7 +177,10 @@ def erase(
     from sepme.model import Backbone, load_catalogue
 
     _check_folder(out)
-    catalogue, settings = load_catalogue(model), by_name(preset)
+    if closed_form and preset != "default":
+        raise SepmeError("--closed-form is a preset itself: leave it out, or leave out --preset.")
+    catalogue = load_catalogue(model)
+    settings = by_name("closed_form" if closed_form else preset)
     if keep_rtol is not None:
         settings = replace(settings, keep_rtol=keep_rtol)
     tasks = plan(
@@ -185,7 +190,6 @@ def erase(
         settings,
         seed=seed,
         joint=joint,
-        closed=closed_form,
         after=[ConceptDelta.load(file) for file in after or ()],
     )
     options = {"overwrite": overwrite, "progress": sys.stderr.isatty(), "say": echo}
@@ -409,9 +413,9 @@ def run_the_scenes(
     ),
     methods: str = Option(
         "sepme, esd-x, sdd, abconcept, fmn, uce, speed",
-        help="With commas: sepme, sepme-unaware, sepme-joint, sepme-regularised, sepme-paper, "
-        "esd-x, esd-u, esd-x-strict, sdd, abconcept, abconcept-noise, fmn, fmn-inverted, uce, "
-        "speed.",
+        help="With commas: sepme, sepme-unaware (its retain set: the other erased concepts only), "
+        "sepme-joint, sepme-regularised, sepme-paper, esd-x, esd-u, esd-x-strict, sdd, abconcept, "
+        "abconcept-noise, fmn, fmn-inverted, uce, speed.",
     ),
     concepts: str = Option(
         "0, 1, 2, 3, 4, 5, 6, 7, 8, 9", help="Who is drawn besides the erased: 0 to 9, with commas."

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from sepme.artefact import canonical_json, writable_folder
 from sepme.concept import Catalogue, Concept, refuse_overlap, slug
 from sepme.delta import ConceptDelta
-from sepme.erasure import PRESETS, ErasureSettings, erase, recorded_settings, retain_set
+from sepme.erasure import ErasureSettings, erase, recorded_settings, retain_set
 from sepme.errors import SepmeError
 from sepme.model import Backbone
 from sepme.nullspace import refuse_meaningless
@@ -56,7 +56,6 @@ def plan(
     *,
     seed: int = 0,
     joint: bool = False,
-    closed: bool = False,
     after: Sequence[ConceptDelta] = (),
 ) -> list[ErasureTask]:
     """The tasks that erase these concepts: one each, or one for all of them jointly.
@@ -70,20 +69,12 @@ def plan(
     full = settings.parametrisation == "full"
     if full and keep:
         raise SepmeError("The undecoupled preset keeps nothing: leave out what is to be kept.")
-    if closed and (joint or after or full):
-        raise SepmeError(
-            "The closed form erases concepts one by one, each on the original model: leave out "
-            "--joint, --after and the undecoupled preset."
-        )
     if joint and len(concepts) < 2:
         raise SepmeError("Erasing jointly takes two concepts or more: name another.")
     if len({slug(concept.name) for concept in concepts}) < len(concepts):
         raise SepmeError("Two of the concepts would be written to one file: rename one of them.")
     for concept in concepts:
         refuse_overlap(concept, keep)
-    if closed:
-        own = {name: getattr(settings, name) for name in ("keep_rtol", "concept_rtol", "method")}
-        settings = replace(PRESETS["closed_form"], **own)
     named, tasks = _prompts(concepts), []
     for group in [tuple(concepts)] if joint else [(concept,) for concept in concepts]:
         known = catalogue.kept_prompts(group) if catalogue is not None else ("",)

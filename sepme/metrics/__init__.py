@@ -24,8 +24,8 @@ from sepme.metrics.fid import (
     kernel_distance,
     kid_of_features,
 )
+from sepme.metrics.linear_probe import LinearProbe, fit_probe
 from sepme.metrics.lpips import PAPER_SIZE, alexnet_available, lpips_distance, measure_lpips
-from sepme.metrics.probe import LinearProbe, fit_probe
 
 __all__ = [
     "PAPER_SIZE",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sepme.metrics import LinearProbe, alexnet_available, fit_probe
-from sepme.metrics.probe import alexnet_means
+from sepme.metrics.linear_probe import alexnet_means
 from tests.drawings import drawings
 from tests.refusals import refused
 
