@@ -180,12 +180,6 @@ def test_a_bar_too_low_to_see_says_its_number() -> None:
     assert [text.get_text() for text in bars("lpips", 0.001).texts] == ["0.001"]
 
 
-def test_a_printed_method_looks_like_ours_and_its_second_length_is_paler() -> None:
-    looks = method_looks(["esd-x", "ESD200", "ESD50"])
-    assert looks["ESD200"] == looks["ESD50"] == looks["esd-x"] | {"alpha": 0.5}
-    assert looks["esd-x"] == method_looks(COMPARED)["esd-x"]
-
-
 def _as_seen(colour: object, matrix: np.ndarray) -> np.ndarray:
     """A colour as somebody without one kind of cone sees it, in linear RGB."""
     rgb = np.array(colors.to_rgb(colour))

@@ -418,7 +418,8 @@ def run_the_scenes(
         "abconcept-noise, fmn, fmn-inverted, uce, speed.",
     ),
     concepts: str = Option(
-        "0, 1, 2, 3, 4, 5, 6, 7, 8, 9", help="Who is drawn besides the erased: 0 to 9, with commas."
+        "0, 1, 2, 3, 4, 5, 6, 7, 8, 9",
+        help="Concepts drawn besides the erased: 0 to 9, with commas.",
     ),
     images: int = Option(100, min=2, help="Pictures a cell."),
     fid: bool = Option(True, "--fid/--no-fid", help="Measure FID and KID too."),

@@ -140,7 +140,6 @@ def kernel_distance(x: Tensor, y: Tensor, paired: bool = False) -> float:
     minus twice the mean of `k(x_i, y_j)`.
 
     Args:
-        x, y: features.
         paired: the i-th images of both sets belong together. Leaving out `i = j` in the mixed mean
             too keeps the value unbiased then (Gretton et al. 2012, lemma 6), and 0 for equal sets.
 

@@ -77,6 +77,7 @@ def fit_probe(images: Mapping[str, Tensor], seed: int = 0) -> LinearProbe:
             than four images of one, or a tensor holds no images.
     """
     from sklearn.linear_model import LogisticRegression  # its import takes a second
+    from sklearn.metrics import confusion_matrix
     from sklearn.model_selection import train_test_split
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -94,10 +95,8 @@ def fit_probe(images: Mapping[str, Tensor], seed: int = 0) -> LinearProbe:
         features, labels, test_size=0.3, stratify=labels, random_state=seed
     )
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(x, y)
-    seen = pd.crosstab(y_test, classifier.predict(x_test))
-    everything = range(len(names))
-    held_out = seen.reindex(index=everything, columns=everything, fill_value=0)
-    return LinearProbe(names, classifier, held_out.set_axis(names, axis=0).set_axis(names, axis=1))
+    counts = confusion_matrix(y_test, classifier.predict(x_test))
+    return LinearProbe(names, classifier, pd.DataFrame(counts, names, names))
 
 
 @torch.no_grad()
