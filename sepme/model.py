@@ -298,11 +298,7 @@ class Backbone:
         return self.pipe.scheduler.add_noise(latents, noise, t)
 
     def epsilon(
-        self,
-        x_t: Tensor,
-        t: Tensor,
-        embedding: Tensor,
-        weights: Mapping[str, Tensor] | None = None,
+        self, x_t: Tensor, t: Tensor, embedding: Tensor, weights: Mapping[str, Tensor] | None = None
     ) -> Tensor:
         """Predicted noise eps(x_t, c, t) `[n, c, h, w]`, whatever the UNet itself predicts.
 
@@ -340,19 +336,17 @@ class Backbone:
             prompts: n prompts.
             seeds: one seed a picture (starting noise), or the first of n consecutive ones.
             steps: sampling steps, by default the model's own.
-            guidance: g of `eps_0 + g r(c)`, by default the model's own; 1 is the prompt's own
-                prediction, 0 the empty prompt's.
+            guidance: g of `eps_0 + g r(c)`, by default the model's own; 0, or 1 and more, since
+                diffusers leaves guidance out below 1.
             batch: how many pictures are drawn at once.
             output: "images" `[n, 3, H, W]` in [0, 1] on the CPU, or "latents" `[n, c, h, w]`.
             on_step: called after each sampling step of each batch with the number of steps done
                 and of all of them; what it raises ends the sampling.
 
-        Each picture's noise comes from its own seed alone, so it does not depend on its batch
-        (up to the last bits that a different batch shape costs in floating point).
+        Each picture's noise comes from its own seed alone. Its batch decides the last bits only.
 
         Raises:
-            SepmeError: no prompt, seeds that do not match, or numbers that cannot be sampled with;
-                diffusers leaves guidance out up to g = 1, so that there is none between 0 and 1.
+            SepmeError: no prompt, seeds that do not match, or numbers that cannot be sampled with.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         seeds = range(seeds, seeds + len(prompts)) if isinstance(seeds, int) else list(seeds)
@@ -371,8 +365,8 @@ class Backbone:
                 on_step(next(done), total)
             return values
 
-        firsts = range(0, len(prompts), batch)
-        for first in tqdm(firsts, desc="generating", disable=not progress, leave=False):
+        bar = {"desc": "generating", "disable": not progress, "leave": False}
+        for first in tqdm(range(0, len(prompts), batch), **bar):
             some = slice(first, first + batch)
             generators = [torch.Generator("cpu").manual_seed(s) for s in seeds[some]]
             noise = torch.stack([torch.randn(self.latent_shape, generator=g) for g in generators])

@@ -443,14 +443,14 @@ def test_the_solution_of_chapter_08_equals_the_library_on_another_model() -> Non
     ("words", "old", "new"),
     [
         ("wrong way", "kappa.square().mean()", "(-kappa.square()).mean()"),
-        ("the rate of Adam", "lr=SETTINGS.learning_rate", "lr=0.01"),
+        ("Adam's rate", "lr=SETTINGS.learning_rate", "lr=0.01"),
         ("is kappa squared", "kappa.square().mean()", "kappa.mean()"),
         ("zero_grad called", "adam.zero_grad()", "pass"),
         ("still zero", "adam.step()", "pass"),
         ("not their momentum", "SETTINGS.alpha * last + (1 - SETTINGS.alpha) * L", "L"),
         ("m_0 is 0", "if momenta else L", "if momenta else 0.0"),
         (
-            "L the mean of kappa",
+            "L the mean kappa",
             "float(kappa.detach().mean())",
             "float(kappa.detach().square().mean())",
         ),

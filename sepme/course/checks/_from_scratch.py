@@ -66,10 +66,8 @@ def train(
     Q = constrain(model, concept, keep, **tolerances, method="svd").basis
 
     def library(iterations: int) -> Tensor:
-        few, trainer = (
-            replace(settings, iterations=iterations),
-            Trainer(steps.append, progress=False),
-        )
+        few = replace(settings, iterations=iterations)
+        trainer = Trainer(steps.append, progress=False)
         delta = erase(model, concept, keep, few, trainer=trainer)
         return torch.cat([delta.dense(path).double().flatten() for path in delta.paths])
 
@@ -88,15 +86,11 @@ def train(
     (found, _), true = student(1), library(1)
     require(found.abs().max() > 0, "B is still zero after an iteration: call backward and step.")
     require(not same(found, -true), "B moves the wrong way: minimise the mean of kappa squared.")
-    first = (
-        "Your first step is not the library's: check the loss, the anchor c_0, the rate of Adam."
-    )
+    first = "Your first step is not the library's: check the loss, the anchor c_0, Adam's rate."
     require(same(found, true), first)
     steps.clear()
     (found, momenta), true = student(3), library(3)
-    later = (
-        "The third step is wrong: is kappa squared, is zero_grad called, is each batches[n] used?"
-    )
+    later = "The third step is wrong: is kappa squared, zero_grad called, each batches[n] used?"
     require(same(found, true), later)
     losses, m = torch.tensor([step.correlation[0] for step in steps]), 0.0
     from_zero = [m := settings.alpha * m + (1 - settings.alpha) * loss for loss in losses.tolist()]
@@ -104,16 +98,13 @@ def train(
         "These are the means of kappa, not their momentum: average as in (4).": losses,
         "Your m_0 is 0; the momentum starts at the first L.": torch.tensor(from_zero),
     }
-    otherwise = (
-        "The momenta are not alpha m + (1 - alpha) L, one an iteration, L the mean of kappa."
-    )
+    otherwise = "The momenta are not alpha m + (1 - alpha) L, one an iteration, L the mean kappa."
     true = torch.tensor([step.momentum for step in steps])
     compare(torch.tensor([float(m) for m in momenta]), true, mistakes, otherwise, tolerance=1e-3)
     earliest = settings.earliest_stop
     made = len(student(earliest + 1, tau=9.0)[1])
-    require(
-        made == earliest, f"With tau = 9 it should stop after iteration {earliest}, not {made}."
-    )
+    late = f"With tau = 9 it should stop after iteration {earliest}, not {made}."
+    require(made == earliest, late)
 
 
 @checks
