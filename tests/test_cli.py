@@ -341,14 +341,6 @@ def test_erase_refuses(words: list[str], said: tuple[str, ...], model: Path, emp
     refused("erase", *words, "--out", empty, "--model", model, words=said)
 
 
-def test_erase_refuses_when_nothing_is_free(bare: Path, empty: Path, tmp_path: Path) -> None:
-    keep = tmp_path / "keep.txt"
-    words = "boat car cat fish house tree dotted ink oil pointillism ship swirl painting photo"
-    keep.write_text("\n".join(f"a {a} in the {b} style" for a in words.split() for b in "xyz"))
-    command = ("erase", "neon", "--keep-from", keep, "--keep-rtol", 1e-7, "--out", empty)
-    refused(*command, "--model", bare, words=("free", "raise keep_rtol"))
-
-
 @pytest.mark.parametrize("command", ["erase neon", "generate neon", "demo", "doctor"])
 def test_what_is_no_model_is_refused(command: str, empty: Path) -> None:
     out = [] if command == "doctor" else ["--out", empty / "a.png"]

@@ -178,7 +178,7 @@ def erase(
 
     _check_folder(out)
     if closed_form and preset != "default":
-        raise SepmeError("--closed-form is a preset itself: leave it out, or leave out --preset.")
+        raise SepmeError("The closed form is a preset itself: leave out --preset or --closed-form.")
     catalogue = load_catalogue(model)
     settings = by_name("closed_form" if closed_form else preset)
     if keep_rtol is not None:
