@@ -215,13 +215,13 @@ def test_a_run_resumes_in_the_same_bytes(backbone: Backbone, tmp_path: Path, mon
 def test_shipped_cells_are_what_is_drawn_now(tmp_path: Path) -> None:
     """Cells of the tables, from making the changes to measuring, give the shipped numbers.
 
-    They were drawn in bfloat16. Without hardware for it that takes an hour, so there they are drawn
-    in full precision: what rounding added to the LPIPS of a restored concept is missing then.
+    They were drawn in bfloat16. A machine without instructions for it draws in full precision: what
+    rounding added to the LPIPS of a restored concept is missing then.
     """
-    exact = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     backbone, judge, evaluated = Backbone.load(), Judge.load(), EVALUATED["style"]
     context = Context(backbone, load_catalogue(), evaluated, tmp_path)
-    cache = ImageCache(backbone, tmp_path, Sampling(bfloat16=exact))
+    cache = ImageCache(backbone, tmp_path, Sampling())
+    exact = cache.sampling.bfloat16
     (moment,) = (m for m in moments("Scene4") if m.time == "t1")
     shipped = shipped_deltas(backbone)  # training them again takes a minute
     made = {

@@ -432,7 +432,10 @@ def run_the_scenes(
     seed: Seed = 0,
     out: Path = Option(WORK / "results", help="Folder of the table."),
 ) -> None:
-    """Measure every cell of the chosen scenes; the same command goes on where it was stopped."""
+    """Measure every cell of the chosen scenes; the same command goes on where it was stopped.
+
+    Pictures are drawn in bfloat16 where the machine has instructions for it; the manifest says so.
+    """
     from sepme.model import Backbone, load_catalogue
     from sepme.scenes import Plan, run_scenes
 
