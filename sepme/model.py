@@ -330,10 +330,9 @@ class Backbone:
         progress: bool = False,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """Sample one picture a prompt.
+        """Sample one picture for each of n prompts.
 
         Args:
-            prompts: n prompts.
             seeds: one seed a picture (starting noise), or the first of n consecutive ones.
             steps: sampling steps, by default the model's own.
             guidance: g of `eps_0 + g r(c)`, by default the model's own; 0, or 1 and more, since
@@ -357,23 +356,20 @@ class Backbone:
         self._check_request(prompts, seeds, steps, guidance)
         if guidance == 0:  # eps_0 + 0 r(c): diffusers would draw g = 1 instead
             prompts = [""] * len(prompts)
-        pictures = []
-        total, done = steps * math.ceil(len(prompts) / batch), itertools.count(1)
+        pictures, starts = [], range(0, len(prompts), batch)
+        total, done = steps * len(starts), itertools.count(1)
 
         def after_step(_pipe: Any, _index: int, _t: Any, values: dict) -> dict:
             if on_step is not None:
                 on_step(next(done), total)
             return values
 
-        bar = {"desc": "generating", "disable": not progress, "leave": False}
-        for first in tqdm(range(0, len(prompts), batch), **bar):
-            some = slice(first, first + batch)
-            generators = [torch.Generator("cpu").manual_seed(s) for s in seeds[some]]
-            noise = torch.stack([torch.randn(self.latent_shape, generator=g) for g in generators])
+        for start in tqdm(starts, desc="generating", disable=not progress, leave=False):
+            some = slice(start, start + batch)
             pictures.append(
                 self.pipe(
                     prompts[some],
-                    latents=noise.to(self.device, self.dtype),
+                    latents=self._starting_noise(seeds[some]),
                     num_inference_steps=steps,
                     guidance_scale=guidance,
                     output_type="latent" if output == "latents" else "pt",
@@ -382,6 +378,11 @@ class Backbone:
             )
         result = torch.cat(pictures)
         return result if output == "latents" else result.float().cpu()
+
+    def _starting_noise(self, seeds: Sequence[int]) -> Tensor:
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        noise = torch.stack([torch.randn(self.latent_shape, generator=g) for g in generators])
+        return noise.to(self.device, self.dtype)
 
     def _check_request(
         self, prompts: list[str], seeds: Sequence[int], steps: int, guidance: float

@@ -229,8 +229,10 @@ def test_inspect_says_what_a_file_holds(deltas: Path, tmp_path: Path) -> None:
         assert picture.width > 500
 
 
-def test_doctor_measures_instead_of_guessing(model: Path) -> None:
+def test_doctor_measures_instead_of_guessing(model: Path, monkeypatch) -> None:
+    monkeypatch.setattr("sepme.cli._doctor.PACKAGES", ("torch", "no-such-package"))
     result = sepme("doctor", "--model", model)
+    assert "no-such-package MISSING" in result.stdout
     for subject in ("Python", "device", "threads", "LPIPS", "fingerprint", "one picture", "memory"):
         assert f"\n{subject} " in result.stdout
     for words in ("drawn alone", "each of 8 at once", "a concept at most", "all takes longer"):

@@ -30,7 +30,7 @@ def examine(model: str | Path | None = None) -> Iterator[tuple[str, str]]:
     """
     yield "sepme", metadata.version("sepme")
     yield "Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"
-    yield "packages", ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
+    yield "packages", ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
     yield "device", _device()
     threads = torch.get_num_threads()
     yield "threads", f"{threads} (the environment variable OMP_NUM_THREADS changes them)"
@@ -44,6 +44,13 @@ def examine(model: str | Path | None = None) -> Iterator[tuple[str, str]]:
     names = len(catalogue.concepts) if catalogue else None
     yield "concepts", f"{names} in its catalogue" if names else "no catalogue: any words will do"
     yield from _expect(backbone)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "MISSING"
 
 
 def _device() -> str:

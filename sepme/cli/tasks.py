@@ -114,9 +114,15 @@ def erase_into(
         if done:
             say(f"Already erased with these settings: {', '.join(map(str, files))}")
         else:
-            about = (model, task.concepts, task.keep, task.settings)
-            trainer = Trainer(checkpoint=checkpoint, progress=progress)
-            deltas = erase(*about, seed=task.seed, after=task.after, trainer=trainer)
+            deltas = erase(
+                model,
+                task.concepts,
+                task.keep,
+                task.settings,
+                seed=task.seed,
+                after=task.after,
+                trainer=Trainer(checkpoint=checkpoint, progress=progress),
+            )
             for file, delta in zip(files, deltas, strict=True):
                 delta.save(file)
                 say(f"{file}: rank {delta.rank}, {len(delta.kept)} prompts kept")
