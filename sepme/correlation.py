@@ -6,6 +6,7 @@ not to opposite, since below zero the model starts to draw the anti-concept.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,25 +45,36 @@ def normalised_correlation(r: Tensor, r0: Tensor) -> Tensor:
     return correlation_loss(r, r0) / size.clamp_min(torch.finfo(size.dtype).tiny)
 
 
-def balance(losses: Tensor) -> Tensor:
+def balance(losses: Tensor, going: Sequence[bool] | None = None) -> Tensor:
     """Paper eq. 3: `eta_i = max_k |L_cor(c_k)| / |L_cor(c_i)|`, `[concepts]`.
 
     With it every concept pulls as hard as the one that is least erased. A constant for the
     gradient. A loss of (almost) zero counts as `eps` times the largest, so that eta stays finite.
+
+    Args:
+        going: which concepts are still trained; the others get 0 and do not count. All, if None.
     """
     sizes = losses.detach().abs()
+    if going is not None:
+        sizes = sizes * torch.tensor(going).to(sizes)
     largest = sizes.max()
     if largest == 0:
-        return torch.ones_like(sizes)
-    return largest / sizes.clamp_min(torch.finfo(sizes.dtype).eps * largest)
+        eta = torch.ones_like(sizes)
+    else:
+        eta = largest / sizes.clamp_min(torch.finfo(sizes.dtype).eps * largest)
+    return eta if going is None else eta * torch.tensor(going).to(eta)
 
 
 @dataclass
 class Momentum:
-    """Paper eq. 4: `m_n = alpha m_{n-1} + (1 - alpha) sum_i eta_i L_cor(c_i)`.
+    """Paper eq. 4, for one concept: `m_n = alpha m_{n-1} + (1 - alpha) L_cor(c)`.
 
     The single images' losses are noisy; this smooths them and says when to stop. `m_0` is the
     first loss, so the statistic starts where the loss does, not at "already erased".
+
+    The paper sums `eta_i L_cor(c_i)` over the concepts. As `eta_i |L_i|` is the same for all, that
+    sum only counts signs: of three concepts, two just below zero stop it, however far the third
+    is from erased. So every concept has a momentum of its own, as in the authors' code.
     """
 
     alpha: float = 0.9

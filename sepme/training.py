@@ -66,6 +66,7 @@ class Trainer:
         report: type[Step] = Step,
         prepare: Callable[[], dict[str, Tensor]] = dict,
         state: Sequence[Stateful] = (),
+        accumulate: bool = False,
         before_step: Callable[[], object] = lambda: None,
         after_step: Callable[[], object] = lambda: None,
     ) -> None:
@@ -74,7 +75,8 @@ class Trainer:
         Args:
             loss: gets what `prepare` made and the iteration's generator. Returns the value to
                 descend on, and the fields of `report` besides `iteration` and `loss`.
-            iterations: the most; a part of `state` that is `stopped` ends the training earlier.
+            iterations: the most. Where parts of `state` say whether they are `stopped`, the
+                training ends as soon as all of these are.
             seed: with the iteration it decides everything random.
             key: JSON values that decide the run. A checkpoint of another key is not used.
             title: what the progress bar says.
@@ -82,6 +84,7 @@ class Trainer:
             prepare: makes what is needed once (pictures of the concept, inverted words). A resumed
                 run reads it from the checkpoint.
             state: what changes during the run besides parameters and optimiser.
+            accumulate: keep the gradients of all iterations before, which are added up.
             before_step: called between the gradient and the step (clipping).
             after_step: called after the step (moving average, learning rate).
 
@@ -95,13 +98,15 @@ class Trainer:
         if fixed is None:
             fixed = prepare()
             self._save(key, optimiser, state, done, fixed)
+        stops = [part for part in state if hasattr(part, "stopped")]
         with tqdm(total=iterations, initial=done, desc=title, disable=not self.progress) as bar:
-            while done < iterations and not any(getattr(part, "stopped", False) for part in state):
+            while done < iterations and not (stops and all(part.stopped for part in stops)):
                 value, found = loss(fixed, torch.Generator().manual_seed(mix(seed, done)))
                 done += 1
                 step = report(**{"iteration": done, "loss": float(value.detach()), **found})
                 _check_finite(step)
-                optimiser.zero_grad()
+                if not accumulate:
+                    optimiser.zero_grad()
                 value.backward()
                 before_step()
                 optimiser.step()
@@ -129,6 +134,7 @@ class Trainer:
             "done": done,
             "fixed": dict(fixed),
             "parameters": [p.detach() for p in _parameters(optimiser)],
+            "gradients": [p.grad for p in _parameters(optimiser)],  # they may accumulate
             "optimiser": optimiser.state_dict(),
             "state": [part.state_dict() for part in state],
         }
@@ -152,8 +158,11 @@ class Trainer:
         except Exception:  # torch raises many kinds for a file that is no checkpoint
             return 0, None
         with torch.no_grad():
-            for parameter, value in zip(parameters, saved["parameters"], strict=True):
-                parameter.copy_(value)
+            for p, value, gradient in zip(
+                parameters, saved["parameters"], saved["gradients"], strict=True
+            ):
+                p.copy_(value)
+                p.grad = gradient
         optimiser.load_state_dict(saved["optimiser"])
         for part, content in zip(state, saved["state"], strict=True):
             part.load_state_dict(content)

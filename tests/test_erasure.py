@@ -241,13 +241,13 @@ def test_without_iterations_the_delta_is_the_start(monkeypatch) -> None:
     assert steps == []
 
 
+@pytest.mark.parametrize("statistic", ["signed", "loss"])
 @pytest.mark.parametrize("objective", ["squared", "product"])
-def test_the_momentum_is_equation_4_over_the_signed_correlation(objective: str) -> None:
-    """Of the loss itself where that is the correlation, else of what the loss is the square of."""
-    _, steps = train(replace(FROM_ZERO, objective=objective))
-    measured = [
-        step.loss if objective == "product" else step.eta[0] * step.correlation[0] for step in steps
-    ]
+def test_the_momentum_is_equation_4_over_its_statistic(objective: str, statistic: str) -> None:
+    """Of the loss, or of the signed correlation that the loss is the square of."""
+    _, steps = train(replace(FROM_ZERO, objective=objective, statistic=statistic))
+    of_loss = objective == "product" or statistic == "loss"
+    measured = [step.loss if of_loss else step.correlation[0] for step in steps]
     m = measured[0]
     for step, measure in zip(steps, measured, strict=True):
         m = 0.9 * m + 0.1 * measure
@@ -304,6 +304,53 @@ def test_joint_training_weighs_each_loss_by_its_eta() -> None:
         weighted = [eta * c**2 for eta, c in zip(step.eta, step.correlation, strict=True)]
         assert step.loss == pytest.approx(sum(weighted), rel=1e-4)
     assert max(steps[-1].eta) > 1.1  # the control: eta weighs the two differently
+
+
+def test_the_norm_of_a_joint_run_is_that_of_the_sum() -> None:
+    """`||sum_k Delta_k||_1 / M` (S-34), which is less than the sum of the norms."""
+    seen = []
+    trainer = Trainer(callback=lambda step: seen.append((step.norm, step.deltas())), progress=False)
+    erase(shared(), [NEON, INK], (*KEPT, "oil"), FROM_ZERO, trainer=trainer)
+    before, (norm, _) = seen[-2][1], seen[-1]  # a step measures what the one before has left
+    paths = before[0].paths
+    size = sum(float(sum(d.dense(p) for d in before).abs().sum()) for p in paths) / len(paths)
+    apart = sum(float(d.dense(p).abs().sum()) for d in before for p in paths) / len(paths)
+    assert norm == pytest.approx(size, rel=1e-4)
+    assert norm < 0.99 * apart
+
+
+def test_a_joint_run_stops_each_concept_by_itself_and_goes_on_with_the_others() -> None:
+    """One concept at its threshold ends neither the run nor the other's training.
+
+    `eta_i L_i` is the same for all, so a statistic over all of them only counts signs: two
+    concepts just below zero would stop a third that is as it was.
+    """
+    free = replace(FROM_ZERO, iterations=14, earliest_stop=3)
+    _, steps = jointly(free)
+    momenta = []
+    for k in range(len(steps[0].correlation)):
+        m, values = steps[0].correlation[k], []
+        for step in steps:
+            values.append(m := 0.9 * m + 0.1 * step.correlation[k])
+        momenta.append(values)
+    lowest = [min(values) for values in momenta]
+    first, last = lowest.index(min(lowest)), lowest.index(max(lowest))
+    tau = (lowest[first] + lowest[last]) / 2  # only some concepts reach it
+    snapshots, stopped = {}, []
+
+    def look(step: ErasureStep) -> None:
+        snapshots[step.iteration] = step.deltas()[first]
+        stopped.append(step)
+
+    settings = replace(free, tau=tau)
+    about = (shared(), [NEON, INK], (*KEPT, "oil"), settings)
+    deltas = erase(*about, trainer=Trainer(callback=look, progress=False))
+    at = next(n for n, m in enumerate(momenta[first], 1) if m <= tau and n >= 3)
+    assert deltas[first].provenance.iterations == at < 14
+    assert deltas[last].provenance.iterations == len(stopped) == 14
+    assert stopped[at].eta[first] == 0 < stopped[at].eta[last]
+    assert stopped[at].momentum > tau  # of the concept that is farthest from its stop
+    assert deltas[first].digest == snapshots[at].digest  # it stays as it was at its stop
 
 
 def test_joint_training_forgets_all_and_each_delta_is_its_own() -> None:
@@ -454,5 +501,5 @@ def test_settings_that_make_no_sense_are_refused(choice: dict, words: tuple[str,
 
 def test_presets_by_name() -> None:
     assert preset("default") == ErasureSettings()
-    with refused("'magic'", "default, closed_form, from_zero, paper"):
+    with refused("'magic'", "default, closed_form, from_zero, faithful, paper"):
         preset("magic")

@@ -145,7 +145,7 @@ def erase(
     out: Path = Option(Path("deltas"), help="Folder for one file a concept."),
     preset: str = Option(
         "default",
-        help="default, closed_form, from_zero, paper, paper_rescaled, undecoupled (for good).",
+        help="default, closed_form, from_zero, faithful, paper, paper_first, authors, undecoupled.",
     ),
     keep: list[str] | None = Option(
         None, help="A prompt that must not change, beside the catalogue's; repeatable."
