@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -112,6 +112,12 @@ class Catalogue:
             SepmeError: nothing typed, or a name that is not in the catalogue.
         """
         return list({(found := self[name]).name: found for name in parse_names(text)}.values())
+
+    def bare(self, word: str) -> Concept:
+        """The concept with its name for its only prompt, as in the paper."""
+        known = self[word]
+        anchors = dict(zip(known.prompts, known.anchors, strict=True))
+        return replace(known, prompts=(known.name,), anchors=(anchors.get(known.name, ""),))
 
     def kept_prompts(self, forget: Sequence[Concept]) -> tuple[str, ...]:
         """The retain set: the empty prompt and all prompts of none of the forgotten concepts.

@@ -27,17 +27,27 @@ def plans(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Plan, P
 
 
 def test_words_become_a_plan(plans: list, tmp_path: Path) -> None:
-    words = ["--scenes", "Alone0, Alone1", "--methods", "uce,fmn", "--concepts", "6, 9", "--no-fid"]
+    words = [
+        "--scenes",
+        "Alone0, Alone1",
+        "--methods",
+        "uce@catalogue,fmn",
+        "--concepts",
+        "6, 9",
+        "--no-fid",
+    ]
     out = tmp_path / "tables"
     sepme("scenes", "run", "--kind", "object", *words, "--images", 7, "--out", out)
-    scenes, methods = ("Alone0", "Alone1"), ("uce", "fmn")
+    scenes, methods = ("Alone0", "Alone1"), ("uce@catalogue", "fmn")
     plan = Plan("object", scenes, methods, images=7, fid=False, concepts=(6, 9))
     assert plans == [(plan, out)]
 
 
 def test_quick_means_little_unless_something_else_is_said(plans: list) -> None:
     sepme("scenes", "run", "--quick")
-    plan = Plan(scenes=("Scene1",), methods=("sepme", "uce"), images=10, fid=False)
+    plan = Plan(
+        scenes=("Scene1",), methods=("sepme@catalogue", "uce@catalogue"), images=10, fid=False
+    )
     assert plans.pop() == (plan, Path("build/scenes/quick"))
     words = ["--methods", "sdd", "--images", 5, "--scenes", "Scene4", "--fid"]
     sepme("scenes", "run", "--quick", *words)
@@ -46,7 +56,7 @@ def test_quick_means_little_unless_something_else_is_said(plans: list) -> None:
 
 def test_all_methods_are_listed() -> None:
     text = re.sub(r"-\s+", "-", sepme("scenes", "run", "--help").output)  # wrapped behind a hyphen
-    assert set(METHODS) <= set(re.findall(r"[\w-]+", text))
+    assert set(METHODS) <= set(re.findall(r"[\w@-]+", text))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +83,7 @@ def test_a_table_is_printed_by_method_and_role(measure: str) -> None:
     command = ("scenes", "table", TABLE, "--measure", measure)
     if read_table(TABLE)[measure].notna().any():
         printed = sepme(*command).output
-        assert "Scene1 sepme" in printed
+        assert "Scene1 SepME, closed form + training [catalogue]" in printed
         assert "watermark" in printed
     else:
         refused(*command, words=(f"No cell of this table holds {measure}",))

@@ -1,6 +1,7 @@
 """The paper's figures: made from tables, published beside measured, and left out if unmeasured."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,10 +87,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")
     scenes = ("Scene1", "Scene4", *ALONE)
     for kind in EVALUATED:
-        methods = (*COMPARED, "sepme-joint", "sepme-regularised")
+        methods = (*COMPARED, "sepme-joint@catalogue", "sepme-regularised@catalogue")
         rows = [row for method in methods for row in every_cell(method, *scenes, kind=kind)]
         write_table(folder / f"scenes_{kind}.csv", table(rows))
-        (folder / f"scenes_{kind}.json").write_text(json.dumps({"model": "atelier", "images": 100}))
+        (folder / f"scenes_{kind}.json").write_text(
+            json.dumps({"model": "atelier", "images": 100, "methods": {}})
+        )
     return folder
 
 
@@ -98,47 +101,54 @@ def test_means_by_role_by_hand() -> None:
     first, second, *_ = moments("Scene1")
     rows = table(
         [
-            row("style", "sepme", first, 0, acc=0.2, acc_low=0.1, acc_high=0.5),
-            row("style", "sepme", first, 1, acc=0.4, acc_low=0.3, acc_high=0.4),
-            row("style", "sepme", second, 0, acc=1.0, acc_low=0.9, acc_high=1.0),
-            row("style", "sepme", first, WATERMARK, acc=0.7, acc_low=0.6, acc_high=0.8),
+            row("style", "sepme@catalogue", first, 0, acc=0.2, acc_low=0.1, acc_high=0.5),
+            row("style", "sepme@catalogue", first, 1, acc=0.4, acc_low=0.3, acc_high=0.4),
+            row("style", "sepme@catalogue", second, 0, acc=1.0, acc_low=0.9, acc_high=1.0),
+            row("style", "sepme@catalogue", first, WATERMARK, acc=0.7, acc_low=0.6, acc_high=0.8),
         ]
     )
     means = role_means(rows, "acc")
-    erased = means.loc[("sepme", "erased")]
+    erased = means.loc[("sepme@catalogue", "erased")]
     assert erased["cells"] == 2
     assert erased["mean"] == pytest.approx(0.3)
     assert erased["low"] == pytest.approx(0.3 - np.hypot(0.1, 0.1) / 2)
     assert erased["high"] == pytest.approx(0.3 + 0.3 / 2)
-    assert means["mean"]["sepme", "recovered"] == 1.0
-    assert means["mean"]["sepme", "watermark"] == 0.7
-    assert ("sepme", "regular") not in means.index  # the watermark is not a regular concept
+    assert means["mean"]["sepme@catalogue", "recovered"] == 1.0
+    assert means["mean"]["sepme@catalogue", "watermark"] == 0.7
+    assert (
+        "sepme@catalogue",
+        "regular",
+    ) not in means.index  # the watermark is not a regular concept
 
 
 def test_a_method_with_a_missing_cell_is_left_out() -> None:
-    whole = every_cell("uce", "Scene1")
+    whole = every_cell("uce@catalogue", "Scene1")
     rows = table([*whole, *every_cell("fmn", "Scene1")[:-1], *every_cell("esd-x", "Scene4")])
     assert complete(rows, ["Scene1"]).equals(table(whole))
     assert complete(rows, ["Scene1", "Scene4"]).empty
     few = complete(rows, ["Scene1"], [6])
-    assert set(few["method"]) == {"uce", "fmn"}
+    assert set(few["method"]) == {"uce@catalogue", "fmn"}
     assert len(few) == 2 * sum(len({*m.erased, 6}) for m in moments("Scene1"))
     means = role_table(rows, "acc")
     assert list(means) == ["erased", "recovered", "regular", "watermark"]
-    assert list(means.index) == ["Scene1 uce", "Scene1 fmn (incomplete)", "Scene4 esd-x"]
-    assert means.loc["Scene1 uce", "erased"].startswith("10.0 (")
+    assert list(means.index) == [
+        *("Scene1 UCE [catalogue]", "Scene1 FMN [none] (incomplete)", "Scene4 ESD-x [none]")
+    ]
+    assert means.loc["Scene1 UCE [catalogue]", "erased"].startswith("10.0 (")
     with refused("No cell of this table holds fid"):
         role_table(rows, "fid")
 
 
 def test_what_is_incomplete_is_not_drawn(results: Path, tmp_path: Path) -> None:
     rows = read_table(results / "scenes_style.csv")
-    missing = rows.query("method == 'uce' and scene == 'Scene1' and time == 't3'").index[8]
+    missing = rows.query("method == 'uce@catalogue' and scene == 'Scene1' and time == 't3'").index[
+        8
+    ]
     write_table(tmp_path / "scenes_style.csv", rows.drop(index=missing))
-    found = Sources(tmp_path).complete("style", ["sepme", "uce"], ["Scene1"])
-    assert set(found["method"]) == {"sepme"}
+    found = Sources(tmp_path).complete("style", ["sepme@catalogue", "uce@catalogue"], ["Scene1"])
+    assert set(found["method"]) == {"sepme@catalogue"}
     with pytest.raises(NotMeasured, match="No method was measured in every cell"):
-        Sources(tmp_path).complete("style", ["uce"], ["Scene1"])
+        Sources(tmp_path).complete("style", ["uce@catalogue"], ["Scene1"])
 
 
 def test_published_means_have_no_interval() -> None:
@@ -151,9 +161,19 @@ def test_published_means_have_no_interval() -> None:
 
 
 def test_names_fit_a_legend() -> None:
-    assert method_title("sepme") == method_title("SepME") == "SepME"
-    assert method_title("ESD50") == "ESD, 50 it."
-    assert method_title("FMN[50,30,40]") == "FMN, 30 to 50 it."
+    assert method_title("sepme-faithful@paper") == "SepME, faithful [paper]"
+    assert method_title("SepME") == "SepME [paper]"
+    assert method_title("ESD50") == "ESD, 50 it. [none]"
+    assert method_title("FMN[50,30,40]") == "FMN, 30 to 50 it. [none]"
+
+
+def names_a_retain_set(text: str) -> bool:
+    return re.search(r"\[(paper|catalogue|none)\]", text) is not None
+
+
+def test_every_caption_names_the_retain_sets() -> None:
+    assert [name for name, entry in FIGURES.items() if not names_a_retain_set(entry.caption)] == []
+    assert not names_a_retain_set("Each of six styles erased by itself, by method.")
 
 
 # ---------------------------------------------------------------- bars
@@ -162,7 +182,9 @@ def bars(measure: str, low: float) -> object:
     first = moments("Scene1")[0]
     one = dict.fromkeys((f"{measure}_low", f"{measure}_high"), np.nan) | {measure: low}
     two = {measure: 0.5, f"{measure}_low": 0.4, f"{measure}_high": 0.7}
-    rows = [row("style", m, first, 0, **v) for m, v in (("sepme", one), ("ESD50", two))]
+    rows = [
+        row("style", m, first, 0, **v) for m, v in (("sepme-faithful@paper", one), ("ESD50", two))
+    ]
     ax = Figure().subplots()
     role_bars(role_means(table(rows), measure), measure, ax)
     return ax
@@ -171,7 +193,9 @@ def bars(measure: str, low: float) -> object:
 def test_bars_stand_where_their_numbers_are() -> None:
     ax = bars("acc", 0.25)
     assert [patch.get_height() for patch in ax.patches] == [25, 50]
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["SepME", "ESD, 50 it."]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        *("SepME, faithful [paper]", "ESD, 50 it. [none]")
+    ]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["erased"]
     (interval,) = (each for each in ax.containers if isinstance(each, ErrorbarContainer))
     (ends,) = interval.lines[2]
@@ -203,7 +227,7 @@ BLINDNESS = {
 @pytest.mark.parametrize("kind", BLINDNESS)
 def test_methods_stay_apart_for_colour_blind_eyes(kind: str) -> None:
     matrix = np.array(BLINDNESS[kind])
-    looks = list(method_looks(COMPARED).values())
+    looks = list(method_looks({name.split("@")[0] for name in COMPARED}).values())
     assert len({(look["facecolor"], look["hatch"]) for look in looks}) == len(looks)
     for i, one in enumerate(looks):
         for other in looks[:i]:
@@ -220,20 +244,22 @@ def cells(line: str) -> list[str]:
 def test_tables_hold_every_cell_by_role() -> None:
     first, second, _ = moments("Scene1")
     rows = [
-        row("style", "sepme", first, 0, acc=0.02, acc_low=0.01, acc_high=0.07, lpips=0.4),
-        row("style", "sepme", second, 0, acc=0.995, acc_low=0.9, acc_high=1.0, lpips=0.001),
-        row("style", "sepme", first, WATERMARK, acc=0.5),
+        row("style", "sepme@catalogue", first, 0, acc=0.02, acc_low=0.01, acc_high=0.07, lpips=0.4),
+        row(
+            "style", "sepme@catalogue", second, 0, acc=0.995, acc_low=0.9, acc_high=1.0, lpips=0.001
+        ),
+        row("style", "sepme@catalogue", first, WATERMARK, acc=0.5),
     ]
     text = paper_tables("style", table(rows))
     ours = text[text.index(f"Classifier accuracy, % ({MEASURED})") :].splitlines()[2:6]
     header, _, gone, back = map(cells, ours)
     assert header[:3] == ["time", "method", "0 neon"]
     assert "atelier seal" not in text
-    assert gone[:4] == ["t0", "SepME", "**2** [1, 7]", "–"]
-    assert back[:3] == ["t1", "SepME", "*100* [90, 100]"]
+    assert gone[:4] == ["t0", METHODS["sepme@catalogue"].title, "**2** [1, 7]", "–"]
+    assert back[:3] == ["t1", METHODS["sepme@catalogue"].title, "*100* [90, 100]"]
     theirs = text[text.index(f"Classifier accuracy, % ({PUBLISHED})") :].splitlines()[2:5]
     assert cells(theirs[0])[2] == "0 Cezanne"
-    assert cells(theirs[2])[:4] == ["t0", "SepME, table 2", "**12.4**", "**36.8**"]
+    assert cells(theirs[2])[:4] == ["t0", "SepME [paper], table 2", "**12.4**", "**36.8**"]
     printed = published().query("kind == 'style' and scene in @SCENES")
     doubts = sum(printed["doubtful"] | (printed["note"] != ""))
     assert text.split("## †")[0].count(DAGGER) >= doubts  # once for each measure of the cell
@@ -293,9 +319,11 @@ def test_figures_of_the_model_are_drawn(
     check_files(tmp_path, names)
 
 
-@pytest.mark.parametrize("with_fid", [(), ("sepme",), ("sepme", "esd-x")])
+@pytest.mark.parametrize("with_fid", [(), ("sepme@catalogue",), ("sepme@catalogue", "esd-x")])
 def test_a_map_of_fid_is_drawn_for_the_methods_with_fid(tmp_path: Path, with_fid) -> None:
-    rows = table([row for method in ("sepme", "esd-x") for row in every_cell(method, *ALONE)])
+    rows = table(
+        [row for method in ("sepme@catalogue", "esd-x") for row in every_cell(method, *ALONE)]
+    )
     rows.loc[rows["method"].isin(with_fid), "fid"] = 30.0
     write_table(tmp_path / "scenes_style.csv", rows)
     figure = FIGURES["interference"].draw(Sources(tmp_path))

@@ -1,6 +1,7 @@
 """The paper's scenes: who is erased when, the cells' measures, and the table that resumes."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -25,8 +26,8 @@ from sepme.scenes import (
 )
 from sepme.scenes.images import ImageCache, Sampling, measure
 from sepme.scenes.methods import METHODS, Context
-from sepme.scenes.protocol import WATERMARK, Arrival
-from sepme.scenes.tables import RESULTS, family, write_table
+from sepme.scenes.protocol import PROTOCOLS, WATERMARK, Arrival
+from sepme.scenes.tables import RESULTS, family, method_title, write_table
 from tests.miniature import fresh, shared, three_deltas
 from tests.refusals import refused
 
@@ -62,7 +63,6 @@ def test_a_later_request_knows_the_earlier_ones() -> None:
         Arrival((5,), (0, 1, 2, 3, 4), (2, 3, 4)),
     )
     assert [arrival.group for arrival in arrivals("Scene3")] == [(0, 2, 4), (1, 3), (5,)]
-    assert arrivals("Scene4")[1].others(4) == (0, 1, 2, 3)
 
 
 @pytest.mark.parametrize("kind", EVALUATED)
@@ -93,7 +93,7 @@ def test_published_numbers() -> None:
     assert set(rows[rows["doubtful"]]["table"]) == {"3", "6"}
     assert sum(rows["doubtful"]) == 18
     methods = rows[rows["table"] == "6"]["method"]
-    assert set(methods.map(family)) == {"sepme", "abconcept", "fmn", "esd-x"}
+    assert set(methods.map(family)) == {"sepme-faithful@paper", "abconcept", "fmn", "esd-x"}
 
 
 def test_the_doubtful_rows_do_repeat_others() -> None:
@@ -158,20 +158,59 @@ def test_features_make_fid_and_kid() -> None:
 
 
 # ---------------------------------------------------------------- methods and the run
-def test_the_retain_sets() -> None:
-    context = Context(shared(), load_catalogue(), EVALUATED["style"], Path())
-    neon, swirl, pixel = (context.concept(index).prompts for index in (0, 1, 8))
-    kept = set(context.retain_known(0, [1, 2]))
-    assert kept >= {"atelier seal", *swirl}
-    assert not kept & {*neon, *pixel}
-    everything = set(context.retain_all([0]))
+def test_the_two_protocols() -> None:
+    catalogue = load_catalogue()
+    paper, whole = PROTOCOLS["paper"], PROTOCOLS["catalogue"]
+    assert paper.forget(catalogue, "neon").prompts == ("neon",)
+    assert paper.forget(catalogue, "neon").anchors == ("a photo",)
+    assert paper.retain(catalogue, ["neon"], ["swirl", "ink"]) == ("swirl", "ink", "atelier seal")
+    assert EVALUATED["style"].prompts(0, 3, "paper") == ["neon"] * 3
+    neon, pixel = catalogue["neon"].prompts, catalogue["pixel"].prompts
+    assert whole.forget(catalogue, "neon") == catalogue["neon"]
+    everything = set(whole.retain(catalogue, ["neon"], ["swirl"]))
     assert everything >= {"", "atelier seal", *pixel} - {*neon}
     assert not everything & set(neon)
 
 
+def test_in_the_papers_protocol_a_delta_keeps_what_was_requested_before(
+    monkeypatch, tmp_path: Path
+) -> None:
+    """Scene4: 3 and 4 arrive when 1 and 2 are on and 0 is back; they know all three."""
+    asked = []
+
+    def note(self, context, group, keep, after):
+        asked.append((group, keep, after))
+        return {index: f"delta of {index}" for index in group}
+
+    monkeypatch.setattr(type(METHODS["sepme@paper"]), "_trained", note)
+    context = Context(shared(), load_catalogue(), EVALUATED["style"], tmp_path)
+    METHODS["sepme@paper"].changes(context, "Scene4")
+    assert asked[0] == ((0,), ("swirl", "cubism", "atelier seal"), [])
+    assert asked[3] == (
+        (3,),
+        ("neon", "swirl", "cubism", "ink", "atelier seal"),
+        ["delta of 1", "delta of 2"],
+    )
+    asked.clear()
+    METHODS["esd-x"].changes(context, "Scene4")
+    assert {(keep, tuple(after)) for _, keep, after in asked} == {((), ())}
+
+
+def test_every_row_names_its_retain_set() -> None:
+    """In the legend and in the table; a name without one is caught."""
+    names = [*METHODS, *published()["method"].unique()]
+    assert [
+        n for n in names if not re.search(r" \[(paper|catalogue|none)\]$", method_title(n))
+    ] == []
+    assert not re.search(r" \[(paper|catalogue|none)\]$", METHODS["esd-x"].label)
+    for name, method in METHODS.items():
+        assert name.endswith(f"@{method.protocol.name}") == method.retains
+
+
 def test_the_paper_and_its_baselines_are_there() -> None:
-    known = {"sepme", "sepme-joint", "esd-x", "sdd", "abconcept", "fmn", "uce", "speed"}
-    assert known <= {*METHODS}
+    assert {"sepme-faithful@paper", "esd-x", "sdd", "abconcept", "fmn"} <= {*METHODS}
+    for name in ("sepme", "uce", "speed"):  # what takes a retain set is run with both
+        assert {f"{name}@paper", f"{name}@catalogue"} <= {*METHODS}
     for method in METHODS.values():
         json.dumps(asdict(method.settings))
 
@@ -180,7 +219,7 @@ def test_a_run_resumes_in_the_same_bytes(backbone: Backbone, tmp_path: Path, mon
     monkeypatch.setitem(SCENES, "Scene1", {"t0": (0, 1), "t1": (1,)})
     plan = Plan(
         scenes=("Scene1",),
-        methods=("uce",),
+        methods=("uce@catalogue",),
         images=2,
         fid=False,
         sampling=Sampling(steps=2, batch=2, bfloat16=False),
@@ -225,8 +264,8 @@ def test_shipped_cells_are_what_is_drawn_now(tmp_path: Path) -> None:
     (moment,) = (m for m in moments("Scene4") if m.time == "t1")
     shipped = shipped_deltas(backbone)  # training them again takes a minute
     made = {
-        "sepme": {index: shipped[evaluated.name(index)] for index in moment.erased},
-        "uce": METHODS["uce"].changes(context, "Scene4"),
+        "sepme@catalogue": {index: shipped[evaluated.name(index)] for index in moment.erased},
+        "uce@catalogue": METHODS["uce@catalogue"].changes(context, "Scene4"),
     }
     table = read_table(SHIPPED).set_index(["method", "scene", "time", "concept_index"])
     for method, of in made.items():

@@ -397,7 +397,7 @@ WORK = Path("build/scenes")
 #: What `--quick` means, unless something else is said.
 QUICK = {
     "scenes": "Scene1",
-    "methods": "sepme, uce",
+    "methods": "sepme@catalogue, uce@catalogue",
     "images": 10,
     "fid": False,
     "out": WORK / "quick",
@@ -412,10 +412,11 @@ def run_the_scenes(
         "Scene1, Scene4", help="Scene1 to Scene4, or Alone0 to Alone5, with commas."
     ),
     methods: str = Option(
-        "sepme, esd-x, sdd, abconcept, fmn, uce, speed",
-        help="With commas: sepme, sepme-unaware (its retain set: the other erased concepts only), "
-        "sepme-joint, sepme-regularised, sepme-paper, esd-x, esd-u, esd-x-strict, sdd, abconcept, "
-        "abconcept-noise, fmn, fmn-inverted, uce, speed.",
+        "sepme-faithful@paper, sepme@catalogue, esd-x, sdd, abconcept, fmn, uce@catalogue",
+        help="With commas, the retain set behind @: sepme-faithful@paper, sepme@paper, "
+        "sepme@catalogue, sepme-joint@catalogue, sepme-regularised@catalogue, uce@paper, "
+        "uce@catalogue, speed@paper, speed@catalogue; without one: esd-x, esd-u, esd-x-strict, "
+        "sdd, abconcept, abconcept-noise, fmn, fmn-inverted.",
     ),
     concepts: str = Option(
         "0, 1, 2, 3, 4, 5, 6, 7, 8, 9",

@@ -44,6 +44,7 @@ from sepme.scenes.images import MEASURES
 from sepme.scenes.methods import METHODS
 from sepme.scenes.protocol import ALONE, EVALUATED, ROLES, SCENES, WATERMARK, moments
 from sepme.scenes.tables import (
+    LEGEND,
     MEASURED,
     PUBLISHED,
     RESULTS,
@@ -59,10 +60,20 @@ from sepme.scenes.tables import (
 __all__ = ["COMPARED", "FIGURES", "Sources", "draw_figures", "method_looks"]
 
 #: The methods of the comparison figures, in their order.
-COMPARED = ("sepme", "sepme-unaware", "esd-x", "sdd", "abconcept", "fmn", "uce", "speed")
+COMPARED = (
+    *("sepme-faithful@paper", "sepme@paper", "uce@paper", "speed@paper"),
+    *("sepme@catalogue", "esd-x", "sdd", "abconcept", "fmn", "uce@catalogue", "speed@catalogue"),
+)
+#: Panels of a comparison: what is forgotten, retained and drawn differs between them.
+PANELS = {
+    f"{MEASURED}, the paper's protocol": [m for m in COMPARED if m.endswith("@paper")],
+    f"{MEASURED}, the catalogue's prompts": [m for m in COMPARED if not m.endswith("@paper")],
+}
 #: Colours, and hatches beside them so that methods differ in grey and for colour-blind eyes.
 FACES = (*plots.COLOURS, plots.GREY)
 HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "++++", "oo", "**")
+#: How the deltas that ship with the model were made.
+SHIPPED = "The deltas are those that ship with the model: closed form + training [catalogue]."
 #: Timesteps at which the noise is looked at: nearly clean to nearly pure noise.
 NOISE_STEPS = (20, 150, 350, 550, 700, 850, 980)
 #: The concepts that no scene erases.
@@ -113,8 +124,9 @@ class Sources:
         manifest = file.with_suffix(".json")
         if manifest.is_file():
             made = json.loads(manifest.read_text(encoding="utf-8"))
-            keys = ("model", "fingerprint", "images", "seed", "sampling", "versions", "hardware")
-            self.used[file.name] = {key: made.get(key) for key in keys}
+            keys = ("model", "fingerprint", "images", "seed", "versions", "hardware")
+            drawn = {m: about["sampling"] for m, about in made["methods"].items() if m in methods}
+            self.used[file.name] = {key: made.get(key) for key in keys} | {"sampling": drawn}
         return rows.sort_values("method", key=lambda c: c.map(methods.index), kind="stable")
 
     def complete(
@@ -244,13 +256,14 @@ def _write_index(out: Path) -> None:
 def method_looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Face colour and hatch of each method, measured or printed, for `Axes.bar`.
 
-    A printed method looks like the same method here; a second one of the same family is paler.
+    A printed method looks like the same method here, and so does a method in both protocols; a
+    second one of the same look is paler.
     """
-    order = [*COMPARED, *(name for name in METHODS if name not in COMPARED)]
+    order = list(dict.fromkeys(name.split("@")[0] for name in (*COMPARED, *METHODS)))
     looks: dict[str, dict[str, Any]] = {}
     seen: set[str] = set()
     for method in methods:
-        name = family(method)
+        name = family(method).split("@")[0]
         n = order.index(name)
         looks[method] = {
             "facecolor": FACES[n % len(FACES)],
@@ -317,8 +330,14 @@ def _compared(kind: str, scene: str, sources: Sources) -> Figure:
     printed = printed.query("kind == @kind and scene == @scene").sort_values(
         "method", key=lambda c: c.map(lambda m: COMPARED.index(family(m))), kind="stable"
     )
-    ours = _concepts(sources.complete(kind, COMPARED, [scene]))
-    return _panels(f"{scene}, {kind}s", (11, 6), {PUBLISHED: printed, MEASURED: ours})
+    lines = _by_protocol(_concepts(sources.complete(kind, COMPARED, [scene])))
+    return _panels(f"{scene}, {kind}s", (11, 3 + 3 * len(lines)), {PUBLISHED: printed} | lines)
+
+
+def _by_protocol(rows: DataFrame) -> dict[str, DataFrame]:
+    """The rows of each panel that has any."""
+    lines = {label: rows[rows["method"].isin(methods)] for label, methods in PANELS.items()}
+    return {label: found for label, found in lines.items() if len(found)}
 
 
 def _concepts(rows: DataFrame) -> DataFrame:
@@ -328,15 +347,17 @@ def _concepts(rows: DataFrame) -> DataFrame:
 
 def _alone(kind: str, sources: Sources) -> Figure:
     """Each concept erased by itself: the concept, and the mean of those that never are."""
-    title = f"Each of six {kind}s erased by itself, and three others ({MEASURED})"
-    return _panels(title, (10, 3.4), {"": sources.complete(kind, COMPARED, ALONE, NEVER)})
+    title = f"Each of six {kind}s erased by itself, and three others"
+    lines = _by_protocol(sources.complete(kind, COMPARED, ALONE, NEVER))
+    return _panels(title, (11, 0.4 + 3 * len(lines)), lines)
 
 
 def _watermark(kind: str, sources: Sources) -> Figure:
     """What becomes of the watermark, which is never erased."""
     rows = sources.complete(kind, COMPARED, ["Scene1", "Scene4"])
-    title = f"The watermark while {kind}s are erased, Scene1 and Scene4 ({MEASURED})"
-    return _panels(title, (10, 3.4), {"": rows[rows["concept_index"] == WATERMARK]})
+    title = f"The watermark while {kind}s are erased, Scene1 and Scene4"
+    lines = _by_protocol(rows[rows["concept_index"] == WATERMARK])
+    return _panels(title, (11, 0.4 + 3 * len(lines)), lines)
 
 
 def _two_variants(sources: Sources, titles: Mapping[str, str]) -> tuple[DataFrame, dict]:
@@ -347,12 +368,12 @@ def _two_variants(sources: Sources, titles: Mapping[str, str]) -> tuple[DataFram
             f"There are no rows of {', '.join(sorted(missing))}: run 'sepme scenes run "
             f'--methods "{", ".join(titles)}"\' first.'
         )
-    looks = dict(zip(titles.values(), method_looks(COMPARED[:2]).values(), strict=True))
+    looks = dict(zip(titles.values(), method_looks(titles).values(), strict=True))
     return _concepts(rows).replace({"method": dict(titles)}), looks
 
 
 def _joint_or_separate(sources: Sources) -> Figure:
-    names = ("sepme", "sepme-joint")
+    names = ("sepme@catalogue", "sepme-joint@catalogue")
     rows, looks = _two_variants(sources, {name: METHODS[name].title for name in names})
     lines = {f"{MEASURED} (Scene1)": rows}
     return _panels("One at a time, or jointly", (10, 3.2), lines, looks)
@@ -360,18 +381,22 @@ def _joint_or_separate(sources: Sources) -> Figure:
 
 def _regularisation(sources: Sources) -> Figure:
     """The paper's SepME has the regularisation, ours has not: titles say which is which."""
-    without, with_it = "SepME without regularisation", "SepME with it"
-    rows, looks = _two_variants(sources, {"sepme": without, "sepme-regularised": with_it})
+    without, with_it = "without regularisation", "with regularisation"
+    names = {"sepme@catalogue": without, "sepme-regularised@catalogue": with_it}
+    rows, looks = _two_variants(sources, names)
     theirs = {"SepME without weight regularisation": without, "SepME": with_it}
     printed = published().query("table == '7' and not doubtful").replace({"method": theirs})
-    lines = {f"{PUBLISHED} (Scene1, Scene2)": printed, f"{MEASURED} (Scene1)": rows}
+    lines = {
+        f"{PUBLISHED} [paper] (Scene1, Scene2)": printed,
+        f"{MEASURED} [catalogue] (Scene1)": rows,
+    }
     return _panels("With and without lambda", (10, 6.4), lines, looks)
 
 
 # ------------------------------------------------------------------ who disturbs whom: 2
 def _interference(sources: Sources) -> Figure:
     """Erased alone (row), drawn (column): one map a method, and a line of maps a measure."""
-    found = sources.complete("style", ("sepme", "esd-x"), ALONE)
+    found = sources.complete("style", ("sepme@catalogue", "esd-x"), ALONE)
     names = [*EVALUATED["style"].names, "watermark"]
     methods = found["method"].unique()
     whole = found.groupby("method")[["lpips", "fid"]].agg(lambda cells: cells.notna().all())
@@ -471,18 +496,20 @@ def _before_after(kind: str, scene: str, sources: Sources) -> Figure:
 
 FIGURES: dict[str, Entry] = {
     "interference": Entry(
-        "What erasing one style alone does to the pictures of every other.", _interference
+        "What erasing one style alone does to the pictures of every other; in brackets the "
+        f"method's retain set. {LEGEND}",
+        _interference,
     ),
     "noise_differences": Entry(
         "What a style adds to the predicted noise over the timesteps (the latent channel where it "
         "adds most, against the photo of the same thing; ± is where a column's colours end). "
         f"Erasing {ERASED_STYLE} takes its share away where there is much noise and replaces it "
-        f"where there is little; that of {KEPT_STYLE} stays.",
+        f"where there is little; that of {KEPT_STYLE} stays. {SHIPPED}",
         _noise_differences,
     ),
     "correlation_decay": Entry(
         f"How the correlation of {ERASED_STYLE} with the original decays while its delta is "
-        "trained from zero: over iterations above, over timesteps below.",
+        "trained from zero [catalogue]: over iterations above, over timesteps below.",
         _correlation_decay,
     ),
 }
@@ -490,23 +517,26 @@ for _kind in EVALUATED:
     for _scene in ("Scene1", "Scene4"):
         FIGURES[f"before_after_{_kind}_{_scene.lower()}"] = Entry(
             f"One picture of each {_kind} and of the watermark at each time of {_scene}, by SepME; "
-            "each row starts from the same noise in every column.",
+            f"each row starts from the same noise in every column. {SHIPPED}",
             partial(_before_after, _kind, _scene),
         )
         FIGURES[f"bars_{_kind}_{_scene.lower()}"] = Entry(
             f"Forgotten, recovered and regular {_kind}s of {_scene}, by method; published above, "
-            "measured below, whiskers are 95 % intervals.",
+            f"measured below, whiskers are 95 % intervals. {LEGEND}",
             partial(_compared, _kind, _scene),
         )
     FIGURES[f"alone_{_kind}"] = Entry(
-        f"Each of six {_kind}s erased by itself, by method.", partial(_alone, _kind)
+        f"Each of six {_kind}s erased by itself, by method. {LEGEND}", partial(_alone, _kind)
     )
     FIGURES[f"watermark_{_kind}"] = Entry(
-        f"The watermark while {_kind}s are erased, by method.", partial(_watermark, _kind)
+        f"The watermark while {_kind}s are erased, by method. {LEGEND}", partial(_watermark, _kind)
     )
 FIGURES["joint_or_separate"] = Entry(
-    "SepME's increments trained one at a time and all at once.", _joint_or_separate
+    "SepME's increments trained one at a time and all at once, closed form + training [catalogue].",
+    _joint_or_separate,
 )
 FIGURES["regularisation"] = Entry(
-    "SepME without and with the weight's regularisation.", _regularisation
+    "SepME without and with the weight's regularisation: published [paper], and closed form + "
+    "training [catalogue].",
+    _regularisation,
 )

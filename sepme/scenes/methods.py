@@ -11,11 +11,11 @@ from typing import Any
 
 from sepme.artefact import digest_of
 from sepme.baselines import BASELINES, Baseline
-from sepme.concept import Catalogue, Concept, slug
+from sepme.concept import Catalogue, slug
 from sepme.delta import ConceptDelta, DenseDelta
 from sepme.erasure import PRESETS, erase
 from sepme.model import Backbone
-from sepme.scenes.protocol import WATERMARK, EvaluatedConcepts, arrivals
+from sepme.scenes.protocol import PROTOCOLS, EvaluatedConcepts, Protocol, arrivals
 from sepme.training import Trainer
 
 __all__ = ["METHODS", "Context"]
@@ -25,7 +25,7 @@ Change = ConceptDelta | DenseDelta
 
 @dataclass(frozen=True)
 class Context:
-    """The model, the concepts and the retain sets with which every method makes its changes."""
+    """The model and the concepts with which every method makes its changes."""
 
     backbone: Backbone
     catalogue: Catalogue
@@ -34,62 +34,64 @@ class Context:
     """Where changes are kept from run to run."""
     seed: int = 0
 
-    def concept(self, index: int) -> Concept:
-        return self.catalogue[self.evaluated.name(index)]
-
-    def retain_all(self, group: Sequence[int]) -> tuple[str, ...]:
-        """The empty prompt and every prompt of the catalogue that names none of these concepts."""
-        return self.catalogue.kept_prompts([self.concept(index) for index in group])
-
-    def retain_known(self, index: int, known: Sequence[int]) -> tuple[str, ...]:
-        """The paper's retain set: the watermark's prompts and those of the known concepts."""
-        own = self.concept(index).prompts
-        others = [p for i in (WATERMARK, *known) for p in self.concept(i).prompts if p not in own]
-        return tuple(dict.fromkeys(others))
-
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the comparison: SepME by default, or a baseline."""
+    """One row of the comparison: SepME by default, or a baseline, with its protocol."""
 
-    name: str
-    title: str
-    """What tables and figures call it."""
+    key: str
+    """The name of the method, without its retain set."""
+    label: str
+    """What tables and figures call it, without its retain set."""
     settings: Any
-    retain: str = "all"
-    """The retain set: "all" the rest of the catalogue (the library's default), "known" what is
-    requested with the concept or before it (the paper's), or "none"."""
+    protocol: Protocol = PROTOCOLS["catalogue"]
+    """What is forgotten, retained and drawn."""
+    retains: bool = True
+    """Whether the method takes a retain set."""
     joint: bool = False
     """One training for all that are requested together (SepME-dagger), not one a concept."""
     baseline: Baseline | None = None
 
+    @property
+    def name(self) -> str:
+        """What the tables' column `method` says: "sepme@paper", or "esd-x" without a retain set."""
+        return f"{self.key}@{self.protocol.name}" if self.retains else self.key
+
+    @property
+    def title(self) -> str:
+        """The label with its retain set."""
+        return f"{self.label} [{self.protocol.name if self.retains else 'none'}]"
+
     def changes(self, context: Context, scene: str) -> dict[int, Change]:
         """The change of each concept that the scene ever erases, made now or in an earlier run.
 
-        Where everything is retained, the order of the requests does not matter. Otherwise a delta
-        is trained with the deltas on that are on when it is requested.
+        Where the whole catalogue is retained, the order of the requests does not matter. In the
+        paper's protocol a delta is trained with the deltas on that are on when it is requested.
         """
         made: dict[int, Change] = {}
+        name = context.evaluated.name
         for arrival in arrivals(scene):
             groups = [arrival.group] if self.joint else [(index,) for index in arrival.group]
-            present = [made[index] for index in arrival.present]
+            iterative = self.protocol.name == "paper" and self.baseline is None
+            present = [made[index] for index in arrival.present] if iterative else []
             for group in groups:
-                if self.retain == "known":
-                    keep = context.retain_known(group[0], arrival.others(group[0]))
-                    made |= self._trained(context, group, keep, present)
-                else:
-                    keep = context.retain_all(group) if self.retain == "all" else ()
-                    made |= self._trained(context, group, keep, ())
+                names = [name(index) for index in group]
+                known = [i for i in (*arrival.known, *arrival.group) if i not in group]
+                others = [name(index) for index in known]
+                keep = self.protocol.retain(context.catalogue, names, others)
+                made |= self._trained(context, group, keep if self.retains else (), present)
         return made
 
     def _trained(
         self, context: Context, group: Sequence[int], keep: Sequence[str], after: Sequence[Change]
     ) -> dict[int, Change]:
         """The changes of one training: read from the context's folder, or made and saved there."""
-        concepts, base = [context.concept(index) for index in group], context.backbone.fingerprint
+        names, base = map(context.evaluated.name, group), context.backbone.fingerprint
+        concepts = [self.protocol.forget(context.catalogue, name) for name in names]
         content = {
             "baseline": self.baseline and self.baseline.name,
             "concepts": [concept.name for concept in concepts],
+            "protocol": self.protocol.name,
             "settings": asdict(self.settings),
             "keep": sorted(keep),
             "after": [delta.digest for delta in after],
@@ -115,25 +117,24 @@ class Method:
         return {i: kind.load(file, base=base) for i, file in zip(group, files, strict=True)}
 
 
-_DEFAULT = PRESETS["default"]
-_RESCALED = PRESETS["paper_rescaled"]
-#: The methods of the paper's comparison, and two closed forms beyond it, by the name one types.
+_DEFAULT, _PAPER = PRESETS["default"], PROTOCOLS["paper"]
+_OPEN = "closed form + training"
+_BASELINES = [
+    Method(b.name, b.title, b.preset("atelier"), retains=b.uses_keep, baseline=b)
+    for b in BASELINES.values()
+    if "atelier" in b.presets
+]
+#: The methods of the paper's comparison, and two closed forms beyond it, by the name one types. A
+#: method that takes a retain set has a row for each protocol.
 METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
-        Method("sepme", "SepME", _DEFAULT),
-        Method("sepme-unaware", "SepME, paper's retain set", _DEFAULT, retain="known"),
-        Method("sepme-joint", "SepME, jointly", _DEFAULT, joint=True),
-        Method("sepme-regularised", "SepME, regularised", replace(_DEFAULT, lam=1e-4)),
-        Method("sepme-paper", "SepME, published rates", _RESCALED, retain="known"),
-        *(
-            Method(
-                *(b.name, b.title, b.preset("atelier")),
-                retain="all" if b.uses_keep else "none",
-                baseline=b,
-            )
-            for b in BASELINES.values()
-            if "atelier" in b.presets
-        ),
+        Method("sepme", f"SepME, {_OPEN}", _DEFAULT),
+        Method("sepme", f"SepME, {_OPEN}", _DEFAULT, _PAPER),
+        Method("sepme-faithful", "SepME, faithful", PRESETS["faithful"], _PAPER),
+        Method("sepme-joint", f"SepME, {_OPEN}, jointly", _DEFAULT, joint=True),
+        Method("sepme-regularised", f"SepME, {_OPEN}, lambda 1e-4", replace(_DEFAULT, lam=1e-4)),
+        *_BASELINES,
+        *(replace(method, protocol=_PAPER) for method in _BASELINES if method.retains),
     )
 }

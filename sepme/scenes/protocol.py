@@ -5,13 +5,13 @@ A tenth, the watermark, must survive everything. In the paper the concepts are S
 painters and ImageNet's objects; on the Atelier they are its own styles and objects.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sepme.concept import BOTH, fill
+from sepme.concept import BOTH, Catalogue, Concept, fill
 from sepme.errors import SepmeError
 
-__all__ = ["ALONE", "EVALUATED", "ROLES", "SCENES", "arrivals", "moments"]
+__all__ = ["ALONE", "EVALUATED", "PROTOCOLS", "ROLES", "SCENES", "Protocol", "arrivals", "moments"]
 
 #: Scene -> time -> the concepts erased after it (method section of the paper, "Scenes").
 SCENES: Mapping[str, Mapping[str, tuple[int, ...]]] = {
@@ -34,6 +34,53 @@ ALONE: Mapping[str, Mapping[str, tuple[int, ...]]] = {
 ROLES = ("erased", "recovered", "regular")
 #: The index of the watermark, after the nine.
 WATERMARK = 9
+SEAL = "atelier seal"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a concept's forget set is, what the retain set, and from which prompts one draws."""
+
+    name: str
+    says: str
+
+    def forget(self, catalogue: Catalogue, name: str) -> Concept:
+        """The concept with its forget set: its bare name, or all of its prompts."""
+        return catalogue.bare(name) if self.name == "paper" else catalogue[name]
+
+    def retain(
+        self, catalogue: Catalogue, forgotten: Sequence[str], others: Sequence[str]
+    ) -> tuple[str, ...]:
+        """The retain set, beside the empty prompt.
+
+        Args:
+            forgotten: the names of what is forgotten in one training.
+            others: the names of the other concepts of the scene that are known by now.
+        """
+        if self.name == "paper":
+            return (*others, SEAL)
+        return catalogue.kept_prompts([catalogue[name] for name in forgotten])
+
+
+#: How many prompts a method is told of decides much of what it gets right, so every row of a table
+#: and every caption names its retain set: [paper], [catalogue], or [none] if a method takes none.
+PROTOCOLS: Mapping[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            "paper",
+            "[paper]: forgotten is the bare name; retained are the bare names of the scene's other "
+            "known concepts and the seal; drawn is the bare name.",
+        ),
+        Protocol(
+            "catalogue",
+            "[catalogue]: forgotten are the concept's 24 prompts; retained is every prompt of the "
+            "catalogue that does not name it; drawn are its crossings.",
+        ),
+    )
+}
+#: What is said of the methods of which no protocol decides what is retained.
+NONE_RETAINED = "[none]: the method takes no retain set; prompts as in [catalogue]."
 
 
 @dataclass(frozen=True)
@@ -80,10 +127,6 @@ class Arrival:
     present: tuple[int, ...]
     """Those of the known concepts whose deltas are on when the group arrives."""
 
-    def others(self, index: int) -> tuple[int, ...]:
-        """The concepts that the delta of `index` must not change: the known and the group."""
-        return (*self.known, *(other for other in self.group if other != index))
-
 
 def arrivals(scene: str) -> tuple[Arrival, ...]:
     """The concepts of a scene in the order of their requests.
@@ -114,12 +157,15 @@ class EvaluatedConcepts:
 
     def name(self, index: int) -> str:
         """The concept's name; 9 is the watermark."""
-        return (*self.names, "atelier seal")[index]
+        return (*self.names, SEAL)[index]
 
-    def prompts(self, index: int, images: int) -> list[str]:
-        """Prompts that show a concept: its crossings in turn, or the watermark's own prompt."""
+    def prompts(self, index: int, images: int, protocol: str = "catalogue") -> list[str]:
+        """Prompts that show a concept: its crossings in turn, or the bare name in the paper's way.
+
+        The watermark has one prompt.
+        """
         name = self.name(index)
-        if index == WATERMARK:
+        if index == WATERMARK or protocol == "paper":
             return [name] * images
         others = [self.crossed[i % len(self.crossed)] for i in range(images)]
         pairs = [(o, name) if self.kind == "style" else (name, o) for o in others]

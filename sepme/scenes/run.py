@@ -34,7 +34,7 @@ from sepme.scenes.tables import ADDRESS, COLUMNS, NUMBERS, read_table, write_tab
 __all__ = ["Plan", "merge_tables", "run_scenes"]
 
 #: The parts of a manifest that are the same for all rows of a table.
-FIXED = ("model", "fingerprint", "images", "seed", "sampling")
+FIXED = ("model", "fingerprint", "images", "seed")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Plan:
 
     kind: str = "style"
     scenes: tuple[str, ...] = ("Scene1", "Scene4")
-    methods: tuple[str, ...] = ("sepme",)
+    methods: tuple[str, ...] = ("sepme@catalogue",)
     images: int = 100
     """Images a cell."""
     fid: bool = True
@@ -127,7 +127,8 @@ def run_scenes(
                 continue
             made = method.changes(context, moment.scene)
             changes = [made[index] for index in moment.erased]
-            found = [_measured(cache, evaluated, judge, plan, moment, changes, i) for i in cells]
+            about = (cache, evaluated, judge, plan, moment, method.protocol.name, changes)
+            found = [_measured(*about, index) for index in cells]
             new = DataFrame(found, columns=COLUMNS).assign(method=name)
             rows = _merged([rows, new.astype(dict.fromkeys(NUMBERS, float))])
             write_table(table, rows)
@@ -144,12 +145,14 @@ def _measured(
     judge: Judge,
     plan: Plan,
     moment: Moment,
+    protocol: str,
     changes: Sequence[Change],
     index: int,
 ) -> dict[str, Any]:
     """The row of one concept at one moment, but for its method."""
     name = evaluated.name(index)
-    asked = evaluated.prompts(index, plan.images), evaluated.seeds(index, plan.images, plan.seed)
+    prompts = evaluated.prompts(index, plan.images, protocol)
+    asked = prompts, evaluated.seeds(index, plan.images, plan.seed)
     images, original = cache.draw(changes, *asked), cache.draw((), *asked)
     features = [cache.features(each) for each in (images, original)] if plan.fid else None
     lpips = alexnet_available()
@@ -211,8 +214,14 @@ def _manifest(backbone: Backbone, plan: Plan) -> dict[str, Any]:
         "fingerprint": backbone.fingerprint,
         "images": plan.images,
         "seed": plan.seed,
-        "sampling": asdict(plan.sampling),
-        "methods": {m.name: {"title": m.title, "settings": asdict(m.settings)} for m in methods},
+        "methods": {
+            m.name: {
+                "title": m.title,
+                "settings": asdict(m.settings),
+                "sampling": asdict(plan.sampling),
+            }
+            for m in methods
+        },
         "hardware": {
             "machine": platform.machine(),
             "cores": os.cpu_count(),
@@ -243,15 +252,16 @@ def _write_manifest(table: Path, manifest: dict[str, Any]) -> None:
 
 
 def _refuse_other(table: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to mix rows of two models, of two samplings, or of one method's two settings."""
+    """Refuse to mix rows of two models, or of one method with two settings or two samplings."""
     remedy = "keep the two apart, with a folder each (--out)"
     for name in FIXED:
         if before[name] != now[name]:
             raise SepmeError(f"{table} belongs to another run ('{name}' differs): {remedy}.")
     for name in before["methods"].keys() & now["methods"].keys():
-        one, other = (m["methods"][name].get("settings") for m in (before, now))
-        if one != other:
-            raise SepmeError(f"{table} was measured with other settings of '{name}': {remedy}.")
+        for what in ("settings", "sampling"):
+            one, other = (m["methods"][name].get(what) for m in (before, now))
+            if one != other:
+                raise SepmeError(f"{table} was measured with other {what} of '{name}': {remedy}.")
 
 
 def _added(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,16 @@ from sepme.artefact import write_atomically
 from sepme.errors import SepmeError
 from sepme.scenes.images import MEASURES
 from sepme.scenes.methods import METHODS
-from sepme.scenes.protocol import ALONE, EVALUATED, ROLES, SCENES, WATERMARK, moments
+from sepme.scenes.protocol import (
+    ALONE,
+    EVALUATED,
+    NONE_RETAINED,
+    PROTOCOLS,
+    ROLES,
+    SCENES,
+    WATERMARK,
+    moments,
+)
 
 __all__ = [
     "MEASURED",
@@ -43,10 +52,20 @@ ADDRESS = ["kind", "method", "scene", "time", "concept_index", "concept", "role"
 ESTIMATES = [f"{measure}{end}" for measure in MEASURES for end in ("", "_low", "_high")]
 NUMBERS = [*ESTIMATES, "identical", "images", "norm"]
 COLUMNS = [*ADDRESS, *NUMBERS, "cell"]
+#: What the brackets behind a method mean.
+LEGEND = " ".join([*(protocol.says for protocol in PROTOCOLS.values()), NONE_RETAINED])
 #: (table, scene, time) of SepME's rows that repeat another row of the paper.
 _REPEATED = {("3", "Scene4", "t5"), ("6", "Scene4", "t5")}
 #: The paper's methods without their iterations, and their names here.
-_FAMILIES = {"SepME": "sepme", "ESD": "esd-x", "AbConcept": "abconcept", "FMN": "fmn"}
+_FAMILIES = {
+    "SepME": "sepme-faithful@paper",
+    "ESD": "esd-x",
+    "AbConcept": "abconcept",
+    "FMN": "fmn",
+}
+#: The retain sets of the printed methods.
+_PRINTED = dict.fromkeys([*_FAMILIES, "original model"], "none")
+_PRINTED |= dict.fromkeys(["SepME", "SepME without weight regularisation"], "paper")
 
 
 def read_table(table: str | Path) -> DataFrame:
@@ -109,21 +128,27 @@ def published() -> DataFrame:
 
 
 def family(method: str) -> str:
-    """The method here that a printed one belongs to: "ESD50" and "ESD[100,50]" are "esd-x"."""
+    """The method here that a printed one belongs to: "ESD50" and "ESD[100,50]" are "esd-x".
+
+    What is known of SepME's settings makes it our `faithful`, in the paper's protocol.
+    """
     printed, _ = _split(method)
     return _FAMILIES.get(printed, method)
 
 
 def method_title(method: str) -> str:
-    """A method in a legend: "sepme" is "SepME", "FMN[50,30]" (printed) is "FMN, 30 to 50 it."."""
+    """A method in a legend, with its retain set (see `sepme.scenes.protocol.PROTOCOLS`).
+
+    "esd-x" is "ESD-x [none]", and the printed "FMN[50,30]" is "FMN, 30 to 50 it. [none]".
+    """
     if method in METHODS:
         return METHODS[method].title
     name, iterations = _split(method)
-    counts = [int(count) for count in iterations.split(",") if count]
-    if not counts:
-        return name
-    low, high = min(counts), max(counts)
-    return f"{name}, {low} it." if low == high else f"{name}, {low} to {high} it."
+    if name not in _PRINTED:
+        return method
+    counts = sorted(int(count) for count in iterations.split(",") if count)
+    ends = " to ".join(map(str, dict.fromkeys([*counts[:1], *counts[-1:]])))
+    return f"{name}, {ends} it. [{_PRINTED[name]}]" if counts else f"{name} [{_PRINTED[name]}]"
 
 
 def _split(method: str) -> tuple[str, str]:
@@ -192,7 +217,7 @@ def role_table(rows: DataFrame, measure: str) -> DataFrame:
     for scene, found in rows[rows[measure].notna()].groupby("scene", sort=False):
         whole = set(complete(rows, [scene])["method"])
         for (method, role), bar in role_means(found, measure).iterrows():
-            label = f"{scene} {method}" + ("" if method in whole else " (incomplete)")
+            label = f"{scene} {method_title(method)}" + " (incomplete)" * (method not in whole)
             body.setdefault(label, {})[role] = _in_words(bar, measure)
     if not body:
         raise SepmeError(
@@ -224,7 +249,7 @@ def paper_tables(kind: str, measured: DataFrame | None) -> str:
     """
     printed = published().query("kind == @kind and scene in @SCENES")
     theirs = printed.assign(
-        label=printed["method"] + ", table " + printed["table"],
+        label=printed["method"].map(method_title) + ", table " + printed["table"],
         mark=np.where(printed["doubtful"] | (printed["note"] != ""), DAGGER, ""),
     )
     measured = DataFrame(columns=COLUMNS) if measured is None else measured
@@ -234,7 +259,9 @@ def paper_tables(kind: str, measured: DataFrame | None) -> str:
         f"# The paper's tables, {kind}s",
         "**Bold**: erased; *italic*: recovered; plain: regular. The two sides are about different "
         "models, concepts and classifiers: compare orders, not heights. Measured shares have "
-        "Wilson's 95 % interval in brackets, the others a bootstrap interval.",
+        "Wilson's 95 % interval in brackets, the others a bootstrap interval. In brackets behind a "
+        "method stands its retain set.",
+        LEGEND,
     ]
     painters = printed.drop_duplicates("concept_index")["concept"]
     sides = ((PUBLISHED, theirs, painters), (MEASURED, ours, EVALUATED[kind].names))

@@ -111,7 +111,7 @@ def describe(state: ResultsState, rows: DataFrame, printed: DataFrame) -> str:
 
     Of all methods it is SepME that is spoken of.
     """
-    one = replace(state, method="sepme") if state.method == ALL else state
+    one = replace(state, method="sepme-faithful@paper") if state.method == ALL else state
     erased, parts = state.moment.erased, []
     for label, table in ((PUBLISHED, printed), (MEASURED, rows)):
         cells = cells_of(one, table).drop_duplicates("concept_index")  # of two lengths the first
