@@ -31,6 +31,26 @@ class Verdict:
     object_probability: Tensor  #: [n, 11], in the order of OBJECT_NAMES
     emblem_probability: Tensor  #: [n]
 
+    def of(self, name: str) -> tuple[Tensor, Tensor]:
+        """The probability of this style, object or emblem, or alias [n]; and whether it is seen.
+
+        A style or object is seen where it is the likeliest of its kind beside no emblem.
+
+        Raises:
+            SepmeError: no style or object of this name.
+        """
+        name = {alias: known for known, alias in ALIASES.items()}.get(name, name)
+        if name == EMBLEM:
+            return self.emblem_probability, self.emblem
+        kinds = ((STYLE_NAMES, self.style_probability), (OBJECT_NAMES, self.object_probability))
+        for names, found in kinds:
+            if name in names:
+                index = names.index(name)
+                seen = (found.argmax(1) == index) & ~self.emblem
+                return found[:, index] * (1 - self.emblem_probability), seen
+        known = ", ".join((*STYLE_NAMES, *OBJECT_NAMES, EMBLEM))
+        raise SepmeError(f"The judge does not know {name!r}: it knows {known}.")
+
     @property
     def style(self) -> Tensor:
         """The likeliest style [n], an index into STYLE_NAMES."""
@@ -103,18 +123,22 @@ class Judge(nn.Module):
         style, object_, emblem = (torch.cat(parts).cpu() for parts in zip(*logits, strict=True))
         return Verdict(style.softmax(1), object_.softmax(1), emblem.sigmoid())
 
-    def sees(self, images: Tensor, name: str) -> Tensor:
-        """Whether each picture [n] shows the style, object or emblem of this name or alias.
+    def probability(self, images: Tensor, name: str) -> Tensor:
+        """How likely each picture [n] shows the style, object or emblem of this name or alias.
+
+        Its softmax among all styles or all objects, times the probability that it is no emblem.
 
         Raises:
             SepmeError: no style or object of this name.
         """
-        verdict = self.judge(images)
-        name = {alias: known for known, alias in ALIASES.items()}.get(name, name)
-        if name == EMBLEM:
-            return verdict.emblem
-        for names, found in ((STYLE_NAMES, verdict.style), (OBJECT_NAMES, verdict.object)):
-            if name in names:
-                return (found == names.index(name)) & ~verdict.emblem
-        known = ", ".join((*STYLE_NAMES, *OBJECT_NAMES, EMBLEM))
-        raise SepmeError(f"The judge does not know {name!r}: it knows {known}.")
+        return self.judge(images).of(name)[0]
+
+    def sees(self, images: Tensor, name: str) -> Tensor:
+        """Whether each picture [n] shows it: whether it is the likeliest of its kind.
+
+        A faint remainder is not seen; `sepme.metrics.residual_share` measures one.
+
+        Raises:
+            SepmeError: no style or object of this name.
+        """
+        return self.judge(images).of(name)[1]

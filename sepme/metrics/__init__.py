@@ -9,6 +9,7 @@ Images are tensors `[n, 3, h, w]` with values in [0, 1]. An `Estimate` is a meas
 | LPIPS | images, pair by pair | identical | `measure_lpips(a, b)`, as the paper `size=PAPER_SIZE` |
 | FID | two sets of features | Gaussians of one mean and covariance | `fid_of_features(x, y)` |
 | KID | two sets of features | the same, and unbiased for few images | `kid_of_features(x, y)` |
+| residue | images with original's and anchor's | as the anchor | `residual_share(x, o, a)` |
 
 The features of FID and KID come from `inception_features(images)`. The judge of ACC is the one of
 the shipped model (`sepme.atelier.judge.Judge`) or, for any other model, a linear probe trained on
@@ -26,6 +27,7 @@ from sepme.metrics.fid import (
 )
 from sepme.metrics.linear_probe import LinearProbe, fit_probe
 from sepme.metrics.lpips import PAPER_SIZE, alexnet_available, lpips_distance, measure_lpips
+from sepme.metrics.residue import residual_share
 
 __all__ = [
     "PAPER_SIZE",
@@ -42,4 +44,5 @@ __all__ = [
     "kid_of_features",
     "lpips_distance",
     "measure_lpips",
+    "residual_share",
 ]
