@@ -1,196 +1,309 @@
-"""Erase every concept of the Atelier alone and measure what went and what stayed.
+"""Erase every concept of the Atelier alone; measure what went and what stayed, trained or not.
 
-    python benchmarks/erase_each.py run --preset default      # resumable: a file a concept
-    python benchmarks/erase_each.py time --preset default     # erases again, for the clock alone
-    python benchmarks/erase_each.py table                     # writes the tables of README.md
+    python benchmarks/erase_each.py run --preset faithful --protocol paper    # resumable
+    python benchmarks/erase_each.py time --preset faithful --protocol paper   # for the clock alone
+    python benchmarks/erase_each.py table                                     # into README.md
 
-Two runs side by side share the work with `--only` and names; their seconds then count for little,
-which is what `time` is for: run it with nothing beside it.
+Every concept is a file of `results/erase_each/<preset>-<protocol>/`. Two runs side by side share
+the work with `--only` and names; their seconds then count for little, which `time` is for.
+Pictures lie in the user's cache folder: those of the original model are drawn once for all runs.
 """
 
 import argparse
 import json
-import random
 import statistics
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from sepme._data import cache
 from sepme.artefact import versions, write_atomically
-from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
-from sepme.atelier.paintings import OBJECTS, PHOTO, STYLES
-from sepme.composition import applied
-from sepme.concept import Concept, fill
+from sepme.atelier.judge import Judge
+from sepme.atelier.objects import NOTHING
+from sepme.atelier.paintings import ALIASES, OBJECTS, STYLES
+from sepme.concept import BOTH, PHOTO, Concept, evenly, fill, with_article
 from sepme.delta import ConceptDelta
 from sepme.erasure import erase, preset
-from sepme.metrics import lpips_distance
+from sepme.metrics import Estimate, estimate_share, measure_lpips, residual_share
+from sepme.metrics.estimate import estimate_mean
 from sepme.model import Backbone, load_catalogue
+from sepme.scenes.images import ImageCache, Sampling
+from sepme.scenes.protocol import PROTOCOLS
+from sepme.training import Trainer
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "erase_each"
-PAIRS = [(o, s) for s in STYLES for o in OBJECTS] + [(o, PHOTO) for o in OBJECTS]
-#: An object, a style, and which of its pictures.
-Asked = list[tuple[str, str, int]]
+#: Protocol -> what its retain set holds.
+RETAINED = {
+    "paper": "the bare names of the next five of its kind, `atelier seal` and the empty prompt",
+    "catalogue": "every prompt of the catalogue that does not name the concept",
+}
+#: The sets of which the original's pictures are drawn too, for the residual share.
+COMPARED = ("trained", "held_out")
 
 
+class Asked(NamedTuple):
+    """A picture to draw."""
+
+    prompt: str
+    seed: int
+    kept: str = ""
+    """The concept that it should still show, if it names one."""
+    anchor: str = ""
+    """What the prompt should mean once its concept is forgotten."""
+
+
+# ------------------------------------------------------------------ what is asked for
+def others(name: str) -> list[str]:
+    """The concepts of its kind, from the one after it on."""
+    kind = STYLES if name in STYLES else OBJECTS
+    start = kind.index(name) + 1
+    return [other for other in (*kind[start:], *kind[:start]) if other != name]
+
+
+def crossings(word: str, templates: Sequence[str], n: int, seed: int, style: bool) -> list[Asked]:
+    """A style (or object) in the templates, with all objects (or styles) in turn."""
+    partners, found = (OBJECTS if style else STYLES), []
+    for i in range(n):
+        template, partner = templates[(i + i // 10) % len(templates)], partners[i % 10]
+        prompt = fill(template, *((partner, word) if style else (word, partner)))
+        if template in BOTH:
+            photo = f"{PHOTO} of {with_article(partner)}"
+            anchor = photo if style else fill(template, NOTHING, partner, uncounted=NOTHING)
+            found.append(Asked(prompt, seed + i, partner, anchor))
+        else:
+            found.append(Asked(prompt, seed + i, "", PHOTO if style else NOTHING))
+    return found
+
+
+def forgotten(concept: Concept, n: int) -> dict[str, list[Asked]]:
+    """The sets of n pictures each in which the concept is looked for."""
+    style, alias = concept.kind == "style", ALIASES[concept.name]
+    pairs = evenly(list(zip(concept.prompts, concept.anchors, strict=True)), n)
+    every = ("{s}" if style else "{o}", *BOTH)
+    return {
+        "trained": [Asked(p, 9000 + i, anchor=a) for i, (p, a) in enumerate(pairs)],
+        "held_out": crossings(concept.name, BOTH[2:], n, 9100, style),
+        "alias": crossings(alias, every, n, 9200, style),
+        "two_concepts": crossings(concept.name, BOTH[:2], n, 9300, style),
+    }
+
+
+def kept(name: str, n: int, seed: int, bare: bool) -> list[Asked]:
+    """Pictures of a concept that was not erased: of its bare name, or of that and all crossings."""
+    style = name in STYLES
+    word = "{s}" if style else "{o}"
+    asked = crossings(name, [word] if bare else [word, *BOTH], n, seed, style)
+    return [each._replace(kept=name) for each in asked]
+
+
+# ------------------------------------------------------------------ what is measured
 class Bench:
-    """The model, the judge, and the original pictures that all concepts are measured against."""
+    """The model, the judge, and the pictures of the original model."""
 
-    def __init__(self, forgotten: int, retained: int) -> None:
-        self.forgotten, self.retained = forgotten, retained
+    def __init__(self, how: str, protocol: str, images: int) -> None:
+        self.how, self.protocol, self.images = how, protocol, images
         self.backbone, self.judge = Backbone.load(), Judge.load()
         self.catalogue = load_catalogue()
-        self._originals: dict[tuple[str, str, int], Tensor] = {}
+        self.cache = ImageCache(self.backbone, cache("erase_each"), Sampling())
+        self.folder = RESULTS / f"{how}-{protocol}"
 
-    def prompts(self, concept: Concept) -> tuple[list[str], range]:
-        """Prompts and seeds of the pictures in which the concept is looked for."""
-        prompts = [concept.prompts[i % len(concept.prompts)] for i in range(self.forgotten)]
-        return prompts, range(9000, 9000 + self.forgotten)
+    def request(self, name: str) -> tuple[Concept, Sequence[str], list[str]]:
+        """The concept with its forget set, the retain set, and the concepts that this names."""
+        protocol, known = PROTOCOLS[self.protocol], others(name)
+        if self.protocol == "paper":
+            known = known[:5]
+        keep = protocol.retain(self.catalogue, [name], known)
+        return protocol.forget(self.catalogue, name), keep, known
 
-    def others(self, concept: Concept) -> Asked:
-        """Pictures that do not name the concept, every pair of object and style in turn."""
-        pairs = [pair for pair in PAIRS if concept.name not in pair]
-        random.Random(0).shuffle(pairs)  # so that fewer pictures than pairs are of all styles
-        return [(*pairs[i % len(pairs)], 1 + i // len(pairs)) for i in range(self.retained)]
-
-    def originals(self, asked: Asked) -> Tensor:
-        if missing := [each for each in asked if each not in self._originals]:
-            self._originals |= dict(zip(missing, self.draw(missing), strict=True))
-        return torch.stack([self._originals[each] for each in asked])
-
-    def draw(self, asked: Asked) -> Tensor:
-        painting, photo = "a painting of {ao} in the style of {s}", "a photo of {ao}"
-        prompts = [fill(photo if s == PHOTO else painting, o, s) for o, s, _ in asked]
-        return self.generate(prompts, [1000 * n + PAIRS.index((o, s)) for o, s, n in asked])
-
-    def generate(self, prompts: list[str], seeds: range | list[int]) -> Tensor:
-        with torch.autocast(self.backbone.device.type, torch.bfloat16):
-            return self.backbone.generate(prompts, list(seeds), batch=50)
-
-    def right(self, images: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
-        """Of each picture whether the judge finds the prompt's style, and its object."""
-        verdict = self.judge.judge(images)
-        styles = torch.tensor([STYLE_NAMES.index(s) for _, s, _ in asked])
-        objects = torch.tensor([OBJECT_NAMES.index(o) for o, _, _ in asked])
-        return styles == verdict.style, objects == verdict.object
-
-    def seen(self, images: Tensor, name: str) -> float:
-        return self.judge.sees(images, name).float().mean().item()
-
-    def erase(self, concept: Concept, how: str) -> tuple[ConceptDelta, float]:
+    def erase(self, name: str) -> tuple[ConceptDelta, float]:
         """The concept's delta, and the seconds that it took."""
         start = time.perf_counter()
-        keep = self.catalogue.kept_prompts([concept])
-        delta = erase(self.backbone, concept, keep, preset(how), seed=0)
+        concept, keep, _ = self.request(name)
+        quiet = Trainer(progress=False)
+        delta = erase(self.backbone, concept, keep, preset(self.how), seed=0, trainer=quiet)
         return delta, time.perf_counter() - start
 
-    def measure(self, name: str, how: str) -> dict:
-        concept = self.catalogue[name]
-        asked, own = self.others(concept), self.prompts(concept)
-        before, seen_before = self.originals(asked), self.generate(*own)
-        delta, seconds = self.erase(concept, how)
-        with applied(self.backbone, delta):
-            after, seen_after = self.draw(asked), self.generate(*own)
-        row = {"concept": name, "kind": concept.kind, "preset": how}
-        for when, images, seen in (("before", before, seen_before), ("after", after, seen_after)):
-            right = [each.float().mean().item() for each in self.right(images, asked)]
-            row[f"seen_{when}"] = self.seen(seen, name)
-            row[f"retained_{when}"] = dict(zip(("style", "object"), right, strict=True))
-        moved = (before - after).abs().flatten(1).amax(1)
-        return row | {
-            "lpips": lpips_distance(before, after).mean().item(),
-            "identical": moved.lt(0.5 / 255).float().mean().item(),
-            "forgotten_images": self.forgotten,
-            "retained_images": self.retained,
+    def draw(self, asked: Sequence[Asked], *deltas: ConceptDelta, anchors: bool = False) -> Tensor:
+        prompts = [each.anchor if anchors else each.prompt for each in asked]
+        return self.cache.draw(deltas, prompts, [each.seed for each in asked]) / 255
+
+    def found(self, images: Tensor, asked: Sequence[Asked]) -> Estimate:
+        """Share of the pictures that show the concept that they should."""
+        verdict = self.judge.judge(images)
+        shown = [verdict.of(a.kept)[1][i] for i, a in enumerate(asked) if a.kept]
+        return estimate_share(torch.stack(shown))
+
+    def measure_forgotten(self, name: str, delta: ConceptDelta) -> dict[str, dict[str, Estimate]]:
+        """What is left of the concept, and whether the other concept of a prompt is still there."""
+        rows, neighbour = {}, forgotten(self.request(others(name)[0])[0], self.images)
+        for which, asked in forgotten(self.request(name)[0], self.images).items():
+            images = self.draw(asked, delta)
+            probability, seen = self.judge.judge(images).of(name)
+            row = {"seen": estimate_share(seen), "probability": estimate_mean(probability)}
+            if which in COMPARED:
+                original, anchor = self.draw(asked), self.draw(asked, anchors=True)
+                other = self.draw(neighbour[which])
+                row["seen_before"] = estimate_share(self.judge.sees(original, name))
+                row["residue"] = estimate_mean(residual_share(images, original, anchor))
+                row["neighbour"] = estimate_mean(residual_share(other, original, anchor))
+            if any(each.kept for each in asked):
+                row["partner"] = self.found(images, asked)
+            rows[which] = row
+        return rows
+
+    def measure_kept(self, name: str, delta: ConceptDelta) -> dict[str, dict[str, Estimate]]:
+        """Whether other concepts of its kind are drawn as before: never named, and retained."""
+        known, rows = self.request(name)[2], {}
+        unnamed = [other for other in others(name) if other not in known]
+        for which, names in (("unnamed", unnamed), ("retained", known)):
+            n = -(-self.images // max(1, len(names)))
+            sets = [kept(each, n, 9400, bare=which == "retained") for each in names]
+            if not sets:
+                continue
+            before = torch.cat([self.draw(asked) for asked in sets])
+            after = torch.cat([self.draw(asked, delta) for asked in sets])
+            asked = [*chain(*sets)]
+            row = {"right_before": self.found(before, asked), "right": self.found(after, asked)}
+            rows[which] = row | {"lpips": measure_lpips(after, before)}
+        return rows
+
+    def measure(self, name: str) -> dict[str, Any]:
+        delta, seconds = self.erase(name)
+        sets = self.measure_forgotten(name, delta) | self.measure_kept(name, delta)
+        return {
+            "concept": name,
+            "kind": self.catalogue[name].kind,
+            "preset": self.how,
+            "protocol": self.protocol,
             "rank": delta.rank,
             "iterations": delta.provenance.iterations,
             "seconds": seconds,
             "threads": torch.get_num_threads(),
-            "pictures_in": "bfloat16",
+            "images": self.images,
+            "sampling": asdict(self.cache.sampling),
             "base": self.backbone.fingerprint,
             "versions": versions(),
+            **{which: {k: asdict(e) for k, e in row.items()} for which, row in sets.items()},
         }
 
 
-def run(bench: Bench, how: str, names: list[str] | None) -> None:
-    concepts = bench.catalogue.concepts.values()
-    for name in names or [c.name for c in concepts if c.kind in ("style", "object")]:
-        path = RESULTS / how / f"{name}.json"
+def run(bench: Bench, names: Sequence[str]) -> None:
+    for name in names:
+        path = bench.folder / f"{name}.json"
         if path.exists() and json.loads(path.read_text())["base"] == bench.backbone.fingerprint:
             continue
-        _write(path, bench.measure(name, how))
+        write(path, bench.measure(name))
 
 
-def clock(bench: Bench, how: str) -> None:
+def clock(bench: Bench, names: Sequence[str]) -> None:
     """Replace the seconds of every row by those of erasing once more, with nothing beside it."""
-    for path in sorted((RESULTS / how).glob("*.json")):
+    for name in names:
+        path = bench.folder / f"{name}.json"
         row = json.loads(path.read_text())
-        _, row["seconds"] = bench.erase(bench.catalogue[row["concept"]], how)
-        _write(path, row | {"threads": torch.get_num_threads()})
+        row["seconds"] = bench.erase(name)[1]
+        write(path, row | {"threads": torch.get_num_threads()})
 
 
-def _write(path: Path, row: dict) -> None:
+def write(path: Path, row: dict[str, Any]) -> None:
     write_atomically(path, (json.dumps(row, indent=1) + "\n").encode())
-    print(_line(row), flush=True)
+    print(line(row, TRAINED), line(row, NOT_TRAINED), sep="\n", flush=True)
 
 
-def _line(row: dict) -> str:
-    before, after = row["retained_before"], row["retained_after"]
-    style, object = (100 * (before[part] - after[part]) for part in ("style", "object"))
-    return (
-        f"| {row['concept']} | {row['seen_before']:.0%} | **{row['seen_after']:.0%}** "
-        f"| {style:+.1f} | {object:+.1f} | {row['lpips']:.4f} "
-        f"| {row['identical']:.0%} | {row['rank']} | {row['iterations']} | {row['seconds']:.1f} |"
-    )
+# ------------------------------------------------------------------ tables
+#: Column -> set, value and format of a table.
+TRAINED = {
+    "seen before": ("trained", "seen_before", "{:.0%}"),
+    "**seen after**": ("trained", "seen", "{:.0%}"),
+    "probability": ("trained", "probability", "{:.2f}"),
+    "residue": ("trained", "residue", "{:.2f}"),
+    "neighbour's": ("trained", "neighbour", "{:.2f}"),
+    "retained right": ("retained", "right", "{:.0%}"),
+    "LPIPS": ("retained", "lpips", "{:.4f}"),
+    "never named right": ("unnamed", "right", "{:.0%}"),
+    "LPIPS ": ("unnamed", "lpips", "{:.4f}"),
+    "rank": ("rank", "", "{}"),
+    "iterations": ("iterations", "", "{}"),
+    "seconds": ("seconds", "", "{:.0f}"),
+}
+NOT_TRAINED = {
+    "seen before": ("held_out", "seen_before", "{:.0%}"),
+    "**held out: seen**": ("held_out", "seen", "{:.0%}"),
+    "probability": ("held_out", "probability", "{:.2f}"),
+    "residue": ("held_out", "residue", "{:.2f}"),
+    "neighbour's": ("held_out", "neighbour", "{:.2f}"),
+    "partner kept": ("held_out", "partner", "{:.0%}"),
+    "**alias: seen**": ("alias", "seen", "{:.0%}"),
+    "probability ": ("alias", "probability", "{:.2f}"),
+    "**two concepts: seen**": ("two_concepts", "seen", "{:.0%}"),
+    "partner kept ": ("two_concepts", "partner", "{:.0%}"),
+}
 
 
-HEADER = (
-    "| concept | seen before | seen after | style drop, points | object drop, points | LPIPS "
-    "| unchanged pictures | rank | iterations | seconds |\n|---|" + "--:|" * 9
-)
+def cell(row: dict[str, Any], which: str, value: str, style: str) -> str:
+    """A number with its interval, like 2 % (0 % to 10 %)."""
+    found = row.get(which, "–")
+    if not isinstance(found, dict):
+        return found if found == "–" else style.format(found)
+    mean, low, high = (style.format(found[value][end]) for end in ("mean", "low", "high"))
+    return f"{mean} ({low.rstrip('%')}–{high.rstrip('%')})" if low != high else mean
 
 
-def table(how: str) -> str:
-    """A Markdown table of all concepts, the most visible after erasing first."""
-    rows = [json.loads(path.read_text()) for path in sorted((RESULTS / how).glob("*.json"))]
-    rows.sort(key=lambda row: (-row["seen_after"], -row["lpips"]))
-    one, seconds = rows[0], statistics.median(row["seconds"] for row in rows)
+def line(row: dict[str, Any], columns: dict[str, tuple[str, str, str]]) -> str:
+    return f"| {row['concept']} | {' | '.join(cell(row, *c) for c in columns.values())} |"
+
+
+def tables(folder: Path) -> str:
+    """Two Markdown tables of all concepts, the most visible after erasing first."""
+    rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    one, texts = rows[0], []
+    about = f"Preset `{one['preset']}`, retain set `{one['protocol']}`"
+    for title, which, columns in (
+        (f"{about}: trained prompts, and the concepts that stay", "trained", TRAINED),
+        (f"{about}: prompts that were not trained", "held_out", NOT_TRAINED),
+    ):
+        rows.sort(key=lambda row: [-row[which][key]["mean"] for key in ("seen", "probability")])
+        head = f"| concept | {' | '.join(columns)} |\n|---|{'--:|' * len(columns)}"
+        texts += [f"### {title}", "\n".join([head, *(line(row, columns) for row in rows)])]
+    seconds = statistics.median(row["seconds"] for row in rows)
     threads = "/".join(map(str, sorted({row["threads"] for row in rows})))
-    summary = (
-        f"{len(rows)} concepts, {one['forgotten_images']} and {one['retained_images']} pictures "
-        f"each (forgotten and retained, drawn in {one['pictures_in']}); median {seconds:.1f} s a "
-        f"concept on {threads} thread(s); model {one['base'][:12]}."
+    texts.append(
+        f"{len(rows)} concepts; the retain set is {RETAINED[one['protocol']]}; {one['images']} "
+        f"pictures a set, {one['sampling']['steps']} steps; median {seconds:.0f} s a concept on "
+        f"{threads} thread(s); model {one['base'][:12]}."
     )
-    return "\n".join([HEADER, *map(_line, rows), "", summary])
+    return "\n\n".join(texts)
 
 
-def write_tables() -> None:
-    """Replace what stands between the markers of README.md by the tables of the results."""
+def write_between(marker: str, text: str) -> None:
+    """Replace what stands between the two markers of README.md."""
     readme = HERE / "README.md"
-    text = readme.read_text()
-    for how in sorted(path.name for path in RESULTS.iterdir()):
-        begin, end = f"<!-- {how} -->\n", f"<!-- /{how} -->"
-        head, _, rest = text.partition(begin)
-        text = head + begin + table(how) + "\n" + end + rest.partition(end)[2]
-    write_atomically(readme, text.encode())
+    begin, end = f"<!-- {marker} -->\n", f"<!-- /{marker} -->"
+    head, found, rest = readme.read_text().partition(begin)
+    if not found:
+        raise SystemExit(f"README.md has no marker {begin.strip()}: write it where the table goes.")
+    write_atomically(readme, (head + begin + text + "\n" + end + rest.partition(end)[2]).encode())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=("run", "time", "table"))
     parser.add_argument("--preset", default="default", help="a preset of sepme")
-    parser.add_argument("--forgotten", type=int, default=50, help="pictures of the concept")
-    parser.add_argument("--retained", type=int, default=200, help="pictures of everything else")
-    parser.add_argument("--only", nargs="*", help="names of concepts")
+    parser.add_argument("--protocol", default="paper", choices=PROTOCOLS)
+    parser.add_argument("--images", type=int, default=50, help="pictures of each set")
+    parser.add_argument("--only", nargs="+", default=(*STYLES, *OBJECTS), help="names of concepts")
     options = parser.parse_args()
     if options.command == "table":
-        return write_tables()
-    bench = Bench(options.forgotten, options.retained)
-    if options.command == "time":
-        return clock(bench, options.preset)
-    return run(bench, options.preset, options.only)
+        folders = [f for f in sorted(RESULTS.iterdir()) if any(f.glob("*.json"))]
+        return write_between("erase_each", "\n\n".join(map(tables, folders)))
+    bench = Bench(options.preset, options.protocol, options.images)
+    return (run if options.command == "run" else clock)(bench, options.only)
 
 
 if __name__ == "__main__":

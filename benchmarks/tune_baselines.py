@@ -11,25 +11,80 @@ UCE and SPEED keep all prompts of the other concepts of the catalogue; the other
 
 import argparse
 import json
+import random
 import time
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from erase_each import Asked, Bench
+import torch
 from torch import Tensor
 
 from sepme.artefact import canonical_json
+from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
+from sepme.atelier.paintings import OBJECTS, STYLES
 from sepme.baselines import BASELINES, Baseline
 from sepme.composition import applied
+from sepme.concept import BOTH, OBJECT_PHOTO, Concept, fill
 from sepme.metrics import lpips_distance
+from sepme.model import Backbone, load_catalogue
+from sepme.scenes.images import has_bfloat16
 from sepme.training import Trainer
 
 RESULTS = Path(__file__).resolve().parent / "results" / "tune_baselines.csv"
 CONCEPTS = ("neon", "swirl", "cubism", "boat")
 #: A row with the same values here is not measured again.
 KEY = ["baseline", "concept", "settings", "forgotten_images", "retained_images", "base"]
+
+PAIRS = [(o, s) for s in STYLES for o in OBJECTS] + [(o, "photo") for o in OBJECTS]
+#: An object, a style, and which of its pictures.
+Asked = list[tuple[str, str, int]]
+
+
+class Bench:
+    """The model, the judge, and the original pictures that all trials are measured against."""
+
+    def __init__(self, forgotten: int, retained: int) -> None:
+        self.forgotten, self.retained = forgotten, retained
+        self.backbone, self.judge = Backbone.load(), Judge.load()
+        self.catalogue = load_catalogue()
+        self._originals: dict[tuple[str, str, int], Tensor] = {}
+
+    def prompts(self, concept: Concept) -> tuple[list[str], range]:
+        """Prompts and seeds of the pictures in which the concept is looked for."""
+        prompts = [concept.prompts[i % len(concept.prompts)] for i in range(self.forgotten)]
+        return prompts, range(9000, 9000 + self.forgotten)
+
+    def others(self, concept: Concept) -> Asked:
+        """Pictures that do not name the concept, every pair of object and style in turn."""
+        pairs = [pair for pair in PAIRS if concept.name not in pair]
+        random.Random(0).shuffle(pairs)  # so that fewer pictures than pairs are of all styles
+        return [(*pairs[i % len(pairs)], 1 + i // len(pairs)) for i in range(self.retained)]
+
+    def originals(self, asked: Asked) -> Tensor:
+        if missing := [each for each in asked if each not in self._originals]:
+            self._originals |= dict(zip(missing, self.draw(missing), strict=True))
+        return torch.stack([self._originals[each] for each in asked])
+
+    def draw(self, asked: Asked) -> Tensor:
+        prompts = [fill(OBJECT_PHOTO[0] if s == "photo" else BOTH[0], o, s) for o, s, _ in asked]
+        return self.generate(prompts, [1000 * n + PAIRS.index((o, s)) for o, s, n in asked])
+
+    def generate(self, prompts: list[str], seeds: range | list[int]) -> Tensor:
+        with torch.autocast(self.backbone.device.type, torch.bfloat16, enabled=has_bfloat16()):
+            return self.backbone.generate(prompts, list(seeds), batch=50)
+
+    def right(self, images: Tensor, asked: Asked) -> float:
+        """Share of the pictures in which the judge finds the prompt's style and its object."""
+        verdict = self.judge.judge(images)
+        styles = torch.tensor([STYLE_NAMES.index(s) for _, s, _ in asked])
+        objects = torch.tensor([OBJECT_NAMES.index(o) for o, _, _ in asked])
+        right = (styles == verdict.style) & (objects == verdict.object) & ~verdict.emblem
+        return right.float().mean().item()
+
+    def seen(self, images: Tensor, name: str) -> float:
+        return self.judge.sees(images, name).float().mean().item()
 
 
 def changed(settings: Any, values: list[str]) -> Any:
@@ -55,13 +110,6 @@ def difference(baseline: Baseline, settings: Any) -> str:
     return canonical_json({name: mine[name] for name in mine if mine[name] != official[name]})
 
 
-def share(bench: Bench, images: Tensor, asked: Asked) -> float:
-    """Share of the pictures in which the judge finds the prompt's style and its object."""
-    style, object = bench.right(images, asked)
-    emblem = bench.judge.judge(images).emblem
-    return (style & object & ~emblem).float().mean().item()
-
-
 def measure(bench: Bench, baseline: Baseline, settings: Any, name: str) -> dict[str, Any]:
     concept = bench.catalogue[name]
     asked, own = bench.others(concept), bench.prompts(concept)
@@ -75,8 +123,8 @@ def measure(bench: Bench, baseline: Baseline, settings: Any, name: str) -> dict[
     return {
         "erased_before": bench.seen(seen_before, name),
         "erased": bench.seen(seen_after, name),
-        "retained_before": share(bench, before, asked),
-        "retained": share(bench, after, asked),
+        "retained_before": bench.right(before, asked),
+        "retained": bench.right(after, asked),
         "lpips": lpips_distance(before, after).mean().item(),
         "seconds": seconds,
         "norm": change.norm(),

@@ -1,0 +1,69 @@
+"""The benchmarks ask what they say they ask; nothing is drawn here."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from sepme.atelier.paintings import ALIASES, OBJECTS, STYLES
+from sepme.model import load_catalogue
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+def benchmark(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+EACH = benchmark("erase_each")
+
+
+@pytest.mark.parametrize("protocol", ["paper", "catalogue"])
+@pytest.mark.parametrize("name", ["neon", "boat"])
+def test_what_is_called_untrained_is_in_neither_set(protocol: str, name: str) -> None:
+    bench = SimpleNamespace(catalogue=load_catalogue(), protocol=protocol)
+    concept, keep, known = EACH.Bench.request(bench, name)
+    sets = EACH.forgotten(concept, 50)
+    used = {*concept.prompts, *keep}
+    assert {each.prompt for each in sets["trained"]} <= set(concept.prompts)
+    assert not used & {each.prompt for each in (*sets["held_out"], *sets["alias"])}
+    assert all(name in each.prompt for which in sets if which != "alias" for each in sets[which])
+    assert all(ALIASES[name] in each.prompt for each in sets["alias"])
+    assert bool(used & {each.prompt for each in sets["two_concepts"]}) == (protocol == "catalogue")
+    unnamed = set(EACH.others(name)) - set(known)
+    assert len(unnamed) == (4 if protocol == "paper" else 0)
+    assert not any(other in prompt.split() for other in unnamed for prompt in keep)
+
+
+def test_every_partner_meets_every_held_out_template_and_anchors_name_no_concept() -> None:
+    for name, partners in (("neon", OBJECTS), ("boat", STYLES)):
+        asked = EACH.forgotten(load_catalogue()[name], 30)["held_out"]
+        assert len({each.prompt for each in asked}) == 30
+        assert {each.kept for each in asked} == set(partners)
+        assert all(each.kept in each.anchor and name not in each.anchor for each in asked)
+
+
+def test_a_table_names_preset_and_retain_set(tmp_path: Path, monkeypatch) -> None:
+    estimate = {"mean": 0.02, "low": 0.0, "high": 0.1, "n": 50}
+    columns = [*EACH.TRAINED.values(), *EACH.NOT_TRAINED.values()]
+    row = {which: {} for which, value, _ in columns if value}
+    for which, value, _ in columns:
+        row[which] = row[which] | {value: estimate} if value else 12
+    about = {"concept": "neon", "preset": "faithful", "protocol": "paper", "images": 50}
+    row |= about | {"sampling": {"steps": 10}, "threads": 1, "base": "0" * 64}
+    EACH.write_atomically(tmp_path / "neon.json", EACH.json.dumps(row).encode())
+    text = EACH.tables(tmp_path)
+    titles = [line for line in text.splitlines() if line.startswith("###")]
+    assert len(titles) == 2
+    assert all("`faithful`, retain set `paper`" in title for title in titles)
+    assert "| neon | 2% (0–10) |" in text
+    del row["unnamed"]  # as in the protocol `catalogue`
+    assert "| – |" in EACH.line(row, EACH.TRAINED)
+    monkeypatch.setattr(EACH, "HERE", tmp_path)
+    (tmp_path / "README.md").write_text("a\n<!-- each -->\nold\n<!-- /each -->\nb\n")
+    EACH.write_between("each", "new")
+    assert (tmp_path / "README.md").read_text() == "a\n<!-- each -->\nnew\n<!-- /each -->\nb\n"
