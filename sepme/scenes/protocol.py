@@ -58,7 +58,7 @@ class Protocol:
             others: the names of the other concepts of the scene that are known by now.
         """
         if self.name == "paper":
-            return (*others, SEAL)
+            return (*others, *(name for name in (SEAL,) if name in catalogue.concepts))
         return catalogue.kept_prompts([catalogue[name] for name in forgotten])
 
 
