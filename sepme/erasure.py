@@ -161,7 +161,7 @@ _PAPER = ErasureSettings(
 #:   ("lora", its strong directions) instead of the whole null space; the loss is the squared
 #:   normalised correlation of eight timesteps instead of the product at one; c_0 is a phrase, the
 #:   anchor, as S-27 allows, since the shipped model paints mosaics for the empty prompt too;
-#:   Adam's rate fits orthonormal rows; lambda is 0; tau fits the squares.
+#:   Adam's rate fits orthonormal rows; lambda and tau are in proportion to a loss that starts at 1.
 #: * `paper`: the later version of the paper, for SD v1.4.
 #: * `paper_first`: the first version, which differs in tau. It gives no rates; these are the later.
 #: * `authors`: what the authors' code does: no gradient is ever zeroed, and the loop makes one step
@@ -183,8 +183,8 @@ PRESETS: Mapping[str, ErasureSettings] = {
         timesteps="stratified",
         learning_rate=0.02,
         beta=1.0,
-        lam=0.0,
-        tau=0.1,
+        lam=3e-4,
+        tau=0.3,
     ),
     "paper": _PAPER,
     "paper_first": replace(_PAPER, tau=0.0),

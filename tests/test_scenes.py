@@ -243,7 +243,7 @@ def test_a_run_resumes_in_the_same_bytes(backbone: Backbone, tmp_path: Path, mon
     ]
 
     other = replace(plan, images=3)
-    with refused("another run", "'images'"):
+    with refused("other images of 'uce@catalogue'"):
         run_scenes(*here[:3], other, *here[4:], progress=False)
     table.with_suffix(".json").unlink()  # nothing says any more what the rows are about
     with refused("no manifest"):

@@ -124,9 +124,13 @@ class Sources:
         manifest = file.with_suffix(".json")
         if manifest.is_file():
             made = json.loads(manifest.read_text(encoding="utf-8"))
-            keys = ("model", "fingerprint", "images", "seed", "versions", "hardware")
-            drawn = {m: about["sampling"] for m, about in made["methods"].items() if m in methods}
-            self.used[file.name] = {key: made.get(key) for key in keys} | {"sampling": drawn}
+            keys = ("model", "fingerprint", "seed", "versions", "hardware")
+            drawn = {
+                name: {key: about.get(key) for key in ("images", "sampling")}
+                for name, about in made["methods"].items()
+                if name in methods
+            }
+            self.used[file.name] = {key: made.get(key) for key in keys} | {"methods": drawn}
         return rows.sort_values("method", key=lambda c: c.map(methods.index), kind="stable")
 
     def complete(

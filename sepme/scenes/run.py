@@ -34,7 +34,7 @@ from sepme.scenes.tables import ADDRESS, COLUMNS, NUMBERS, read_table, write_tab
 __all__ = ["Plan", "merge_tables", "run_scenes"]
 
 #: The parts of a manifest that are the same for all rows of a table.
-FIXED = ("model", "fingerprint", "images", "seed")
+FIXED = ("model", "fingerprint", "seed")
 
 
 @dataclass(frozen=True)
@@ -212,13 +212,13 @@ def _manifest(backbone: Backbone, plan: Plan) -> dict[str, Any]:
     content = {
         "model": backbone.name,
         "fingerprint": backbone.fingerprint,
-        "images": plan.images,
         "seed": plan.seed,
         "methods": {
             m.name: {
                 "title": m.title,
                 "settings": asdict(m.settings),
                 "sampling": asdict(plan.sampling),
+                "images": plan.images,
             }
             for m in methods
         },
@@ -258,7 +258,7 @@ def _refuse_other(table: Path, before: dict[str, Any], now: dict[str, Any]) -> N
         if before[name] != now[name]:
             raise SepmeError(f"{table} belongs to another run ('{name}' differs): {remedy}.")
     for name in before["methods"].keys() & now["methods"].keys():
-        for what in ("settings", "sampling"):
+        for what in ("settings", "sampling", "images"):
             one, other = (m["methods"][name].get(what) for m in (before, now))
             if one != other:
                 raise SepmeError(f"{table} was measured with other {what} of '{name}': {remedy}.")
