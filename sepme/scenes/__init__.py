@@ -2,7 +2,7 @@
 
 | module | holds |
 |---|---|
-| `protocol` | scenes, moments, roles, and the nine evaluated concepts |
+| `protocol` | scenes, moments, roles, the nine evaluated concepts, and the two protocols |
 | `methods` | SepME's variants and the baselines: train their changes, switch them on |
 | `images` | images drawn once for each model state, and the measures of a cell |
 | `run` | measures all cells, resumable, into `scenes_<kind>.csv` |
@@ -13,7 +13,16 @@
 
 from sepme.scenes.figures import COMPARED, FIGURES, Sources, method_looks
 from sepme.scenes.methods import METHODS
-from sepme.scenes.protocol import ALONE, EVALUATED, ROLES, SCENES, arrivals, moments
+from sepme.scenes.protocol import (
+    ALONE,
+    EVALUATED,
+    PROTOCOLS,
+    ROLES,
+    SCENES,
+    Protocol,
+    arrivals,
+    moments,
+)
 from sepme.scenes.run import Plan, merge_tables, run_scenes
 from sepme.scenes.tables import (
     MEASURED,
@@ -34,11 +43,13 @@ __all__ = [
     "FIGURES",
     "MEASURED",
     "METHODS",
+    "PROTOCOLS",
     "PUBLISHED",
     "RESULTS",
     "ROLES",
     "SCENES",
     "Plan",
+    "Protocol",
     "Sources",
     "arrivals",
     "complete",
