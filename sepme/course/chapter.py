@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,9 +15,9 @@ from sepme._data import cache
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
 from sepme.cli.tasks import erase_into, plan
 from sepme.composition import shipped_deltas
-from sepme.concept import Catalogue, catalogue_of, parse_names
+from sepme.concept import Catalogue, Concept, catalogue_of, parse_names
 from sepme.delta import ConceptDelta
-from sepme.erasure import PRESETS, ErasureStep
+from sepme.erasure import PRESETS, ErasureSettings, ErasureStep
 from sepme.errors import SepmeError
 from sepme.model import ATELIER, Backbone, load_catalogue
 from sepme.plots import correlation_decay
@@ -31,6 +32,7 @@ __all__ = [
     "of_kind",
     "open_model",
     "seen",
+    "with_tolerance",
 ]
 
 #: Deltas that a chapter had to make for a model that brings none.
@@ -47,9 +49,29 @@ PAPER_OBJECTS = (
 
 
 # ------------------------------------------------------------------ the model and its concepts
+@dataclass(frozen=True)
+class ChapterCatalogue(Catalogue):
+    """The concepts of a chapter, with a retain set and a tolerance where the reader chose them."""
+
+    retain: tuple[str, ...] | None = None
+    keep_rtol: float | None = None
+
+    def kept_prompts(self, forget: Sequence[Concept]) -> tuple[str, ...]:
+        """The retain set: the one chosen, without what is forgotten, or the catalogue's own."""
+        if self.retain is None:
+            return super().kept_prompts(forget)
+        forgotten = {word for concept in forget for word in (concept.name, *concept.prompts)}
+        return ("", *(prompt for prompt in self.retain if prompt not in forgotten))
+
+
 def open_model(
-    model: str | Path | None = None, *, styles: str | None = None, objects: str | None = None
-) -> tuple[Backbone, Judge | None, Catalogue]:
+    model: str | Path | None = None,
+    *,
+    styles: str | None = None,
+    objects: str | None = None,
+    retain: str | None = None,
+    keep_rtol: float | str | None = None,
+) -> tuple[Backbone, Judge | None, ChapterCatalogue]:
     """The model of a chapter, the judge that comes with it, if any, and its concepts.
 
     Args:
@@ -58,13 +80,22 @@ def open_model(
         styles, objects: names with commas between them, like "Van Gogh, Monet"; by default
             SEPME_STYLES and SEPME_OBJECTS. They replace the model's own catalogue. A model without
             a catalogue gets the concepts that the paper erases from Stable Diffusion v1.4.
+        retain: what each delta keeps beside the empty prompt: "names" for the bare names of the
+            other concepts, as in the paper's protocol (Stable Diffusion has room for about ten), or
+            prompts with commas between them; by default SEPME_RETAIN, and without one every prompt
+            of the other concepts.
+        keep_rtol: tolerance of the null space of what is kept, relative to its largest singular
+            value; by default SEPME_KEEP_RTOL, and without one each preset's own.
 
     Raises:
-        SepmeError: see `Backbone.load`, `Judge.load`, `Catalogue.load` and `catalogue_of`.
+        SepmeError: a tolerance that is no number from 0 to below 1; see also `Backbone.load`,
+            `Judge.load`, `Catalogue.load` and `catalogue_of`.
     """
     model = model or os.environ.get("SEPME_MODEL") or None
     styles = styles or os.environ.get("SEPME_STYLES")
     objects = objects or os.environ.get("SEPME_OBJECTS")
+    retain = retain or os.environ.get("SEPME_RETAIN")
+    rtol = _tolerance(keep_rtol if keep_rtol is not None else os.environ.get("SEPME_KEEP_RTOL"))
     if styles or objects or (catalogue := load_catalogue(model)) is None:
         catalogue = catalogue_of(
             parse_names(styles) if styles else PAPER_STYLES,
@@ -73,7 +104,31 @@ def open_model(
     backbone = Backbone.load(model)
     weights = (Path(model) if model else ATELIER) / "judge.safetensors"
     judge = Judge.load(weights) if weights.is_file() else None
-    return backbone, judge, catalogue
+    names = tuple(catalogue.concepts) if retain == "names" else None
+    kept = names or (tuple(parse_names(retain)) if retain else None)
+    return backbone, judge, ChapterCatalogue(catalogue.concepts, catalogue.aliases, kept, rtol)
+
+
+def _tolerance(given: float | str | None) -> float | None:
+    """The tolerance as a number, or None where none was given."""
+    if given is None or given == "":
+        return None
+    try:
+        rtol = float(given)
+    except ValueError:
+        rtol = -1.0
+    if not 0 <= rtol < 1:
+        raise SepmeError(f"The tolerance {given!r} is not possible: give a number like 1e-4.")
+    return rtol
+
+
+def with_tolerance(
+    presets: Mapping[str, ErasureSettings], catalogue: ChapterCatalogue
+) -> Mapping[str, ErasureSettings]:
+    """The presets with the tolerance that was chosen for `open_model`, or just as they are."""
+    if catalogue.keep_rtol is None:
+        return presets
+    return {name: replace(one, keep_rtol=catalogue.keep_rtol) for name, one in presets.items()}
 
 
 def choose_concepts(catalogue: Catalogue, **named: tuple[str, ...]) -> dict[str, str]:
@@ -107,17 +162,18 @@ def of_kind(catalogue: Catalogue, kind: str) -> list[str]:
 
 
 def deltas_of(
-    backbone: Backbone, catalogue: Catalogue, names: Sequence[str]
+    backbone: Backbone, catalogue: ChapterCatalogue, names: Sequence[str]
 ) -> dict[str, ConceptDelta]:
     """The deltas beside the model, and those of `names`, which are erased now if missing.
 
-    A delta that is erased here keeps everything else in the catalogue. It is written to
-    the user's cache folder, where the next call finds it.
+    A delta that is erased here keeps the catalogue's retain set. It is written to the user's cache
+    folder, where the next call finds it.
     """
     found = shipped_deltas(backbone)
     missing = [catalogue[name] for name in names if name not in found]
     if missing:
-        tasks = plan(missing, (), catalogue, PRESETS["default"])
+        settings = with_tolerance(PRESETS, catalogue)["default"]
+        tasks = plan(missing, (), catalogue, settings)
         folder = CACHE / backbone.fingerprint[:12]
         files = erase_into(folder, tasks, backbone, overwrite=True, say=lambda _: None)
         found |= {delta.concept: delta for delta in map(ConceptDelta.load, files)}
@@ -131,9 +187,14 @@ def is_shipped(backbone: Backbone) -> bool:
 
 
 def banner(
-    backbone: Backbone, chosen: Mapping[str, str] | None = None, *, minutes: float, gigabytes: float
+    backbone: Backbone,
+    chosen: Mapping[str, str] | None = None,
+    catalogue: ChapterCatalogue | None = None,
+    *,
+    minutes: float,
+    gigabytes: float,
 ) -> Markdown:
-    """The model in use, the concepts chosen by `choose_concepts`, and what the chapter costs."""
+    """The model in use, what the reader chose for it, and what the chapter costs."""
     whose = (
         "the small model that ships with sepme. The text is about this model; none of its figures "
         "is the paper's."
@@ -150,43 +211,72 @@ def banner(
     read = [f"*{new}* for {old}" for old, new in (chosen or {}).items() if new != old]
     if read:
         lines.append("Where the text names the Atelier's concepts, read " + ", ".join(read) + ".")
+    lines += _own_choices(catalogue)
     return Markdown("  \n".join(f"> {line}" for line in lines))
+
+
+def _own_choices(catalogue: ChapterCatalogue | None) -> list[str]:
+    """A sentence for the retain set and one for the tolerance, where the reader chose them."""
+    lines = []
+    if catalogue and catalogue.retain is not None:
+        kept = ", ".join(f"*{prompt}*" for prompt in catalogue.retain)
+        lines.append(f"Your retain set: the empty prompt and, unless it is forgotten, {kept}.")
+    if catalogue and catalogue.keep_rtol is not None:
+        lines.append(f"Your tolerance of the null space: {catalogue.keep_rtol:g}.")
+    return lines
 
 
 class Claims:
     """What a chapter says about the model, checked in the cell that shows it.
 
-    On the shipped model, with the concepts of the text, a claim that does not hold ends the
-    notebook. On a model of your own it is a finding: it is shown below the cell and in `table`.
-    What mathematics promises for every model belongs into an `assert` instead.
+    On the shipped model, with the concepts, the retain set and the tolerance of the text, a claim
+    that does not hold ends the notebook. Otherwise it is a finding: it is shown below the cell and
+    in `table`. What mathematics promises for every model belongs into an `assert` instead.
 
     Attributes:
-        made: each claim in words, and whether it held.
+        made: each claim in words, and whether it held; None where it could not be checked.
     """
 
-    def __init__(self, backbone: Backbone, chosen: Mapping[str, str]) -> None:
-        self.strict = is_shipped(backbone) and all(old == new for old, new in chosen.items())
-        self.made: list[tuple[str, bool]] = []
+    def __init__(
+        self,
+        backbone: Backbone,
+        chosen: Mapping[str, str],
+        catalogue: ChapterCatalogue | None = None,
+    ) -> None:
+        as_written = all(old == new for old, new in chosen.items()) and not _own_choices(catalogue)
+        self.strict = is_shipped(backbone) and as_written
+        self.made: list[tuple[str, bool | None]] = []
 
-    def __call__(self, what: str, holds: bool | Tensor) -> None:
-        """State a claim; raise AssertionError if it does not hold where the text must be right."""
-        holds = bool(torch.as_tensor(holds).all())
+    def __call__(self, what: str, holds: bool | Tensor | None) -> None:
+        """State a claim; raise AssertionError if it does not hold where the text must be right.
+
+        Args:
+            holds: None, or a tensor without entries, if there is nothing to check it with: a model
+                of your own has no judge.
+        """
+        entries = torch.as_tensor([] if holds is None else holds)
+        holds = bool(entries.all()) if entries.numel() else None
         self.made.append((what, holds))
-        if not holds:
+        if holds is False:
             if self.strict:
                 raise AssertionError(f"The text says that {what}, and here that is not so.")
             display(Markdown(f"> **Otherwise on this model.** The text says that {what}."))
 
     def table(self) -> HTML:
         """Every claim of the chapter, and whether it holds for the model in use."""
-        held = sum(holds for _, holds in self.made)
-        rows = [(what, "yes" if holds else "NO") for what, holds in self.made]
+        run = [holds for _, holds in self.made if holds is not None]
+        left = len(self.made) - len(run)
+        words = {True: "yes", False: "NO", None: "not run"}
+        rows = [(what, words[holds]) for what, holds in self.made]
         frame = pd.DataFrame(rows, columns=["the text says that", "holds"])
         with pd.option_context("display.max_colwidth", None):
             table = frame.to_html(index=False, justify="left")
-        return HTML(
-            f"<p>{held} of {len(rows)} claims of this chapter hold for this model.</p>{table}"
+        told = (
+            f"{sum(run)} of {len(run)} claims of this chapter hold for this model." if run else ""
         )
+        if left:
+            told += f" {left} could not be checked with this model, and were not run."
+        return HTML(f"<p>{told.strip()}</p>{table}")
 
 
 # ------------------------------------------------------------------ what it shows

@@ -34,6 +34,11 @@ def angles(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
     }
     otherwise = "These are not the principal angles: rows must be made orthonormal first."
     compare(found, cosines.acos(), mistakes, otherwise)
+    dependent = torch.cat([E[:2], 3 * E[:2], E[:1] - E[1:2]])  # as the rows of prompts are
+    E_q = torch.linalg.qr(E[:2].T).Q.T
+    fewer = as_tensor(answer(dependent, F), (2,), "the angles of a space with dependent rows")
+    rows = "Rows that others make up add no direction: `row_basis` leaves them out, `qr` does not."
+    compare(fewer, torch.linalg.svdvals(E_q @ F_q.T).acos(), {}, rows)
     same = as_tensor(answer(E, 3 * E), (4,), "the angles")
     clamp = "A space makes no angle with itself: clamp the cosines to 1 before the arccosine."
     require(same.abs().max() < 1e-3, clamp)
@@ -43,24 +48,29 @@ def angles(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
 def random_basis(answer: Callable[[int, int, torch.Generator], Tensor]) -> None:
     """`random_basis(q, d, generator)` are orthonormal rows `[q, d]`, uniform over directions."""
     rng = torch.Generator().manual_seed(0)
-    first, *draws = (as_tensor(answer(3, 20, rng), (3, 20), "the basis") for _ in range(200))
-    same = near(first, draws[0])
+    draws = [as_tensor(answer(3, 20, rng), (3, 20), "the basis") for _ in range(400)]
+    same = near(draws[0], draws[1])
     require(not same, "Two draws are the same: hand the generator to torch.randn.")
-    orthonormal = all(near(Q @ Q.T, torch.eye(3), 1e-5) for Q in (first, *draws))
+    orthonormal = all(near(Q @ Q.T, torch.eye(3), 1e-5) for Q in draws)
     require(orthonormal, "Your rows are not orthonormal, Q Q^T = 1: try torch.linalg.qr.")
-    overlap = torch.stack([(first @ Q.T).square().sum() for Q in draws]).mean()
-    uniform = abs(float(overlap) - 9 / 20) < 0.1  # several standard errors
+    # ||Q v||^2 of a fixed unit vector v is Beta(3/2, 17/2): mean 3/20, mean square 15/440. Here v
+    # is each axis and the diagonal; the bounds are five standard errors or more.
+    v = torch.cat([torch.eye(20), torch.full((1, 20), 20**-0.5)]).double()
+    shares = torch.stack([(Q @ v.T).square().sum(dim=0) for Q in draws])  # [draws, directions]
+    uniform = (shares.mean(dim=0) - 3 / 20).abs().max() < 0.03
+    uniform &= abs(shares.square().mean() - 15 / 440) < 0.01
     require(uniform, "Your directions are not uniform: start from independent normal numbers.")
 
 
 @checks
 def expected_overlap(answer: Callable[[int, int, int], float]) -> None:
     """`expected_overlap(q1, q2, d)` is the mean of ||Q1 Q2^T||_F^2 of random subspaces."""
-    for q1, q2, d in ((1, 1, 256), (4, 2, 256), (16, 16, 256), (256, 3, 256)):
+    for q1, q2, d in ((1, 1, 256), (4, 2, 256), (16, 16, 256), (256, 3, 256), (5, 3, 64)):
         found, true = as_number(answer(q1, q2, d), "the expectation"), q1 * q2 / d
         mistakes = {
             "That is the root: the squares of cosines add up.": true**0.5,
             "Every pair of directions counts, q1 times q2 of them.": min(q1, q2) / d,
+            "It is right in 256 dimensions only: use the argument `d`.": q1 * q2 / 256,
         }
         told = f"For q1 = {q1}, q2 = {q2}, d = {d} chance gives {true:.4g}, not {found:.4g}"
         compare(found, true, mistakes, f"{told}: a direction has 1/d of its square along another.")
@@ -71,13 +81,15 @@ def gram(
     answer: Callable[[Sequence[ConceptDelta]], Tensor], deltas: Sequence[ConceptDelta]
 ) -> None:
     """`gram(deltas)` are the cosines of the deltas, taken over all layers, `[n, n]`."""
+    deltas = [*deltas, -2 * deltas[0]]  # one that pulls against another, of another length
     layers = [[delta.dense(path).double().flatten() for path in delta.paths] for delta in deltas]
-    flat, first = (
-        torch.stack([torch.cat(parts) for parts in layers]),
-        [parts[0] for parts in layers],
-    )
-    true, one_layer = (
-        cosine_similarity(m[:, None], m[None], dim=2) for m in (flat, torch.stack(first))
+    flat = torch.stack([torch.cat(parts) for parts in layers])
+    true = cosine_similarity(flat[:, None], flat[None], dim=2)
+    by_layer = torch.stack(
+        [
+            cosine_similarity(rows[:, None], rows[None], dim=2)
+            for rows in (torch.stack(parts) for parts in zip(*layers, strict=True))
+        ]
     )
     found, products = as_tensor(answer(deltas), tuple(true.shape), "the Gram matrix"), flat @ flat.T
     require(near(found, true) or not near(found, products), "These are products, not cosines.")
@@ -86,6 +98,7 @@ def gram(
     require(near(found.diag(), torch.ones(len(deltas))), own)
     mistakes = {
         "Keep the sign: deltas can pull against each other.": true.abs(),
-        "That is one layer only: add up over all paths before you divide.": one_layer,
+        "That is one layer only: add up over all paths before you divide.": by_layer[0],
+        "That is the mean of the layers' cosines: add up the products first.": by_layer.mean(0),
     }
     compare(found, true, mistakes, "This is not <D_i, D_j> / (||D_i|| ||D_j||) over all layers.")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sepme.concept import evenly
 from sepme.course.checks._feedback import (
     NotYet,
     as_number,
@@ -15,12 +16,12 @@ from sepme.course.checks._feedback import (
     require,
 )
 from sepme.errors import SepmeError
-from sepme.nullspace import null_space
+from sepme.nullspace import null_space, reduced_row_echelon
 
 
 @checks
 def solutions(answer: Callable[[], Tensor], A: Tensor) -> None:
-    """`solutions()` is a basis `[d_in, free]` of unit-length solutions of A x = 0 (eq. 8)."""
+    """`solutions()` are the unit-length solutions of A x = 0, one a free unknown (eq. 8)."""
     A, S = A.double(), answer()
     free = A.shape[1] - int(torch.linalg.matrix_rank(A))
     require(isinstance(S, Tensor) and S.ndim == 2, "Return a matrix, one solution a column.")
@@ -37,6 +38,13 @@ def solutions(answer: Callable[[], Tensor], A: Tensor) -> None:
     require(int(torch.linalg.matrix_rank(S, atol=1e-6)) == free, multiples)
     lengths = "Your columns solve A x = 0 but are not of unit length: divide each by its norm."
     require(near(S.norm(dim=0), torch.ones(free)), lengths)
+    pivots = reduced_row_echelon(A, 1e-9)[1]
+    unknowns = [j for j in range(A.shape[1]) if j not in pivots]
+    values = S[unknowns] / S[unknowns].abs().amax(dim=0)  # [free, free]: a single 1 a column
+    single = near(values.sum(dim=0), torch.ones(free)) and int((values.abs() > 1e-5).sum()) == free
+    named = " and ".join(f"x{j + 1}" for j in unknowns)
+    mixed = f"Your columns solve A x = 0, but {named} are free: set one to 1 and the others to 0."
+    require(single, mixed)
 
 
 @checks
@@ -56,17 +64,29 @@ def projector(answer: Callable[[Tensor], Tensor]) -> None:
 @checks
 def tolerance(answer: Callable[[Tensor, float], float], A: Tensor) -> None:
     """`tolerance(A, leakage)` leaves as many dimensions free as possible without leaking more."""
-    spectrum = torch.linalg.svdvals(A.double())
-    for allowed in (30.0, 3.0, 0.3):
-        rtol = as_number(answer(A, allowed), "the tolerance")
-        try:
-            space = null_space(A.float(), rtol=rtol)
-        except SepmeError as error:
-            raise NotYet(f"null_space refuses {rtol:.3g}: {error}") from error
-        asked = f"Asked for a leakage of {allowed:g}, your tolerance {rtol:.2e}"
-        leaks = f"{asked} leaks up to {space.leakage_bound:.2g}"
+    for rows in (A, A / 7):  # the largest singular value is no constant
+        spectrum = torch.linalg.svdvals(rows.double())
         relative = f"it is relative to the largest singular value, {float(spectrum[0]):.3g}"
-        require(space.leakage_bound <= allowed, f"{leaks}: {relative}.")
-        most = A.shape[1] - int((spectrum > allowed).sum())
-        little = f"{asked} leaves {space.free} dimensions free where {most} are possible."
-        require(space.free == most, little)
+        for allowed in _beside(spectrum):
+            rtol = as_number(answer(rows, allowed), "the tolerance")
+            try:
+                space = null_space(rows.float(), rtol=rtol)
+            except SepmeError as error:
+                raise NotYet(f"null_space refuses {rtol:.3g}: {error}") from error
+            asked = f"Asked for a leakage of {allowed:.4g}, your tolerance {rtol:.2e}"
+            leaks = f"{asked} leaks up to {space.leakage_bound:.4g}"
+            require(space.leakage_bound <= allowed, f"{leaks}: {relative}.")
+            most = rows.shape[1] - int((spectrum > allowed).sum())
+            little = f"{asked} leaves {space.free} dimensions free where {most} are possible"
+            require(space.free == most, f"{little}: {relative}.")
+
+
+def _beside(spectrum: Tensor) -> list[float]:
+    """Leakages just above and just below a few singular values that stand alone."""
+    s = spectrum.tolist()
+    alone = [
+        s[k]
+        for k in range(1, len(s) - 1)
+        if s[k - 1] > 1.01 * s[k] > 1.02 * s[k + 1] and s[k] > 1e-3 * s[0]
+    ]
+    return [near_it * value for value in evenly(alone, 3) for near_it in (1.001, 0.999)]
