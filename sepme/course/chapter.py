@@ -51,17 +51,16 @@ PAPER_OBJECTS = (
 # ------------------------------------------------------------------ the model and its concepts
 @dataclass(frozen=True)
 class ChapterCatalogue(Catalogue):
-    """The concepts of a chapter, with a retain set and a tolerance where the reader chose them."""
+    """The concepts of a chapter, and what the reader chose to keep, and up to which tolerance."""
 
-    retain: tuple[str, ...] | None = None
+    keep: tuple[str, ...] = ()
     keep_rtol: float | None = None
 
     def kept_prompts(self, forget: Sequence[Concept]) -> tuple[str, ...]:
-        """The retain set: the one chosen, without what is forgotten, or the catalogue's own."""
-        if self.retain is None:
-            return super().kept_prompts(forget)
-        forgotten = {word for concept in forget for word in (concept.name, *concept.prompts)}
-        return ("", *(prompt for prompt in self.retain if prompt not in forgotten))
+        """The retain set: the catalogue's, and the reader's prompts that are not forgotten."""
+        forgotten = {prompt for concept in forget for prompt in concept.prompts}
+        more = (prompt for prompt in self.keep if prompt not in forgotten)
+        return tuple(dict.fromkeys((*super().kept_prompts(forget), *more)))
 
 
 def open_model(
@@ -69,7 +68,7 @@ def open_model(
     *,
     styles: str | None = None,
     objects: str | None = None,
-    retain: str | None = None,
+    keep: str | None = None,
     keep_rtol: float | str | None = None,
 ) -> tuple[Backbone, Judge | None, ChapterCatalogue]:
     """The model of a chapter, the judge that comes with it, if any, and its concepts.
@@ -80,10 +79,9 @@ def open_model(
         styles, objects: names with commas between them, like "Van Gogh, Monet"; by default
             SEPME_STYLES and SEPME_OBJECTS. They replace the model's own catalogue. A model without
             a catalogue gets the concepts that the paper erases from Stable Diffusion v1.4.
-        retain: what each delta keeps beside the empty prompt: "names" for the bare names of the
-            other concepts, as in the paper's protocol (Stable Diffusion has room for about ten), or
-            prompts with commas between them; by default SEPME_RETAIN, and without one every prompt
-            of the other concepts.
+        keep: more prompts for the retain set of every delta, with commas between them; by default
+            SEPME_KEEP. The empty prompt and all prompts of the other concepts belong to it anyway,
+            so name few concepts where room is short.
         keep_rtol: tolerance of the null space of what is kept, relative to its largest singular
             value; by default SEPME_KEEP_RTOL, and without one each preset's own.
 
@@ -94,7 +92,7 @@ def open_model(
     model = model or os.environ.get("SEPME_MODEL") or None
     styles = styles or os.environ.get("SEPME_STYLES")
     objects = objects or os.environ.get("SEPME_OBJECTS")
-    retain = retain or os.environ.get("SEPME_RETAIN")
+    keep = keep or os.environ.get("SEPME_KEEP")
     rtol = _tolerance(keep_rtol if keep_rtol is not None else os.environ.get("SEPME_KEEP_RTOL"))
     if styles or objects or (catalogue := load_catalogue(model)) is None:
         catalogue = catalogue_of(
@@ -104,9 +102,8 @@ def open_model(
     backbone = Backbone.load(model)
     weights = (Path(model) if model else ATELIER) / "judge.safetensors"
     judge = Judge.load(weights) if weights.is_file() else None
-    names = tuple(catalogue.concepts) if retain == "names" else None
-    kept = names or (tuple(parse_names(retain)) if retain else None)
-    return backbone, judge, ChapterCatalogue(catalogue.concepts, catalogue.aliases, kept, rtol)
+    more = tuple(parse_names(keep)) if keep else ()
+    return backbone, judge, ChapterCatalogue(catalogue.concepts, catalogue.aliases, more, rtol)
 
 
 def _tolerance(given: float | str | None) -> float | None:
@@ -218,9 +215,9 @@ def banner(
 def _own_choices(catalogue: ChapterCatalogue | None) -> list[str]:
     """A sentence for the retain set and one for the tolerance, where the reader chose them."""
     lines = []
-    if catalogue and catalogue.retain is not None:
-        kept = ", ".join(f"*{prompt}*" for prompt in catalogue.retain)
-        lines.append(f"Your retain set: the empty prompt and, unless it is forgotten, {kept}.")
+    if catalogue and catalogue.keep:
+        more = ", ".join(f"*{prompt}*" for prompt in catalogue.keep)
+        lines.append(f"Your retain set: all prompts of the other concepts, and {more}.")
     if catalogue and catalogue.keep_rtol is not None:
         lines.append(f"Your tolerance of the null space: {catalogue.keep_rtol:g}.")
     return lines

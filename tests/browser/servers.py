@@ -35,8 +35,9 @@ def settled_in(folder: Path) -> dict[str, str]:
     own["IPYTHONDIR"] = str(folder / "ipython")
     own["PYTHONPATH"] = str(ROOT)  # for `tests.gallery`
     # The kernels draw figures inline and open the shipped model, whatever is set outside.
-    unset = {"MPLBACKEND", "SEPME_MODEL", "SEPME_STYLES", "SEPME_OBJECTS"}
-    return {name: value for name, value in os.environ.items() if name not in unset} | own
+    outside = os.environ.items()
+    unset = {name for name, _ in outside if name == "MPLBACKEND" or name.startswith("SEPME_")}
+    return {name: value for name, value in outside if name not in unset} | own
 
 
 @contextmanager
