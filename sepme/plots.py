@@ -72,6 +72,26 @@ def _legend_beside(ax: Axes, handles: Sequence[Any] | None = None) -> None:
 
 
 # ------------------------------------------------------------------ curves and bars
+def training_lines(
+    ax: Axes,
+    n: Sequence[int],
+    each: Sequence[float],
+    momentum: Sequence[float],
+    label: str = "",
+    index: int = 0,
+) -> None:
+    """A training over its iterations n, alike in all figures: m_n (eq. 4) thick, each loss thin.
+
+    Args:
+        label: of the thick line; without one both lines are called what they are.
+        index: of the training, where several are drawn.
+    """
+    style = line_style(index)
+    thin = {"label": "" if label else "each iteration", "color": style["color"]}
+    ax.plot(n, each, linewidth=0.8, alpha=0.45, **thin)
+    ax.plot(n, momentum, linewidth=2, label=label or "momentum $m_n$", **style)
+
+
 def correlation_decay(
     steps_by_concept: Mapping[str, Sequence[Any]],
     ax: Axes | None = None,
@@ -99,16 +119,15 @@ def correlation_decay(
         ax.axhline(tau, color=GREY, linewidth=1, linestyle=":", label=f"stop at τ = {tau:g}")
     ends = {}
     for index, (name, steps) in enumerate(steps_by_concept.items()):
-        style, n = line_style(index), [step.iteration for step in steps]
+        color, n = line_style(index)["color"], [step.iteration for step in steps]
         each = [float(np.mean(step.correlation)) for step in steps]
-        ax.plot(n, each, linewidth=0.8, alpha=0.45, color=style["color"])
-        ax.plot(n, [step.momentum for step in steps], linewidth=2, label=name, **style)
+        training_lines(ax, n, each, [step.momentum for step in steps], name, index)
         if limit is not None and steps:
             stopped = n[-1] < limit or (tau is not None and steps[-1].momentum <= tau)
             how = "stopped by $m_n$" if stopped else f"limit of {limit} iterations"
             mark = {"linestyle": "", "marker": "o" if stopped else "x", "markersize": 8}
             mark |= {"markeredgewidth": 2, "zorder": 5}
-            ax.plot(n[-1:], [steps[-1].momentum], color=style["color"], **mark)
+            ax.plot(n[-1:], [steps[-1].momentum], color=color, **mark)
             ends[how] = Line2D([], [], color=GREY, label=how, **mark)
     handles, _ = ax.get_legend_handles_labels()
     handles.append(Line2D([], [], color=GREY, linewidth=2, label="momentum $m_n$"))
@@ -122,23 +141,22 @@ def recorded_decay(recording: Any, ax: Axes | None = None) -> Axes:
     """A `sepme.probe.Recording` over its iterations: the fixed probe beside the training's own.
 
     The dots are the probe's mean correlation. The band spans its timesteps, each the mean of its
-    pictures. The dashed line is the momentum m_n of eq. 4, and the dotted one its threshold tau,
+    pictures. The thick line is the momentum m_n of eq. 4, and the dotted one its threshold tau,
     unless that lies out of reach. Losses with a unit (eq. 2) are drawn relative to the first one.
     """
     ax = _axes(ax, width=7.6)
     ax.axhline(0, color=BLACK, linewidth=0.8)
     by_timestep = recording.correlation.mean(dim=2)  # [snapshots, timesteps]
-    ax.plot(recording.iterations, recording.decay, "o-", color=BLUE, label="probe: mean")
-    band = {"color": SKY, "alpha": 0.3, "linewidth": 0, "label": "probe: its timesteps"}
+    probe = {"color": VERMILLION, "linestyle": DASHES[1], "marker": "o", "label": "probe: mean"}
+    ax.plot(recording.iterations, recording.decay, **probe)
+    band = {"color": ORANGE, "alpha": 0.3, "linewidth": 0, "label": "probe: its timesteps"}
     low, high = by_timestep.amin(dim=1), by_timestep.amax(dim=1)
     ax.fill_between(recording.iterations, low, high, **band)
     settings = recording.provenance.settings
     unit = recording.losses[0] if settings["objective"] == "product" else 1.0
     n = [step.iteration for step in recording.steps]
-    each = [loss / unit for loss in recording.losses]
     momentum = [step.momentum / unit for step in recording.steps]
-    ax.plot(n, each, color=VERMILLION, linewidth=0.8, alpha=0.45, label="each iteration")
-    ax.plot(n, momentum, color=VERMILLION, linewidth=2, linestyle=DASHES[1], label="momentum $m_n$")
+    training_lines(ax, n, [loss / unit for loss in recording.losses], momentum)
     if (tau := settings["tau"]) >= min(recording.losses):
         thin = {"color": GREY, "linewidth": 1, "linestyle": ":"}
         ax.axhline(tau / unit, label=f"stop at τ = {tau:g}", **thin)

@@ -66,7 +66,7 @@ def short_recording(model: Backbone) -> Recording:
 # ---------------------------------------------------------------- the widgets, for a notebook
 def mixer() -> Shell:
     """Free words and no judge, as with a Stable Diffusion of one's own; it has drawn already."""
-    made = concept_mixer(fresh(), None, FREE, FREE_DELTAS)
+    made = concept_mixer(fresh(), None, FREE, FREE_DELTAS, example=False)
     made.prompt.value, made.steps.value = "a boat in the style of neon", 2
     made.draw.click()
     made.wait()

@@ -1,6 +1,5 @@
 """The tables' explorer: what it draws from a state, and what its controls do, without a browser."""
 
-import base64
 import re
 from dataclasses import replace
 
@@ -231,20 +230,6 @@ def test_a_scene_brings_its_own_moments(shell: Explorer, scene: str) -> None:
     assert scene in shell.status.text
     shell.scene.value = "Scene1"
     assert shell.state.moment.scene == "Scene1"
-
-
-def test_the_picture_is_a_file_with_words(shell: Explorer) -> None:
-    assert shell.picture.png.startswith(b"\x89PNG")
-    assert base64.b64encode(shell.picture.png).decode() in shell.picture.value
-    assert 'alt="Scene1 t0, styles' in shell.picture.value
-
-
-def test_every_control_has_a_label_a_tooltip_and_a_class(shell: Explorer) -> None:
-    for name in ("kind", "scene", "time", "measure", "method"):
-        control = getattr(shell, name)
-        assert control.description
-        assert control.tooltip
-        assert f"sepme-results-{name}" in control._dom_classes
 
 
 def test_a_cell_without_lpips_leaves_the_others() -> None:

@@ -3,6 +3,7 @@
 import ast
 import base64
 import importlib
+import io
 import re
 import sys
 from collections.abc import Iterator
@@ -14,9 +15,12 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from matplotlib.cbook import is_math_text
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
+from PIL import Image
 from torch import Tensor
 
 import sepme
@@ -26,11 +30,14 @@ from sepme.erasure import erase
 from sepme.errors import warn
 from sepme.model import Backbone
 from sepme.nullspace import null_space
-from sepme.plots import png
+from sepme.plots import correlation_decay, png, recorded_decay
 from sepme.probe import Recording
+from sepme.scenes import published
 from sepme.widgets import (
     BudgetState,
     PairState,
+    ResultsState,
+    StopRuleState,
     budget,
     concept_mixer,
     decay_player,
@@ -38,6 +45,8 @@ from sepme.widgets import (
     interference_explorer,
     mixer,
     null_space_budget,
+    results,
+    results_explorer,
     stop_rule,
     stop_rule_playground,
 )
@@ -46,7 +55,6 @@ from sepme.widgets.decay_player import DecayState
 from sepme.widgets.decay_player import describe as describe_moment
 from sepme.widgets.decay_player import render as render_moment
 from sepme.widgets.mixer import ConceptMixer, Mixer, MixerState
-from sepme.widgets.stop_rule import StopRuleState
 from tests.gallery import CATALOGUE, DELTAS, FREE, FREE_DELTAS, LOSSES, REPORT, Eye, short_recording
 from tests.miniature import NEON, QUICK, fresh
 from tests.refusals import refused
@@ -70,7 +78,7 @@ def _taken_off(model: Backbone) -> Iterator[None]:
 @pytest.fixture
 def shell(model: Backbone) -> ConceptMixer:
     """A mixer of the miniature model that draws inside the click."""
-    made = concept_mixer(model, Eye(), CATALOGUE, DELTAS, threaded=False)
+    made = concept_mixer(model, Eye(), CATALOGUE, DELTAS, threaded=False, example=False)
     made.prompt.value, made.steps.value = PROMPT, 2
     return made
 
@@ -163,34 +171,34 @@ def test_a_failure_nobody_expected_is_not_silent(capsys: pytest.CaptureFixture) 
 
 
 @pytest.fixture
-def all_five(model: Backbone, recording: Recording, shell: ConceptMixer) -> list[Shell]:
+def all_six(model: Backbone, recording: Recording, shell: ConceptMixer) -> list[Shell]:
     return [
         shell,
         null_space_budget(model, CATALOGUE),
         decay_player({"neon": recording}),
         interference_explorer(REPORT, model),
         stop_rule_playground({"a": LOSSES}),
+        results_explorer(published()[:0], published()),
     ]
 
 
-def test_every_control_has_a_label_a_tooltip_and_a_class(all_five: list[Shell]) -> None:
-    for widget in all_five:
+def test_every_control_has_a_label_a_tooltip_and_a_class(all_six: list[Shell]) -> None:
+    for widget in all_six:
         parts = list(tree(widget))
         controls = [p for p in parts if not isinstance(p, ipywidgets.Box | ipywidgets.HTML)]
         assert len(controls) >= 4
         for part in controls:
             assert part.description, part
-            assert "Slider" not in type(part).__name__, part  # it has no name to be spoken
             assert part.tooltip, part
             assert any(name.startswith("sepme-") for name in part._dom_classes), part
             assert not getattr(part, "continuous_update", False), part
-        classes = [name for part in parts for name in part._dom_classes]
+        classes = [name for part in parts for name in part._dom_classes if "sepme-" in name]
         assert len(classes) == len(set(classes))  # each leads to one place
 
 
-def test_every_picture_has_words(all_five: list[Shell]) -> None:
-    all_five[0].draw.click()
-    for widget in all_five:
+def test_every_picture_has_words(all_six: list[Shell]) -> None:
+    all_six[0].draw.click()
+    for widget in all_six:
         assert len(widget.picture.alt) > 40
         assert f'alt="{widget.picture.alt[:20]}' in widget.picture.value
         assert base64.b64encode(widget.picture.png).decode() in widget.picture.value
@@ -198,6 +206,78 @@ def test_every_picture_has_words(all_five: list[Shell]) -> None:
         assert not widget.picture.stale
 
 
+# ---------------------------------------------------------------- what every picture is like
+def faults(figure: Figure) -> list[str]:
+    """Whether anything is cut off by the edge, and whether a legend lies over a line or a bar."""
+    png(figure)  # puts everything in its place
+    edge, needed = figure.bbox_inches.padded(0.02), figure.get_tightbbox()
+    cut_off = not (edge.contains(*needed.min) and edge.contains(*needed.max))
+    axes = figure.findobj(Axes)
+    lines = [line for ax in axes for line in ax.lines]
+    paths = [line.get_transform().transform_path(line.get_path()) for line in lines]
+    stacks = [c for ax in axes for c in ax.containers if isinstance(c, BarContainer)]
+    bars = [bar.get_window_extent() for stack in stacks for bar in stack]
+    boxes = [legend.get_window_extent() for legend in figure.findobj(Legend)]
+    over = any(
+        box.count_overlaps(bars) or any(path.intersects_bbox(box, filled=False) for path in paths)
+        for box in boxes
+    )
+    return ["something is cut off"] * cut_off + ["a legend lies over data"] * over
+
+
+@pytest.fixture
+def pictures(model: Backbone, recording: Recording) -> list[Figure]:
+    """One of each widget, with long names."""
+    many = dict.fromkeys(("english springer", "Vincent van Gogh", "pointillism", "ink", "oil"), 0.5)
+    prompt = "a painting of an english springer in the style of Vincent van Gogh, by night"
+    state, pair = BudgetState("neon", ("ink", "boat"), 1e-4), PairState("neon", "oil")
+    when = [(iteration, recording.timesteps[0]) for iteration in recording.iterations]
+    return [
+        mixer.render(MixerState(prompt, many, pictures=4), drawing(4)),
+        mixer.render(
+            MixerState(prompt, many), replace(drawing(), remark="The word 'night' is new.")
+        ),
+        budget.render(state, budget.measure(model, CATALOGUE, state)),
+        *(render_moment(DecayState("neon", *moment), recording) for moment in when),
+        interference.render(pair, REPORT, (torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8))),
+        stop_rule.render(StopRuleState("a", 0.5, 0.3, earliest=1), LOSSES),
+        results.render(ResultsState(), published()[:0], published()),
+    ]
+
+
+def test_no_text_is_cut_off_and_no_legend_lies_over_data(pictures: list[Figure]) -> None:
+    assert [faults(figure) for figure in pictures] == [[]] * len(pictures)
+
+
+def test_a_legend_over_data_and_a_text_that_is_cut_off_would_be_found() -> None:
+    figure = Figure(figsize=(2, 2))
+    ax = figure.subplots()
+    ax.plot([0, 1], [0, 1], label="a line")
+    ax.legend(loc="center")
+    ax.set_title("a title that is much longer than its figure is wide")
+    assert faults(figure) == ["something is cut off", "a legend lies over data"]
+
+
+def test_a_training_has_the_same_colours_in_every_figure(recording: Recording) -> None:
+    figures = {
+        "chapter 00": correlation_decay({"neon": recording.steps}, Figure().subplots()).figure,
+        "chapter 03": recorded_decay(recording, Figure().subplots()).figure,
+        "player": render_moment(DecayState("neon", 4, recording.timesteps[0]), recording),
+        "playground": stop_rule.render(StopRuleState("a"), recording.losses),
+    }
+    for widest in (0.8, 2):  # each iteration, and their momentum
+        looks = set()
+        for figure in figures.values():
+            n = [step.iteration for step in recording.steps]
+            lines = [line for ax in figure.axes for line in ax.lines]
+            (line,) = (
+                one for one in lines if list(one.get_xdata()) == n and one.get_linewidth() == widest
+            )
+            looks.add((line.get_color(), line.get_linestyle(), line.get_alpha()))
+        assert len(looks) == 1
+
+
+# ---------------------------------------------------------------- the mixer: hooks
 def test_the_mixer_has_the_hooks_that_its_module_promises(shell: ConceptMixer) -> None:
     names = set(re.findall(r"-(\w+)`", mixer.__doc__)) | {"tick-neon", "strength-neon"}
     shell.ticks["neon"].value = True
@@ -259,7 +339,7 @@ def test_the_words_name_what_is_erased(erased: dict[str, float], text: str) -> N
     state = MixerState(PROMPT, erased)
     assert f"after, {text}." in mixer.describe(state, drawing())
     figure = mixer.render(state, drawing())
-    assert f"after, {text}\n" in words(figure)
+    assert f"after, {text} " in " ".join(words(figure).split())
     assert any(image.axes.spines["left"].get_visible() for image in shown(figure)) == bool(erased)
 
 
@@ -324,6 +404,37 @@ def test_what_cannot_be_drawn_is_refused_before_drawing(
     monkeypatch.setattr(model, "generate", lambda *a, **k: pytest.fail("drawn all the same"))
     with refused(why):
         Mixer(model, None, DELTAS).draw(state)
+
+
+# ---------------------------------------------------------------- the mixer: opening
+def test_it_opens_with_a_style_erased_and_drawn(model: Backbone) -> None:
+    deltas = {name: FREE_DELTAS[name] for name in ("english springer", "Van Gogh", "Picasso")}
+    shell = concept_mixer(model, None, None, deltas)  # no menus, which would write a prompt
+    assert not shell.background.running  # a next cell may use the model
+    assert shell.state.erased == {"Van Gogh": 1.0}  # the first that is a style
+    assert shell.prompt.value == deltas["Van Gogh"].provenance.forgotten[0]
+    assert shell.picture.alt == mixer.describe(shell.state, shell.drawing)
+    assert "without Van Gogh" in shell.picture.alt
+    assert not shell.picture.stale
+    assert not torch.equal(shell.drawing.before, shell.drawing.after)
+    assert model.composition.active == ()
+
+
+@pytest.mark.parametrize(("deltas", "example"), [({}, True), (DELTAS, False)])
+def test_without_a_delta_or_a_wish_nothing_is_drawn(
+    model: Backbone, deltas: dict, example: bool
+) -> None:
+    shell = concept_mixer(model, None, None, deltas, threaded=False, example=example)
+    assert shell.picture.png == b""
+    assert shell.state.erased == {}
+
+
+def test_controls_and_picture_stand_side_by_side_where_there_is_room(shell: ConceptMixer) -> None:
+    (line,) = shell.children
+    left, right = line.children
+    assert right is shell.picture
+    assert {shell.prompt, shell.draw, shell.status, shell.ticks["neon"]} < set(tree(left))
+    assert line.layout.flex_flow == "row wrap"
 
 
 # ---------------------------------------------------------------- the mixer: controls
@@ -427,9 +538,13 @@ def test_the_status_line_tells_of_the_switch_and_of_unknown_words(shell: Concept
     assert shell.background.bar.value == 1.0
     assert "means nothing" not in shell.status.text
     shell.prompt.value = "neon cup"
+    assert "press Draw. The word 'cup' means nothing to this model" in shell.status.text
     shell.draw.click()
     assert "Drawn" in shell.status.text
     assert "'cup' means nothing to this model" in shell.status.text
+    assert "'cup' means nothing to this model" in shell.picture.alt
+    said = words(mixer.render(shell.state, shell.drawing)).replace("\n", " ")
+    assert "'cup' means nothing to this model" in said
 
 
 def test_stop_ends_the_drawing_and_changes_nothing(shell: ConceptMixer, model: Backbone) -> None:
@@ -491,7 +606,7 @@ def two(model: Backbone, monkeypatch: pytest.MonkeyPatch) -> ConceptMixer:
     """A mixer that has no delta of oil yet, and learns quickly."""
     monkeypatch.setattr(mixer, "PRESETS", {"default": QUICK})
     deltas = {name: delta for name, delta in DELTAS.items() if name != "oil"}
-    made = concept_mixer(model, None, CATALOGUE, deltas, threaded=False)
+    made = concept_mixer(model, None, CATALOGUE, deltas, threaded=False, example=False)
     made.prompt.value, made.steps.value = "oil boat", 2
     return made
 
@@ -802,6 +917,22 @@ def test_the_measured_pictures_are_shown_where_there_are_some() -> None:
     assert [float(image.get_array().mean()) for image in images] == [0, 0, 1, 1]
 
 
+def test_the_pane_over_the_map_has_its_cells_where_they_are_drawn() -> None:
+    shell = interference_explorer(REPORT)
+    place = re.search(r'sepme-pair-map" style="([^"]+)"', shell.picture.value)[1]
+    left, top, wide, high = (float(x) / 100 for x in re.findall(r"([\d.]+)%", place))
+    pixels = Image.open(io.BytesIO(shell.picture.png)).convert("RGB")
+    colours = {}
+    for row, column in ((0, 2), (1, 0), (1, 2), (1, 1)):
+        x = left + wide * (column + 0.2) / 3  # beside the number in the middle
+        y = top + high * (row + 0.2) / 2
+        colours[row, column] = pixels.getpixel((int(x * pixels.width), int(y * pixels.height)))
+    darkest = min(colours, key=lambda cell: sum(colours[cell]))
+    assert darkest == (0, 2)  # 30 %
+    assert colours[1, 1] == (0xDD,) * 3  # its own, grey
+    assert sum(colours[1, 0]) > sum(colours[1, 2])  # 4 % is paler than 5 %
+
+
 def test_choosing_a_pair_shows_it() -> None:
     shell = interference_explorer(REPORT)
     assert shell.state == PairState("neon", "ink")
@@ -874,7 +1005,7 @@ def test_turning_the_knobs_moves_the_stop() -> None:
         (LOSSES, -0.5, 1.0, 0.01),
         ([2.34e-4, -1.15e-5], -1.2e-5, 2.34e-4, 1e-6),
         ([0.5, 0.4], 0.0, 0.5, 0.01),
-        ([0.0], 0.0, 0.0, 0.01),
+        ([0.0], 0.0, 0.01, 0.01),
     ],
 )
 def test_tau_moves_in_round_steps_between_round_bounds(

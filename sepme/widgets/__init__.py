@@ -31,12 +31,13 @@ from sepme.widgets.decay_player import decay_player
 from sepme.widgets.interference import PairState, interference_explorer
 from sepme.widgets.mixer import concept_mixer
 from sepme.widgets.results import ResultsState, results_explorer
-from sepme.widgets.stop_rule import stop_rule_playground
+from sepme.widgets.stop_rule import StopRuleState, stop_rule_playground
 
 __all__ = [
     "BudgetState",
     "PairState",
     "ResultsState",
+    "StopRuleState",
     "concept_mixer",
     "decay_player",
     "interference_explorer",

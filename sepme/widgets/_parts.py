@@ -26,9 +26,29 @@ from sepme.plots import png
 #: Called by long work with what is done and what there is to do; raises `Stopped` after Stop.
 Report = Callable[[int, int], None]
 LABEL = {"description_width": "initial"}
+#: ipywidgets gives a slider no name that a screen reader could say: that of its label is given to
+#: it, and its value in words, whenever a picture has come. JupyterLab would take the arrow keys.
+NAMES = """
+const shell = this.closest('.{shell}');
+const name = () => shell.querySelectorAll('.widget-slider').forEach(slider => {{
+  const label = slider.querySelector('.widget-label').textContent;
+  const readout = slider.querySelector('.widget-readout');
+  const handle = slider.querySelector('.noUi-handle');
+  handle.setAttribute('aria-label', label);
+  handle.setAttribute('aria-valuetext', readout.textContent);
+  handle.setAttribute('data-lm-suppress-shortcuts', 'true');
+  if (slider.matches('.fixed-places')) readout.contentEditable = 'false';  // it would not act
+  else for (const [key, value] of [['role', 'textbox'], ['aria-label', label + ' as a number']])
+    readout.setAttribute(key, value);
+}});
+name();
+setTimeout(name, 1000);"""
 WIDE = "1000px"
 #: The layout of a field for a number.
 NARROW = {"width": "150px"}
+AUTO = {"width": "auto"}
+MENU = {"width": "240px"}
+SLIDER = {"width": "280px"}
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -44,14 +64,20 @@ class Picture(widgets.HTML):
         self.png, self.alt, self.stale, self.hook = b"", "", False, hook
         self.add_class(f"{hook}-box")
 
-    def show(self, figure: Figure, alt: str) -> None:
-        """Replace the picture; the same figure always gives the same bytes."""
+    def show(self, figure: Figure, alt: str, over: Callable[[Figure], str] = lambda _: "") -> None:
+        """Replace the picture; the same figure always gives the same bytes.
+
+        Args:
+            over: the HTML of what lies over the picture, given the drawn figure.
+        """
         self.png, self.alt = png(figure), alt
         data = base64.b64encode(self.png).decode()
+        names = escape(NAMES.format(shell=self.hook.removesuffix("-picture")))
         self.value = (
             "<style>.sepme-stale img { opacity: 0.35; filter: grayscale(1); }</style>"
-            f'<img class="{self.hook}" alt="{escape(alt)}" '
-            f'style="width: 100%; max-width: {WIDE}" src="data:image/png;base64,{data}">'
+            f'<div style="position: relative; max-width: {WIDE}">'
+            f'<img class="{self.hook}" alt="{escape(alt)}" style="display: block; width: 100%" '
+            f'onload="{names}" src="data:image/png;base64,{data}">{over(figure)}</div>'
         )
         self.grey(False)
 
@@ -88,7 +114,7 @@ class BackgroundTask:
             max=1.0, description="Progress", style=LABEL, tooltip="How much is done"
         ).add_class(f"{hook}-progress")
         self.stop = widgets.Button(
-            description="Stop", tooltip="Stop what is going on", disabled=True
+            description="Stop", tooltip="Stop what is going on", disabled=True, layout=AUTO
         ).add_class(f"{hook}-stop")
         self.stop.on_click(lambda _: self._stop_asked.set())
         #: Controls that are disabled while the work runs.
@@ -170,8 +196,14 @@ class Shell(widgets.VBox):
         self.stop, self.wait = self.background.stop, self.background.wait
         self._quiet = True  # until the controls are complete
 
-    def arrange(self, *rows: widgets.Widget) -> "Shell":
+    def arrange(self, *rows: widgets.Widget, beside: bool = False) -> "Shell":
+        """The picture comes below the controls, or beside them where there is room."""
         self.children = [*rows, self.status, self.picture]
+        if beside:
+            self.layout.max_width = "1240px"
+            self.picture.layout = {"flex": "1 1 420px", "max_width": "660px"}
+            left = widgets.VBox([*rows, self.status], layout={"flex": "1 1 360px"})
+            self.children = [row(left, self.picture, gap="4px 16px", align="flex-start")]
         self._quiet = False
         return self
 
@@ -198,8 +230,6 @@ class Shell(widgets.VBox):
     ) -> Any:
         """A control with a label. It acts when it is left or chosen, and not before.
 
-        No slider: what ipywidgets draws for one has no name that a screen reader could say.
-
         Args:
             act: what a new value does instead of `changed`.
         """
@@ -218,8 +248,18 @@ class Shell(widgets.VBox):
         kind = widgets.BoundedIntText if whole else widgets.BoundedFloatText
         return self.control(kind, name, label, tooltip, value=value, **{"layout": NARROW} | more)
 
+    def slider(self, name: str, label: str, tooltip: str, value: float, **more: Any) -> Any:
+        more = {"layout": SLIDER, "readout_format": ".3g", "value": value} | more
+        return self.control(widgets.FloatSlider, name, label, tooltip, **more)
+
+    def steps(self, name: str, label: str, tooltip: str, options: Any) -> Any:
+        """A slider whose places have the values of `options`; `index` counts them."""
+        look = {"layout": SLIDER, "options": options}
+        made = self.control(widgets.SelectionSlider, name, label, tooltip, **look)
+        return made.add_class("fixed-places")
+
     def button(self, name: str, label: str, tooltip: str, act: Callable, **more: Any) -> Any:
-        made = widgets.Button(description=label, tooltip=tooltip, **more)
+        made = widgets.Button(description=label, tooltip=tooltip, layout=AUTO, **more)
         made.on_click(lambda _: act())
         setattr(self, name, made.add_class(f"{self.hook}-{name}"))
         return made
@@ -229,8 +269,10 @@ class Explorer(Shell):
     """A shell that shows every new state at once.
 
     `data(state)` is what there is to show, `render(state, *data)` the figure and
-    `describe(state, *data)` its words.
+    `describe(state, *data)` its words; `over(figure)` is the HTML that lies over the picture.
     """
+
+    over = staticmethod(lambda _: "")
 
     def __init__(
         self, name: str, state: type, render: Any, describe: Any, data: Any, **task: bool
@@ -247,7 +289,7 @@ class Explorer(Shell):
         try:
             data = self.data(state)
             words = self.describe(state, *data)
-            self.picture.show(self.render(state, *data), words)
+            self.picture.show(self.render(state, *data), words, self.over)
             self.status.say(words)
         except SepmeError as error:
             self.status.say(f"⚠ {error}")
@@ -271,11 +313,10 @@ class Ticks(widgets.VBox):
     def add(self, concept: str, kind: str, *, value: bool = False) -> None:
         if kind not in self._lines:
             heading = f"<b>{escape(f'{self.verb} {kind}s')}</b>"
-            self._lines[kind] = row(gap="0 12px")
-            left = widgets.HTML(heading, layout={"flex": "0 0 140px"})
-            self.children += (widgets.HBox([left, self._lines[kind]]),)
+            self._lines[kind] = row(gap="0 8px")
+            self.children += (widgets.HTML(heading), self._lines[kind])
         name, tooltip = f"{self.name}-{slug(concept)}", f"{self.verb} {concept}"
-        look = {"indent": False, "layout": {"width": "auto", "min_width": "150px"}}
+        look = {"indent": False, "layout": {"width": "auto", "min_width": "112px"}}
         box = self.shell.control(widgets.Checkbox, name, concept, tooltip, value=value, **look)
         self.boxes[concept] = box
         self._lines[kind].children += (box,)
@@ -287,9 +328,9 @@ class Ticks(widgets.VBox):
                 box.value = value
 
 
-def row(*children: widgets.Widget, gap: str = "2px 12px") -> widgets.Box:
+def row(*children: widgets.Widget, gap: str = "2px 12px", align: str = "center") -> widgets.Box:
     """Controls beside one another, in as many lines as they need."""
-    layout = {"display": "flex", "flex_flow": "row wrap", "grid_gap": gap, "align_items": "center"}
+    layout = {"display": "flex", "flex_flow": "row wrap", "grid_gap": gap, "align_items": align}
     return widgets.Box(children, layout=layout)
 
 

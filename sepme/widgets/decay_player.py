@@ -4,7 +4,7 @@
 `sepme-decay-recording`, `-iteration`, `-timestep`, `-play`, `-stop`, `-status`, `-picture`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from textwrap import fill
@@ -17,7 +17,7 @@ from torch import Tensor
 from sepme.errors import SepmeError
 from sepme.plots import BLACK, correlation_over_timesteps, recorded_decay
 from sepme.probe import Recording, correlation_map, magnitude
-from sepme.widgets._parts import NARROW, Explorer, Report, Stopped, row, show_image
+from sepme.widgets._parts import MENU, Explorer, Report, Stopped, row, show_image
 
 __all__ = ["decay_player"]
 
@@ -65,8 +65,9 @@ def render(state: DecayState, recording: Recording) -> Figure:
     over_timesteps.axvline(state.timestep, color=BLACK, linewidth=1)
     low, high = float(means.min()), float(means.max())
     over_timesteps.set_ylim(min(low, 0) - 0.08, max(high, 1) + 0.08)  # the same at every moment
+    above = {"loc": "lower left", "bbox_to_anchor": (0, 1.01), "borderaxespad": 0}
     for ax in (over_iterations, over_timesteps):
-        ax.legend(frameon=False, fontsize=8, loc="lower left")
+        ax.legend(frameon=False, fontsize=8, ncols=2, **above)
     return figure
 
 
@@ -88,6 +89,11 @@ def _map(ax: Axes, values: Tensor, title: str, colours: str, low: float, high: f
     ax.figure.colorbar(drawn, cax=scale, orientation="horizontal")
 
 
+def places(timesteps: Sequence[int]) -> tuple[int, ...]:
+    """For a slider, which has two ends: a single timestep is at both."""
+    return tuple(timesteps) if len(timesteps) > 1 else (*timesteps, *timesteps)
+
+
 def decay_player(recordings: Mapping[str, Recording], *, threaded: bool = True) -> Explorer:
     """Move through the iterations and timesteps of recorded trainings.
 
@@ -106,7 +112,7 @@ def decay_player(recordings: Mapping[str, Recording], *, threaded: bool = True) 
         recording = recordings[shell.recording.value]
         with shell.together():
             shell.iteration.options, shell.iteration.index = recording.iterations, 0
-            shell.timestep.options = recording.timesteps
+            shell.timestep.options = places(recording.timesteps)
             shell.timestep.index = len(recording.timesteps) // 2
 
     def played(_: Report) -> str:
@@ -130,9 +136,11 @@ def decay_player(recordings: Mapping[str, Recording], *, threaded: bool = True) 
     shell.pause = 0.7  # seconds between two iterations while it plays
     noise, names = "How noisy: the last is nearly pure noise", list(recordings)
     menus = (
-        shell.menu("recording", "Training", "Which recorded training", names, act=choose),
-        shell.menu("iteration", "Iteration", "How long it was trained", (), layout=NARROW),
-        shell.menu("timestep", "Timestep", noise, (), layout=NARROW),
+        shell.menu(
+            "recording", "Training", "Which recorded training", names, act=choose, layout=MENU
+        ),
+        shell.steps("iteration", "Iteration", "How long it was trained", (0, 0)),
+        shell.steps("timestep", "Timestep", noise, (0, 0)),
     )
     # Not ipywidgets.Play, whose buttons have no name that a screen reader could say.
     shell.button("play", "Play", "Show one iteration after the other", play)

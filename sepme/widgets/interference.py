@@ -1,12 +1,14 @@
 """The interference explorer: a map of who disturbs whom, and all that is known of one pair.
 
 `render(state, report, pictures)` and `describe` are pure. Classes of the controls:
-`sepme-pair-erased`, `-evaluated`, `-draw`, `-stop`, `-progress`, `-status`, `-picture`.
+`sepme-pair-erased`, `-evaluated`, `-draw`, `-stop`, `-progress`, `-status`, `-picture`, and `-map`
+over the map in it, which is clicked.
 """
 
 import math
 from dataclasses import dataclass
 from functools import partial
+from html import escape
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
@@ -110,6 +112,32 @@ def _pictures(figure: SubFigure, state: PairState, pictures: Pictures) -> None:
         line[0].set_ylabel(label, fontsize=9)
 
 
+#: A click in the map chooses the pair of the cell, as the two menus do.
+CHOOSE = """
+const box = this.getBoundingClientRect(), shell = this.closest('.sepme-pair');
+const cell = {{erased: (event.clientY - box.top) / box.height * {rows},
+              evaluated: (event.clientX - box.left) / box.width * {columns}}};
+for (const [menu, at] of Object.entries(cell)) {{
+  const select = shell.querySelector(`.sepme-pair-${{menu}} select`);
+  if (select.selectedIndex === Math.floor(at)) continue;
+  select.selectedIndex = Math.floor(at);
+  select.dispatchEvent(new Event('change', {{bubbles: true}}));
+}}"""
+
+
+def clickable(figure: Figure, report: Interference) -> str:
+    """The HTML of a pane that lies over the map of a drawn figure; the menus serve the keyboard."""
+    box = figure.axes[0].get_window_extent().transformed(figure.transFigure.inverted())
+    place = {"left": box.x0, "top": 1 - box.y1, "width": box.width, "height": box.height}
+    style = "; ".join(f"{side}: {100 * part:.3f}%" for side, part in place.items())
+    rows, columns = report.matrix.shape
+    return (
+        f'<div class="sepme-pair-map" style="position: absolute; cursor: pointer; {style}" '
+        f'title="Click a cell to choose its pair" aria-hidden="true" '
+        f'onclick="{escape(CHOOSE.format(rows=rows, columns=columns))}"></div>'
+    )
+
+
 def interference_explorer(
     report: Interference, backbone: Backbone | None = None, *, threaded: bool = True
 ) -> Explorer:
@@ -146,6 +174,7 @@ def interference_explorer(
         shell.background.start(partial(drawing, shell.state), "Drawing ...")
 
     shell = Explorer("pair", PairState, render, describe, data, threaded=threaded)
+    shell.over = partial(clickable, report=report)
     erased, evaluated = report.erased, report.evaluated
     other = next((name for name in evaluated if name != erased[0]), evaluated[0])
     pair = row(

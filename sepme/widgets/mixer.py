@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from textwrap import fill as fill_lines
 
 import ipywidgets as widgets
 import numpy as np
@@ -28,7 +29,7 @@ from sepme.errors import SepmeError, SepmeWarning
 from sepme.model import Backbone
 from sepme.plots import ERASED, SKY
 from sepme.training import Trainer
-from sepme.widgets._parts import NARROW, Report, Shell, Ticks, part, row, show_image
+from sepme.widgets._parts import Report, Shell, Ticks, part, row, show_image
 
 __all__ = ["Mixer", "concept_mixer"]
 
@@ -74,6 +75,8 @@ class Drawing:
     """Before and after."""
     switch_seconds: float = 0.0
     """How long switching the deltas took."""
+    remark: str = ""
+    """Names the words of the prompt that the model was never shown, if there are any."""
 
 
 class Mixer:
@@ -121,7 +124,8 @@ class Mixer:
             composition.set(before)
         original = self._originals[key]
         seen = self.judge and (self.judge.judge(original), self.judge.judge(after))
-        return Drawing(original, after, seen, seconds)
+        remark = self.backbone.vocabulary.remark([state.prompt]) or ""
+        return Drawing(original, after, seen, seconds, remark)
 
     def _check(self, prompt: str) -> None:
         if not prompt:
@@ -136,14 +140,19 @@ class Mixer:
 # ------------------------------------------------------------------ the picture
 def render(state: MixerState, drawing: Drawing) -> Figure:
     """Before on the left, after on the right, and below them what the judge sees in both."""
-    heights = [3.1 if state.pictures == 2 else 4.5] + [2.2] * bool(drawing.seen)
-    figure = Figure(figsize=(10, sum(heights)), dpi=100, layout="constrained")
+    heading = fill_lines(f"“{state.prompt}”, {_seeds(state)}, {state.steps} steps", 70)
+    if drawing.remark:
+        heading += f"\n{fill_lines(drawing.remark, 80)}"
+    after = fill_lines(_title(state), 34)
+    titles = "before" + "\n" * after.count("\n"), after  # as many lines: the pictures are level
+    lines = heading.count("\n") + after.count("\n")
+    heights = [(2.2 if state.pictures == 2 else 3.6) + 0.16 * lines] + [2.7] * bool(drawing.seen)
+    figure = Figure(figsize=(6.4, sum(heights)), dpi=120, layout="constrained")
     rows = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    title = f"“{state.prompt}”, {_seeds(state)}, {state.steps} steps"
-    rows[0].suptitle(title, fontsize=10, parse_math=False)
+    rows[0].suptitle(heading, fontsize=9, parse_math=False)
     left, right = rows[0].subfigures(1, 2)
-    _pictures(left, drawing.before, "before", None)
-    _pictures(right, drawing.after, _title(state), ERASED if state.erased else None)
+    _pictures(left, drawing.before, titles[0], None)
+    _pictures(right, drawing.after, titles[1], ERASED if state.erased else None)
     if drawing.seen:
         _bars(rows[1], drawing.seen)
     return figure
@@ -165,7 +174,7 @@ def _title(state: MixerState) -> str:
 
 def _pictures(figure: SubFigure, images: Tensor, title: str, frame: str | None) -> None:
     """One large picture, or up to four smaller ones."""
-    figure.suptitle(title, fontsize=12, fontweight="bold", parse_math=False)
+    figure.suptitle(title, fontsize=10, fontweight="bold", parse_math=False)
     axes = figure.subplots(math.ceil(len(images) / 2), min(len(images), 2), squeeze=False).flatten()
     for ax, image in zip(axes, images, strict=False):
         show_image(image, ax, frame=frame)
@@ -174,31 +183,32 @@ def _pictures(figure: SubFigure, images: Tensor, title: str, frame: str | None) 
 
 
 def _bars(figure: SubFigure, seen: tuple[Verdict, Verdict]) -> None:
-    """The judge's mean probability of every style and of every object."""
-    axes = figure.subplots(1, 2, sharey=True)
+    """The judge's mean probability of every style, and below it of every object."""
     after = {"color": ERASED, "hatch": "////", "edgecolor": "white", "linewidth": 0}
     looks = (("before", -0.2, {"color": SKY}), ("after", 0.2, after))
-    for ax, what, names in zip(axes, ("style", "object"), (STYLE_NAMES, OBJECT_NAMES), strict=True):
+    kinds = (("style", STYLE_NAMES), ("object", OBJECT_NAMES))
+    for ax, (what, names) in zip(figure.subplots(2, 1), kinds, strict=True):
         at = np.arange(len(names))
         for verdict, (label, shift, look) in zip(seen, looks, strict=True):
             mean = getattr(verdict, f"{what}_probability").mean(0).numpy()
             ax.bar(at + shift, 100 * mean, 0.38, label=label, **look)
-        ax.set_xticks(at, names, rotation=40, ha="right", rotation_mode="anchor", fontsize=9)
-        ax.set(title=f"which {what} the judge sees", ylim=(0, 105))
+        ax.set_xticks(at, names, rotation=25, ha="right", rotation_mode="anchor", fontsize=8)
+        ax.tick_params("y", labelsize=8)
+        ax.set(ylim=(0, 105), yticks=(0, 50, 100))
+        ax.set_ylabel(f"judge: {what}, %", fontsize=8.5)
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("probability, %" if len(seen[0].style) == 1 else "mean probability, %")
-    bars = axes[0].get_legend_handles_labels()
-    figure.legend(*bars, loc="outside right", frameon=False, fontsize=9)
+    look = {"frameon": False, "fontsize": 8.5, "ncols": 2}
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", **look)
 
 
 def describe(state: MixerState, drawing: Drawing) -> str:
     """The figure in words."""
     many = "A picture" if state.pictures == 1 else f"{state.pictures} pictures"
     text = f"{many} of “{state.prompt}” from {_seeds(state)}, before and {_title(state)}."
-    if drawing.seen is None:
-        return text
-    before, after = map(_likeliest, drawing.seen)
-    return f"{text} Before, the judge sees {before}; after, {after}."
+    if drawing.seen:
+        before, after = map(_likeliest, drawing.seen)
+        text += f" Before, the judge sees {before}; after, {after}."
+    return f"{text} {drawing.remark}" if drawing.remark else text
 
 
 def _likeliest(verdict: Verdict) -> str:
@@ -218,7 +228,9 @@ class ConceptMixer(Shell):
         drawing: the latest `Drawing`.
     """
 
-    def __init__(self, mixer: Mixer, catalogue: Catalogue | None, threaded: bool) -> None:
+    def __init__(
+        self, mixer: Mixer, catalogue: Catalogue | None, threaded: bool, example: bool
+    ) -> None:
         first = "Tick what to forget" if mixer.deltas else "Name a concept and press Erase now"
         super().__init__("mixer", MixerState, f"{first}, then press Draw.", threaded=threaded)
         self.mixer, self.catalogue = mixer, catalogue or Catalogue({})
@@ -230,7 +242,10 @@ class ConceptMixer(Shell):
             self._add_concept(name)
         prompt, erasing, numbers, buttons = self._controls()
         self.background.locked = (self.draw, self.restore, self.erase)
-        self.arrange(prompt, self.choices, self.strength_fields, erasing, numbers, buttons)
+        rows = prompt, self.choices, self.strength_fields, erasing, numbers, buttons
+        self.arrange(*rows, beside=True)
+        if example and mixer.deltas:
+            self._example()
 
     @property
     def state(self) -> MixerState:
@@ -239,16 +254,27 @@ class ConceptMixer(Shell):
         return MixerState(prompt, erased, self.seed.value, self.pictures.value, self.steps.value)
 
     def changed(self) -> None:
-        """Grey a picture that is not of what the controls say now."""
-        if self.drawing is None:
-            return
-        stale = self.state != self._drawn_state
-        if stale != self.picture.stale and not self.background.running:
+        """Grey a picture that is not of what the controls say now, and name unknown words."""
+        stale = self.drawing is not None and self.state != self._drawn_state
+        if not self.background.running:
             other = "other settings: press Draw" if stale else "these settings"
-            self.status.say(f"The picture is of {other}.")
+            text = "Press Draw." if self.drawing is None else f"The picture is of {other}."
+            remark = self.mixer.backbone.vocabulary.remark([self.state.prompt])
+            self.status.say(f"{text} {remark or ''}".strip())
         self.picture.grey(stale)
 
     # -------------------------------------------------------------- what the buttons do
+    def _example(self) -> None:
+        """Draw what the first style (or concept) is, with and without it, before anybody asks."""
+        kinds = {name: delta.provenance.kind for name, delta in self.mixer.deltas.items()}
+        first = next((name for name, kind in kinds.items() if kind == "style"), next(iter(kinds)))
+        with self.together():
+            self.ticks[first].value = True
+            if not self.prompt.value:  # no menu has written one
+                self.prompt.value = self.mixer.deltas[first].provenance.forgotten[0]
+        self._draw()
+        self.wait()  # whatever comes next may use the model
+
     def _draw(self) -> None:
         self.background.start(partial(self._drawn, self.state), "Drawing ...")
 
@@ -261,10 +287,9 @@ class ConceptMixer(Shell):
         text = (
             f"Drawn in {time.perf_counter() - start:.1f} s with {len(state.erased)} of "
             f"{len(self.ticks)} concepts erased; switching took "
-            f"{1000 * drawing.switch_seconds:.0f} ms."
+            f"{1000 * drawing.switch_seconds:.0f} ms. {drawing.remark}"
         )
-        remark = self.mixer.backbone.vocabulary.remark([state.prompt])
-        return f"{text} {remark}" if remark else text
+        return text.strip()
 
     def _restore(self) -> None:
         self.choices.set(False)
@@ -312,16 +337,18 @@ class ConceptMixer(Shell):
     def _controls(self) -> tuple[widgets.Box, ...]:
         """The rows of the prompt, of one more concept, of numbers and of buttons."""
         free = [name for name in self.catalogue.concepts if name not in self.mixer.deltas]
-        most, steps, wide = 2**31 - 1, self.mixer.backbone.steps, {"flex": "1 1 420px"}
+        most, steps = 2**31 - 1, self.mixer.backbone.steps
+        wide, middle, short = ({"width": width} for width in ("98%", "260px", "116px"))
         self.menus = {kind: self._menu(kind) for kind in ("object", "style") if self._named(kind)}
         self.control(widgets.Text, "prompt", "Prompt", "What to draw, in any words", layout=wide)
         self._fill_prompt()
         own = "What has no check box yet: a name, or words of your own"
-        self.control(widgets.Combobox, "new", "Another concept", own, options=free)
+        self.control(widgets.Combobox, "new", "Another concept", own, options=free, layout=middle)
         self.button("erase", "Erase now", "Train its delta; Stop ends it", self._erase)
-        self.number("seed", "Seed", "The noise of the first picture", 0, max=most)
-        self.menu("pictures", "Pictures", "From consecutive seeds", range(1, 5), layout=NARROW)
-        self.number("steps", "Steps", "Fewer are coarser", steps, min=1, max=max(50, steps))
+        self.number("seed", "Seed", "The noise of the first picture", 0, max=most, layout=short)
+        self.menu("pictures", "Pictures", "From consecutive seeds", range(1, 5), layout=short)
+        coarse = {"min": 1, "max": max(50, steps), "layout": short}
+        self.number("steps", "Steps", "Fewer are coarser", math.ceil(steps / 2), **coarse)
         self.button("draw", "Draw", "Draw before and after", self._draw, button_style="primary")
         self.button("restore", "Restore all", "Give all back, and draw", self._restore)
         return (
@@ -341,7 +368,8 @@ class ConceptMixer(Shell):
         options = [NO_STYLE, *names] if kind == "style" else names
         first = next((name for name in self.mixer.deltas if name in names), options[0])
         title, tooltip = kind.capitalize(), f"The {kind} of the prompt"
-        return self.menu(kind, title, tooltip, options, value=first, act=self._fill_prompt)
+        more = {"value": first, "act": self._fill_prompt, "layout": {"width": "184px"}}
+        return self.menu(kind, title, tooltip, options, **more)
 
     def _fill_prompt(self) -> None:
         if self.menus:  # else the reader writes
@@ -368,6 +396,7 @@ def concept_mixer(
     deltas: Mapping[str, ConceptDelta],
     *,
     threaded: bool = True,
+    example: bool = True,
 ) -> ConceptMixer:
     """Tick which concepts are erased, and compare what the model draws before and after.
 
@@ -378,5 +407,6 @@ def concept_mixer(
         deltas: name to delta; each gets a check box.
         threaded: draw beside the kernel's own loop, so that Stop is heard; False draws inside the
             click. A cell that uses the same model right after a click waits first: `mixer.wait()`.
+        example: open with the first style (or concept) erased and drawn; else wait for Draw.
     """
-    return ConceptMixer(Mixer(backbone, judge, deltas), catalogue, threaded)
+    return ConceptMixer(Mixer(backbone, judge, deltas), catalogue, threaded, example)

@@ -1,6 +1,7 @@
 """The stop-rule playground: where would eq. 4 have ended a training that was recorded to its end?
 
-`render(state, losses)` and `describe` are pure. Classes of the controls:
+`render(state, losses)` and `describe` are pure, and serve readers without a kernel. Classes of the
+controls:
 `sepme-stop-series`, `-alpha`, `-tau`, `-earliest`, `-status`, `-picture`.
 """
 
@@ -12,10 +13,10 @@ from matplotlib.figure import Figure
 
 from sepme.correlation import Momentum
 from sepme.errors import SepmeError
-from sepme.plots import BLACK, BLUE, DASHES, GREY, SKY, VERMILLION
-from sepme.widgets._parts import Explorer, row
+from sepme.plots import BLACK, BLUE, GREY, SKY, training_lines
+from sepme.widgets._parts import MENU, Explorer, row
 
-__all__ = ["stop_rule_playground"]
+__all__ = ["StopRuleState", "render", "stop_rule_playground"]
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,14 @@ def describe(state: StopRuleState, losses: Sequence[float]) -> str:
 def render(state: StopRuleState, losses: Sequence[float]) -> Figure:
     """The recorded losses, their momentum, the threshold, and the iteration that stops."""
     values, stopped = momentum(state, losses)
-    n = range(1, len(losses) + 1)
     figure = Figure(figsize=(10, 4.2), dpi=100, layout="constrained")
     ax = figure.add_subplot()
     ax.axhline(0, color=BLACK, linewidth=0.8)
-    ax.axhline(state.tau, color=GREY, linestyle=":", label=f"τ = {state.tau:.3g}")
+    thin = {"color": GREY, "linewidth": 1, "linestyle": ":"}
+    ax.axhline(state.tau, label=f"stop at τ = {state.tau:.3g}", **thin)
     if state.earliest > 1:
         ax.axvspan(1, state.earliest, color=SKY, alpha=0.18, linewidth=0, label="too early to stop")
-    ax.plot(n, losses, color=VERMILLION, linewidth=0.9, alpha=0.6, label="each iteration")
-    ax.plot(n, values, color=BLUE, linewidth=2, linestyle=DASHES[1], label="momentum $m_n$")
+    training_lines(ax, range(1, len(losses) + 1), losses, values)
     if stopped is not None:
         ax.axvline(stopped, color=BLUE, linewidth=1)
         ax.plot([stopped], [values[stopped - 1]], "o", color=BLUE, markersize=8)
@@ -80,6 +80,7 @@ def _scale(losses: Iterable[float]) -> tuple[float, float, float]:
     exponent = round(math.log10((max(values) - min(values)) or 1.0)) - 2
     step, digits = 10.0**exponent, max(0, -exponent)
     low, high = math.floor(min(values) / step), math.ceil(max(values) / step)
+    high = max(high, low + 1)  # a slider has two ends
     return round(low * step, digits), round(high * step, digits), step
 
 
@@ -100,9 +101,9 @@ def stop_rule_playground(losses: Mapping[str, Sequence[float]]) -> Explorer:
     falls, past = "Stop where m_n falls to it", "How much of the past m_n remembers"
     shell = Explorer("stop", StopRuleState, render, describe, lambda now: (losses[now.series],))
     controls = (
-        shell.menu("series", "Training", "Which recorded training", list(losses)),
-        shell.number("alpha", "α", past, 0.9, max=0.99, step=0.01),
-        shell.number("tau", "τ", falls, min(0.1, high), min=low, max=high, step=step),
+        shell.menu("series", "Training", "Which recorded training", list(losses), layout=MENU),
+        shell.slider("alpha", "α", past, 0.9, max=0.99, step=0.01),
+        shell.slider("tau", "τ", falls, min(0.1, high), min=low, max=high, step=step),
         shell.number("earliest", "Earliest stop", first, 11, min=1, max=last),
     )
     return shell.arrange(row(*controls))

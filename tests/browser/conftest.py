@@ -144,7 +144,7 @@ def mixer(
     kind = request.param
     folder = tmp_path_factory.mktemp(kind)
     with PAGES[kind](folder, artefacts / f"{kind}.log") as (url, run):
-        page = chromium.new_page(viewport={"width": 1280, "height": 1100})
+        page = chromium.new_page(viewport={"width": 1280, "height": 900})
         page.set_default_timeout(CONTROL)
         mixer = MixerPage(page, kind)
         try:
@@ -171,7 +171,7 @@ def gallery(
     (folder / "notebooks").mkdir()
     nbformat.write(tidy(new_notebook(cells=cells)), folder / "notebooks" / "gallery.ipynb")
     with jupyter("jupyterlab", folder, artefacts / "gallery.log") as address:
-        page = chromium.new_page(viewport={"width": 1280, "height": 1100})
+        page = chromium.new_page(viewport={"width": 1280, "height": 900})
         page.set_default_timeout(CONTROL)
         try:
             page.goto(f"{address}/gallery.ipynb")

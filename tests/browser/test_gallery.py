@@ -13,7 +13,7 @@ NAMES = {
     "budget": "Forget, Tolerance, Keep all, Keep none, neon, ink, oil, boat",
     "decay": "Training, Iteration, Timestep, Play, Stop",
     "pair": "Erased, Drawn, Draw its pictures, Stop",
-    "stop": "Training, α, τ, Earliest stop",
+    "stop": "Training, α, α as a number, τ, τ as a number, Earliest stop",
 }
 
 
@@ -34,7 +34,9 @@ def test_a_screen_reader_can_name_everything(widget: Locator, names: str) -> Non
 
 @pytest.mark.parametrize("widget", GALLERY, indirect=True)
 def test_tab_reaches_all_that_is_enabled(widget: Locator) -> None:
-    enabled = widget.locator(":is(button, input, select):enabled")
+    enabled = widget.locator(
+        ":is(:is(button, input, select):enabled, [role=slider], [contenteditable=true])"
+    )
     enabled.first.focus()
     for index in range(enabled.count()):
         expect(enabled.nth(index)).to_be_focused()
@@ -60,36 +62,44 @@ def test_a_tolerance_is_chosen_without_a_mouse(widget: Locator) -> None:
 
 @pytest.mark.parametrize("widget", ["stop"], indirect=True)
 def test_arrows_turn_the_knobs_of_the_stop_rule_in_round_steps(widget: Locator) -> None:
-    for label, steps, text in (("τ", "ArrowUp", "τ = 0.11,"), ("α", "ArrowDown", "α = 0.89 and")):
-        field = widget.get_by_label(label)
-        before = field.input_value()
-        field.press(steps)
-        field.press("Tab")
+    knobs = (("τ", "ArrowUp", "τ = 0.11,"), ("α", "ArrowLeft", "α = 0.89 and"))
+    for label, step, text in knobs:
+        widget.get_by_role("slider", name=label).press(step)
         says(widget, text)
-        field.fill(before)
-        field.press("Tab")
+    for label, value in (("τ", "0.1"), ("α", "0.9")):
+        field = widget.get_by_role("textbox", name=f"{label} as a number")
+        field.fill(value)
+        field.press("Enter")
     says(widget, "With α = 0.9 and τ = 0.1,")
 
 
 @pytest.mark.parametrize("widget", ["decay"], indirect=True)
 def test_the_decay_is_chosen_and_played(widget: Locator) -> None:
-    widget.get_by_label("Iteration").select_option("2")
+    iteration = widget.get_by_role("slider", name="Iteration")
+    iteration.press("ArrowRight")
     says(widget, "after 2 iterations")
+    expect(iteration).to_have_attribute("aria-valuetext", "2")
     play = widget.get_by_role("button", name="Play")
     play.press("Space")  # from here to the end
     says(widget, "after 4 iterations")
     expect(play).to_be_enabled()
     play.press("Space")  # from the beginning
-    expect(widget.get_by_label("Iteration")).to_have_value("0")
+    expect(iteration).to_have_attribute("aria-valuetext", "0")
     widget.get_by_role("button", name="Stop").click()
     expect(play).to_be_enabled()
     says(widget, "iterations")
 
 
 @pytest.mark.parametrize("widget", ["pair"], indirect=True)
-def test_a_pair_is_chosen_and_drawn(widget: Locator) -> None:
-    widget.get_by_label("Drawn").select_option("oil")
-    says(widget, "on the prompts of oil")
+def test_a_pair_is_chosen_in_the_map_and_drawn(widget: Locator) -> None:
+    cells = widget.locator(".sepme-pair-map")  # two rows of three
+    size = cells.bounding_box()
+    for row, column, pair in ((1, 0, "ink on the prompts of neon"), (0, 2, "neon on the prompts")):
+        place = {"x": size["width"] * (column + 0.5) / 3, "y": size["height"] * (row + 0.5) / 2}
+        cells.click(position=place)
+        says(widget, f"The delta of {pair}")
+    widget.get_by_label("Drawn").select_option("ink")  # and without a mouse
+    says(widget, "on the prompts of ink")
     picture = widget.get_by_role("img")
     before = picture.get_attribute("src")
     widget.get_by_role("button", name="Draw its pictures").press("Space")
