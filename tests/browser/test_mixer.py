@@ -13,13 +13,51 @@ STEPS = "8"
 
 
 @pytest.fixture(scope="module")
-def original(mixer: MixerPage) -> bytes:
+def opening(mixer: MixerPage, artefacts: Path) -> bytes:
+    """The picture that is there before anybody has pressed anything."""
+    opening = mixer.drawn()
+    expect(mixer.root.locator(".sepme-stale")).to_have_count(0)
+    assert "before and after, without " in mixer.picture.get_attribute("alt")
+    mixer.root.scroll_into_view_if_needed()
+    mixer.page.screenshot(path=artefacts / f"{mixer.kind}_opening.png")
+    return opening
+
+
+@pytest.fixture(scope="module")
+def original(mixer: MixerPage, opening: bytes) -> bytes:
     """The picture of a neon boat while nothing is erased. Every test leaves it as it finds it."""
     mixer.choose("object", "boat")
     mixer.choose("style", "neon")
     mixer.write("steps", STEPS)
-    mixer.press("draw")
-    return mixer.drawn()
+    mixer.press("restore")
+    return mixer.drawn(other_than=opening)
+
+
+def test_it_opens_with_a_picture_beside_the_controls(mixer: MixerPage, opening: bytes) -> None:
+    """All of it can be seen at once in a window of 1280 x 900."""
+    mixer.part("draw").scroll_into_view_if_needed()
+    screen = mixer.page.viewport_size
+    picture, box = mixer.picture.bounding_box(), mixer.root.bounding_box()
+    assert box["height"] < 0.85 * screen["height"]
+    for control in ("object", "prompt", "draw", "restore", "status"):
+        place = mixer.part(control).bounding_box()
+        assert place["x"] + place["width"] <= picture["x"]
+        assert place["y"] + place["height"] <= screen["height"]
+
+
+def test_what_has_changed_is_greyed_and_unknown_words_are_named(
+    mixer: MixerPage, original: bytes, artefacts: Path
+) -> None:
+    prompt = mixer.part("prompt").get_by_role("textbox")
+    before = prompt.input_value()
+    prompt.fill("a photo of a unicorn")
+    prompt.press("Tab")
+    expect(mixer.part("status")).to_contain_text("'unicorn' means nothing to this model")
+    expect(mixer.root.locator(".sepme-stale")).to_have_count(1)
+    mixer.page.screenshot(path=artefacts / f"{mixer.kind}_greyed.png")
+    prompt.fill(before)
+    prompt.press("Tab")
+    expect(mixer.root.locator(".sepme-stale")).to_have_count(0)
 
 
 def test_what_is_erased_changes_and_comes_back(
