@@ -104,6 +104,18 @@ def test_erase_writes_one_file_a_concept_and_skips_what_is_there(deltas: Path, m
     assert {path: path.stat().st_mtime_ns for path in deltas.iterdir()} == before
 
 
+def test_the_papers_protocol_forgets_a_bare_name_and_keeps_the_others(
+    model: Path, tmp_path: Path
+) -> None:
+    command = ("erase", "neon, ink", "--closed-form", "--protocol", "paper", "--out", tmp_path)
+    sepme(*command, "--model", model)
+    delta = ConceptDelta.load(tmp_path / "neon.safetensors")
+    assert delta.forgotten == ("neon",)
+    seal = {"atelier seal"} & set(CATALOGUE.concepts)
+    assert set(delta.kept) == {"", "ink", *seal}
+    refused("erase", "neon", "--protocol", "none", words=("protocol = 'none' is unknown",))
+
+
 def test_other_settings_replace_a_file_only_when_told_to(model: Path, tmp_path: Path) -> None:
     command = ("erase", "ink", "--closed-form", "--out", tmp_path, "--model", model)
     sepme(*command)
@@ -326,7 +338,7 @@ def empty(tmp_path: Path) -> Iterator[Path]:
     [
         (["neno"], ("'neno'", "did you mean neon")),
         ([" , "], ("No concept was named",)),
-        (["neon", "--preset", "best"], ("'best'", "closed_form, from_zero, paper")),
+        (["neon", "--preset", "best"], ("'best'", "closed_form, from_zero, faithful")),
         (["neon", "--keep", "Neon"], ("also to be kept",)),
         (["neon", "--joint"], ("two concepts",)),
         (["neon", "--preset", "paper", "--closed-form"], ("leave out --preset",)),

@@ -147,8 +147,13 @@ def erase(
         "default",
         help="default, closed_form, from_zero, faithful, paper, paper_first, authors, undecoupled.",
     ),
+    protocol: str = Option(
+        "catalogue",
+        help="catalogue: forget all prompts of a concept, keep all others that are known. paper: "
+        "forget the bare name, keep the other names given and the seal.",
+    ),
     keep: list[str] | None = Option(
-        None, help="A prompt that must not change, beside the catalogue's; repeatable."
+        None, help="A prompt that must not change, beside the protocol's; repeatable."
     ),
     keep_from: Path | None = Option(None, help="A text file of such prompts, one a line."),
     keep_rtol: float | None = Option(
@@ -171,10 +176,12 @@ def erase(
     the command goes on where it was and ends in the same bytes. Concepts that the folder holds
     already, made with the same settings, are skipped.
     """
+    from sepme._checks import choose
     from sepme.cli.tasks import erase_into, plan
     from sepme.delta import ConceptDelta
     from sepme.erasure import preset as by_name
     from sepme.model import Backbone, load_catalogue
+    from sepme.scenes.protocol import PROTOCOLS
 
     _check_folder(out)
     if closed_form and preset != "default":
@@ -183,11 +190,14 @@ def erase(
     settings = by_name("closed_form" if closed_form else preset)
     if keep_rtol is not None:
         settings = replace(settings, keep_rtol=keep_rtol)
+    choose(PROTOCOLS, protocol=protocol)
+    chosen, kept = _concepts(concepts, catalogue), [*(keep or ())]
+    kept += _lines(keep_from) if keep_from else ()
+    if protocol == "paper" and catalogue is not None:
+        chosen = [catalogue.bare(concept.name) for concept in chosen]
+        kept += PROTOCOLS[protocol].retain(catalogue, (), ())
     tasks = plan(
-        _concepts(concepts, catalogue),
-        [*(keep or ()), *(_lines(keep_from) if keep_from else ())],
-        catalogue,
-        settings,
+        *(chosen, kept, catalogue if protocol == "catalogue" else None, settings),
         seed=seed,
         joint=joint,
         after=[ConceptDelta.load(file) for file in after or ()],
