@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 import torch
 import typer
+from _markdown import markdown
 from torch import Tensor
 
 from sepme.artefact import write_atomically
@@ -157,7 +158,7 @@ def correlation(out: Path = RESULTS / "correlation_and_judge.csv", images: int =
 @app.command()
 def table(path: Path = RESULTS / "ablation.csv") -> None:
     """The shares of all concepts together, in Markdown."""
-    typer.echo(departures_table(pd.read_csv(path)).to_markdown())
+    typer.echo(markdown(departures_table(pd.read_csv(path)).rename_axis("variant").reset_index()))
 
 
 def departures_table(rows: pd.DataFrame) -> pd.DataFrame:

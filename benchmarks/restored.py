@@ -15,6 +15,7 @@ from typing import Annotated
 import pandas as pd
 import torch
 import typer
+from _markdown import markdown
 from torch import Tensor
 
 from sepme.artefact import write_atomically
@@ -103,8 +104,7 @@ def table(rows: pd.DataFrame) -> str:
         "all_off": ("all off: identical", "{:.0%}"),
     }
     shown = {title: rows[name].map(text.format) for name, (title, text) in columns.items()}
-    align = ["left"] + ["right"] * (len(columns) - 1)
-    return pd.DataFrame(shown).to_markdown(index=False, colalign=align)
+    return markdown(pd.DataFrame(shown))
 
 
 def main(
