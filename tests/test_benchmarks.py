@@ -1,15 +1,25 @@
 """The benchmarks ask what they say they ask; nothing is drawn here."""
 
 import importlib.util
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from sepme.atelier.paintings import ALIASES, OBJECTS, STYLES
 from sepme.model import load_catalogue
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def residue() -> Iterator[ModuleType]:
+    sys.path.insert(0, str(FOLDER))  # it imports its neighbour
+    yield benchmark("residue")
+    sys.path.remove(str(FOLDER))
 
 
 def benchmark(name: str) -> ModuleType:
@@ -67,3 +77,26 @@ def test_a_table_names_preset_and_retain_set(tmp_path: Path, monkeypatch) -> Non
     (tmp_path / "README.md").write_text("a\n<!-- each -->\nold\n<!-- /each -->\nb\n")
     EACH.write_between("each", "new")
     assert (tmp_path / "README.md").read_text() == "a\n<!-- each -->\nnew\n<!-- /each -->\nb\n"
+
+
+def test_the_residue_of_every_method_has_its_retain_set_beside_it(residue: ModuleType) -> None:
+    def pictures(method: str, concept: str, share: float, guidance: float = 4.0) -> pd.DataFrame:
+        head = dict(zip(residue.KEY, ("DDIM", 10, guidance, method, concept), strict=True))
+        found = {"seen": [0, 1], "probability": [0.1, 0.9], "residue": [share - 0.1, share + 0.1]}
+        return pd.DataFrame(head | found)
+
+    rows = [pictures("uce@paper", "neon", 0.2), pictures("uce@paper", "boat", 0.4)]
+    rows += [pictures("blend", "neon", 0.5), pictures("sepme@catalogue", "neon", 0.1)]
+    rows += [pictures("sepme@catalogue", "neon", 0.6, guidance=8.0)]
+    text = residue.tables(pd.concat(rows))
+    methods, samplers = text.split("### Other samplers")
+    lines = [line for line in methods.splitlines() if line.startswith("| ")][1:]
+    assert [line.split(" | ")[0] for line in lines] == [
+        "| *a 30 % blend*",
+        "| UCE [paper]",
+        "| SepME, closed form + training [catalogue]",
+    ]  # those that leave most first
+    assert "| UCE [paper] | 50% (15–85) | 0.50" in lines[1]
+    assert "| 0.20 | – | – | 0.40 | 4 |" in lines[1]
+    assert "guidance 8 | SepME, closed form + training [catalogue]" in samplers
+    assert "UCE" not in samplers
