@@ -148,7 +148,7 @@ def mixer(
         page.set_default_timeout(CONTROL)
         mixer = MixerPage(page, kind)
         try:
-            page.goto(url)
+            page.goto(url, timeout=CELLS)  # Voila answers when its cells have run
             run(page)
             mixer.part("draw").wait_for(timeout=CELLS)
             mixer.reached("the mixer is there")
