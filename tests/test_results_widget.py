@@ -52,7 +52,7 @@ def _patches(container: object) -> list[Rectangle]:
 
 def legend(figure: Figure, panel: int) -> list[str]:
     found = figure.axes[panel].get_legend()
-    return [] if found is None else [text.get_text() for text in found.get_texts()]
+    return [] if found is None else [" ".join(t.get_text().split()) for t in found.get_texts()]
 
 
 # ---------------------------------------------------------------- state

@@ -368,7 +368,7 @@ class ConceptMixer(Shell):
         options = [NO_STYLE, *names] if kind == "style" else names
         first = next((name for name in self.mixer.deltas if name in names), options[0])
         title, tooltip = kind.capitalize(), f"The {kind} of the prompt"
-        more = {"value": first, "act": self._fill_prompt, "layout": {"width": "184px"}}
+        more = {"value": first, "act": self._fill_prompt, "layout": {"width": "178px"}}
         return self.menu(kind, title, tooltip, options, **more)
 
     def _fill_prompt(self) -> None:

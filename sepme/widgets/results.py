@@ -6,6 +6,7 @@ the same colour and hatch in both panels and in the figures of `sepme figures`.
 """
 
 from dataclasses import dataclass, replace
+from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -73,7 +74,7 @@ def render(state: ResultsState, rows: DataFrame, printed: DataFrame) -> Figure:
     names = printed[printed["kind"] == state.kind].drop_duplicates("concept_index")["concept"]
     sides = ((PUBLISHED, printed, names), (MEASURED, rows, EVALUATED[state.kind].names))
     for ax, (label, table, concepts) in zip(figure.subplots(2, 1), sides, strict=True):
-        roles = [f"{name}\n({state.moment.role(i)})" for i, name in enumerate(concepts)]
+        roles = [f"{fill(n, 12)}\n({state.moment.role(i)})" for i, n in enumerate(concepts)]
         ax.set_xticks(range(9), roles, fontsize=7)
         ax.set_title(label, fontsize=10)
         _bars(ax, state, cells_of(state, table))
@@ -99,7 +100,7 @@ def _bars(ax: Axes, state: ResultsState, cells: DataFrame) -> None:
         found = cells[cells["method"] == method]
         at = found["concept_index"] + (i - (len(methods) - 1) / 2) * width
         error = [found["value"] - found["low"], found["high"] - found["value"]]
-        look = looks[method] | {"label": method_title(method)}
+        look = looks[method] | {"label": fill(method_title(method), 30)}
         if found["low"].notna().all():
             look |= thin | {"yerr": error}
         ax.bar(at, found["value"], 0.92 * width, **look)
