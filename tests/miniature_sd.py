@@ -46,8 +46,8 @@ def _text_encoder() -> CLIPTextModel:
         CLIPTextConfig(
             vocab_size=VOCABULARY,
             hidden_size=WIDTH,
-            intermediate_size=256,
-            num_hidden_layers=2,
+            intermediate_size=64,
+            num_hidden_layers=1,
             num_attention_heads=12,
             max_position_embeddings=TOKENS,
             bos_token_id=VOCABULARY - 2,
