@@ -134,7 +134,8 @@ def tables(rows: pd.DataFrame) -> str:
     usual = (rows[KEY[:3]] == list(USUAL)).all(axis=1)
     found = sorted(rows[usual].groupby("method"), key=lambda each: -each[1].residue.mean())
     methods = [line(titles[method], rows=part) for method, part in found]
-    chosen = rows[rows.method.isin(("original", *SAMPLED))]
+    measured = (~usual).any()  # with other samplers too
+    chosen = rows[rows.method.isin(("original", *SAMPLED)) & measured]
     samplers = [
         line(f"{sampler}, {steps} steps, guidance {g:g}", titles[method], rows=part)
         for (sampler, steps, g, method), part in chosen.groupby(KEY[:4], sort=False)
@@ -145,6 +146,8 @@ def tables(rows: pd.DataFrame) -> str:
         ("Residue of each method [retain set]", ["method"], methods),
         ("Other samplers [retain set]", ["drawn with", "method"], samplers),
     ):
+        if not lines:
+            continue
         rule = "|" + "---|" * len(first) + "--:|" * len(values)
         texts += [f"### {title}", "\n".join([f"| {' | '.join(first + values)} |", rule, *lines])]
     return "\n\n".join(texts)
