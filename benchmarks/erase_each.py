@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from _markdown import write_between
 from torch import Tensor
 
 from sepme._data import cache
@@ -279,16 +280,6 @@ def tables(folder: Path) -> str:
         f"{threads} thread(s); model {one['base'][:12]}."
     )
     return "\n\n".join(texts)
-
-
-def write_between(marker: str, text: str) -> None:
-    """Replace what stands between the two markers of README.md."""
-    readme = HERE / "README.md"
-    begin, end = f"<!-- {marker} -->\n", f"<!-- /{marker} -->"
-    head, found, rest = readme.read_text().partition(begin)
-    if not found:
-        raise SystemExit(f"README.md has no marker {begin.strip()}: write it where the table goes.")
-    write_atomically(readme, (head + begin + text + "\n" + end + rest.partition(end)[2]).encode())
 
 
 def main() -> None:

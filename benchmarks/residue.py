@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from _markdown import write_between
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
-from erase_each import Asked, crossings, others, write_between
+from erase_each import Asked, crossings, others
 from torch import Tensor
 
 from sepme._data import cache

@@ -1,7 +1,7 @@
 """How near a restored concept comes to the original while others stay erased.
 
     python benchmarks/restored.py                # writes results/restored.csv; about ten minutes
-    python benchmarks/restored.py --table        # the table of README.md, from that file
+    python benchmarks/restored.py --table        # writes the table of README.md from that file
 
 Scene1 at t1, styles: 0 and 1 are restored, 2 to 5 stay erased. The deltas of those four are trained
 in several ways. The pictures are drawn in float32, since rounding is what is measured, and compared
@@ -15,7 +15,7 @@ from typing import Annotated
 import pandas as pd
 import torch
 import typer
-from _markdown import markdown
+from _markdown import markdown, write_between
 from torch import Tensor
 
 from sepme.artefact import write_atomically
@@ -109,14 +109,16 @@ def table(rows: pd.DataFrame) -> str:
 
 def main(
     images: Annotated[int, typer.Option(min=1, help="Images of each concept.")] = 20,
-    table_only: Annotated[bool, typer.Option("--table", help="Only print the table.")] = False,
+    table_only: Annotated[
+        bool, typer.Option("--table", help="Only write the table of README.md.")
+    ] = False,
 ) -> None:
-    """Measure every way, write the file, print the table."""
+    """Measure every way, write the file and the table."""
     if not table_only:
         model, judge, catalogue = Backbone.load(), Judge.load(), load_catalogue()
         rows = [measure(model, judge, catalogue, way, images) for way in WAYS]
         write_atomically(RESULTS, pd.DataFrame(rows).to_csv(index=False).encode())
-    typer.echo(table(pd.read_csv(RESULTS)))
+    write_between("restored", table(pd.read_csv(RESULTS)))
 
 
 if __name__ == "__main__":
