@@ -291,7 +291,8 @@ def role_bars(
     """
     methods = means.index.unique("method")
     roles = [role for role in (*ROLES, "watermark") if role in means.index.unique("role")]
-    width, scale = 0.8 / len(methods), 100 if measure == "acc" else 1
+    scale = 100 if measure == "acc" else 1
+    width = 0.8 / max(len(methods), 4)  # a single bar stays narrow
     for i, (method, look) in enumerate((looks or method_looks(methods)).items()):
         bars = scale * means.loc[method].reindex(roles)
         x = np.arange(len(roles)) + (i - (len(methods) - 1) / 2) * width
