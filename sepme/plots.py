@@ -161,7 +161,9 @@ def recorded_decay(recording: Any, ax: Axes | None = None) -> Axes:
         thin = {"color": GREY, "linewidth": 1, "linestyle": ":"}
         ax.axhline(tau / unit, label=f"stop at τ = {tau:g}", **thin)
     _legend_beside(ax)
-    ax.set(xlabel="iterations", ylabel="correlation with the original concept")
+    of_square = unit == 1 and settings.get("statistic") == "loss"
+    also = "\n(blue: its square, which is minimised)" if of_square else ""
+    ax.set(xlabel="iterations", ylabel=f"correlation with the original concept{also}")
     return ax
 
 

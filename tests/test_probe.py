@@ -254,10 +254,11 @@ def test_the_maps_are_measured_against_what_the_training_is(reference: str, expe
     assert torch.equal(recording.original, r0[:, 0])
 
 
+@pytest.mark.parametrize("statistic", ["signed", "loss"])
 @pytest.mark.parametrize("objective", ["squared", "product"])
-def test_the_losses_are_what_the_momentum_averages(objective: str) -> None:
+def test_the_losses_are_what_the_momentum_averages(objective: str, statistic: str) -> None:
     """Eq. 4 over `losses` gives the momentum of every step."""
-    settings = replace(FROM_ZERO, objective=objective)
+    settings = replace(FROM_ZERO, objective=objective, statistic=statistic)
     _, recording = record(shared(), NEON, others(NEON), settings, timesteps=1, progress=False)
     m = recording.losses[0]
     for loss, step in zip(recording.losses, recording.steps, strict=True):
