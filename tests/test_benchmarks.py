@@ -2,7 +2,6 @@
 
 import importlib.util
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -15,18 +14,20 @@ from sepme.model import load_catalogue
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def residue() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(FOLDER))  # it imports its neighbour
-    yield benchmark("residue")
-    sys.path.remove(str(FOLDER))
-
-
 def benchmark(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(FOLDER))  # they import their neighbours
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(FOLDER))
     return module
+
+
+@pytest.fixture(scope="module")
+def residue() -> ModuleType:
+    return benchmark("residue")
 
 
 EACH = benchmark("erase_each")
@@ -73,7 +74,7 @@ def test_a_table_names_preset_and_retain_set(tmp_path: Path, monkeypatch) -> Non
     assert "| neon | 2% (0–10) |" in text
     del row["unnamed"]  # as in the protocol `catalogue`
     assert "| – |" in EACH.line(row, EACH.TRAINED)
-    monkeypatch.setattr(EACH, "HERE", tmp_path)
+    monkeypatch.setattr(sys.modules["_markdown"], "README", tmp_path / "README.md")
     (tmp_path / "README.md").write_text("a\n<!-- each -->\nold\n<!-- /each -->\nb\n")
     EACH.write_between("each", "new")
     assert (tmp_path / "README.md").read_text() == "a\n<!-- each -->\nnew\n<!-- /each -->\nb\n"
@@ -100,3 +101,17 @@ def test_the_residue_of_every_method_has_its_retain_set_beside_it(residue: Modul
     assert "| 0.20 | – | – | 0.40 | 4 |" in lines[1]
     assert "guidance 8 | SepME, closed form + training [catalogue]" in samplers
     assert "UCE" not in samplers
+
+
+def test_the_variants_of_the_ablation_are_settings_of_their_own() -> None:
+    """And no question asks for what another question is about."""
+    ablation = benchmark("ablation")
+    assert len(set(ablation.VARIANTS.values())) == len(ablation.VARIANTS)
+    for name in ablation.CONCEPTS:
+        retained, unnamed = ablation.others(name)
+        assert not {name, *retained} & set(unnamed)
+        asked = ablation.questions(name)
+        assert {len(pairs) for pairs in asked.values()} == {ablation.IMAGES}
+        held_out = {prompt for prompt, _ in asked["forgotten, held-out prompts"]}
+        assert name not in held_out
+        assert all(name not in prompt.split() for prompt, _ in asked["kept, not named"])
