@@ -6,7 +6,6 @@ not to opposite, since below zero the model starts to draw the anti-concept.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,24 +44,17 @@ def normalised_correlation(r: Tensor, r0: Tensor) -> Tensor:
     return correlation_loss(r, r0) / size.clamp_min(torch.finfo(size.dtype).tiny)
 
 
-def balance(losses: Tensor, going: Sequence[bool] | None = None) -> Tensor:
+def balance(losses: Tensor) -> Tensor:
     """Paper eq. 3: `eta_i = max_k |L_cor(c_k)| / |L_cor(c_i)|`, `[concepts]`.
 
     With it every concept pulls as hard as the one that is least erased. A constant for the
     gradient. A loss of (almost) zero counts as `eps` times the largest, so that eta stays finite.
-
-    Args:
-        going: which concepts are still trained; the others get 0 and do not count. All, if None.
     """
     sizes = losses.detach().abs()
-    if going is not None:
-        sizes = sizes * torch.tensor(going).to(sizes)
     largest = sizes.max()
     if largest == 0:
-        eta = torch.ones_like(sizes)
-    else:
-        eta = largest / sizes.clamp_min(torch.finfo(sizes.dtype).eps * largest)
-    return eta if going is None else eta * torch.tensor(going).to(eta)
+        return torch.ones_like(sizes)
+    return largest / sizes.clamp_min(torch.finfo(sizes.dtype).eps * largest)
 
 
 @dataclass

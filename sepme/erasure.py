@@ -273,7 +273,8 @@ def erase(
             r, r0 = increment.noise_differences(x_t, t, n, theta, changed)
             seen.append(_Correlation.of(r, r0, t, settings))
         losses = torch.stack([one.loss for one in seen])  # L_cor(c_i), eq. 2
-        eta = balance(losses, [not increment.momentum.stopped for increment in increments])
+        going = torch.tensor([not i.momentum.stopped for i in increments]).to(losses)
+        eta = going * balance(going * losses)  # what is erased already pulls no more
         total, norm = (eta * losses).sum(), _norm(changes)  # eq. 3 is total + lambda norm
         m = max(map(_Increment.watch, increments, seen))  # eq. 4, for each concept by itself
         return total + settings.lam * norm, _described(m, total, norm, eta, seen, deltas)
@@ -288,8 +289,8 @@ def erase(
             title=f"erasing {', '.join(concept.name for concept in group)}",
             report=ErasureStep,
             prepare=lambda: {i.concept.name: i.draw() for i in increments},
-            state=[i.momentum for i in increments],  # ends it when all have m_n <= tau (eq. 4)
-            accumulate=settings.accumulate,
+            state=[part for i in increments for part in i.state],  # ends it at m_n <= tau (eq. 4)
+            before_step=lambda: [part.add() for i in increments for part in i.state[1:]],
         )
     return deltas()[0] if isinstance(concepts, Concept) else deltas()
 
@@ -331,6 +332,8 @@ class _Increment:
         self.momentum = Momentum(settings.alpha, settings.tau, settings.earliest_stop)
         self.image_seed = mix(seed, -1 - group.index(concept))
         kept = self._parametrise(retain_set(concept, group, keep, after), settings)
+        sums = [_GradientSum([*self.weights.values()])] if settings.accumulate else []
+        self.state = [self.momentum, *sums]
         self.provenance = Provenance(
             concept=concept.name,
             kind=concept.kind,
@@ -381,10 +384,10 @@ class _Increment:
 
     def change(self) -> dict[str, Tensor]:
         """`Delta_l [d_out, d_in]` by module path; differentiable until the concept is erased."""
-        for weight in self.weights.values():
-            if self.momentum.stopped:  # without a gradient, Adam leaves a weight as it is
-                weight.requires_grad_(False).grad = None
-        return {path: w if self.R is None else w @ self.R for path, w in self.weights.items()}
+        weights = self.weights
+        if self.momentum.stopped:  # without a gradient, Adam leaves a weight as it is
+            weights = {path: weight.detach() for path, weight in weights.items()}
+        return {path: w if self.R is None else w @ self.R for path, w in weights.items()}
 
     def watch(self, seen: "_Correlation") -> float:
         """m_n (eq. 4) with what this iteration says, or as it was when the concept was erased."""
@@ -422,6 +425,25 @@ class _Increment:
             up = {path: (w.double() @ T.T).to(w) for path, w in up.items()}
         about = replace(self.provenance, iterations=self.momentum.iteration)
         return ConceptDelta(down, up, about)
+
+
+class _GradientSum:
+    """The gradients of all iterations, added up: the authors' code never sets them to zero."""
+
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        self.weights, self.sums = weights, [torch.zeros_like(weight) for weight in weights]
+
+    def add(self) -> None:
+        """Add this iteration's gradients, and let the optimiser see the sums."""
+        for weight, total in zip(self.weights, self.sums, strict=True):
+            if weight.grad is not None:
+                weight.grad = total.add_(weight.grad)
+
+    def state_dict(self) -> dict[str, list[Tensor]]:
+        return {"sums": self.sums}
+
+    def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
+        self.sums = state["sums"]
 
 
 def retain_set(

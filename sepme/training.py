@@ -66,7 +66,6 @@ class Trainer:
         report: type[Step] = Step,
         prepare: Callable[[], dict[str, Tensor]] = dict,
         state: Sequence[Stateful] = (),
-        accumulate: bool = False,
         before_step: Callable[[], object] = lambda: None,
         after_step: Callable[[], object] = lambda: None,
     ) -> None:
@@ -84,7 +83,6 @@ class Trainer:
             prepare: makes what is needed once (pictures of the concept, inverted words). A resumed
                 run reads it from the checkpoint.
             state: what changes during the run besides parameters and optimiser.
-            accumulate: keep the gradients of all iterations before, which are added up.
             before_step: called between the gradient and the step (clipping).
             after_step: called after the step (moving average, learning rate).
 
@@ -105,8 +103,7 @@ class Trainer:
                 done += 1
                 step = report(**{"iteration": done, "loss": float(value.detach()), **found})
                 _check_finite(step)
-                if not accumulate:
-                    optimiser.zero_grad()
+                optimiser.zero_grad()
                 value.backward()
                 before_step()
                 optimiser.step()
@@ -134,7 +131,6 @@ class Trainer:
             "done": done,
             "fixed": dict(fixed),
             "parameters": [p.detach() for p in _parameters(optimiser)],
-            "gradients": [p.grad for p in _parameters(optimiser)],  # they may accumulate
             "optimiser": optimiser.state_dict(),
             "state": [part.state_dict() for part in state],
         }
@@ -158,11 +154,8 @@ class Trainer:
         except Exception:  # torch raises many kinds for a file that is no checkpoint
             return 0, None
         with torch.no_grad():
-            for p, value, gradient in zip(
-                parameters, saved["parameters"], saved["gradients"], strict=True
-            ):
-                p.copy_(value)
-                p.grad = gradient
+            for parameter, value in zip(parameters, saved["parameters"], strict=True):
+                parameter.copy_(value)
         optimiser.load_state_dict(saved["optimiser"])
         for part, content in zip(state, saved["state"], strict=True):
             part.load_state_dict(content)
