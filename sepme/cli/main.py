@@ -176,12 +176,10 @@ def erase(
     the command goes on where it was and ends in the same bytes. Concepts that the folder holds
     already, made with the same settings, are skipped.
     """
-    from sepme._checks import choose
     from sepme.cli.tasks import erase_into, plan
     from sepme.delta import ConceptDelta
     from sepme.erasure import preset as by_name
     from sepme.model import Backbone, load_catalogue
-    from sepme.scenes.protocol import PROTOCOLS
 
     _check_folder(out)
     if closed_form and preset != "default":
@@ -190,14 +188,12 @@ def erase(
     settings = by_name("closed_form" if closed_form else preset)
     if keep_rtol is not None:
         settings = replace(settings, keep_rtol=keep_rtol)
-    choose(PROTOCOLS, protocol=protocol)
-    chosen, kept = _concepts(concepts, catalogue), [*(keep or ())]
-    kept += _lines(keep_from) if keep_from else ()
-    if protocol == "paper" and catalogue is not None:
-        chosen = [catalogue.bare(concept.name) for concept in chosen]
-        kept += PROTOCOLS[protocol].retain(catalogue, (), ())
     tasks = plan(
-        *(chosen, kept, catalogue if protocol == "catalogue" else None, settings),
+        _concepts(concepts, catalogue),
+        [*(keep or ()), *(_lines(keep_from) if keep_from else ())],
+        catalogue,
+        settings,
+        protocol=protocol,
         seed=seed,
         joint=joint,
         after=[ConceptDelta.load(file) for file in after or ()],

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sepme._checks import choose
 from sepme.artefact import canonical_json, writable_folder
 from sepme.concept import Catalogue, Concept, refuse_overlap, slug
 from sepme.delta import ConceptDelta
@@ -12,6 +13,7 @@ from sepme.erasure import ErasureSettings, erase, recorded_settings, retain_set
 from sepme.errors import SepmeError
 from sepme.model import Backbone
 from sepme.nullspace import refuse_meaningless
+from sepme.scenes.protocol import PROTOCOLS
 from sepme.training import Trainer
 
 __all__ = ["erase_into", "plan"]
@@ -54,18 +56,23 @@ def plan(
     catalogue: Catalogue | None,
     settings: ErasureSettings,
     *,
+    protocol: str = "catalogue",
     seed: int = 0,
     joint: bool = False,
     after: Sequence[ConceptDelta] = (),
 ) -> list[ErasureTask]:
     """The tasks that erase these concepts: one each, or one for all of them jointly.
 
-    The retain set is `keep`, all else that the catalogue knows, and the other concepts named, so
-    that every delta can be composed with every other.
+    The retain set is `keep`, what the protocol retains of the catalogue, and the other concepts
+    named, so that every delta can be composed with every other.
 
     Raises:
         SepmeError: options that contradict one another, a prompt both kept and forgotten.
     """
+    choose(PROTOCOLS, protocol=protocol)
+    how = PROTOCOLS[protocol]
+    if catalogue is not None:
+        concepts = [how.forget(catalogue, concept.name) for concept in concepts]
     full = settings.parametrisation == "full"
     if full and keep:
         raise SepmeError("The undecoupled preset keeps nothing: leave out what is to be kept.")
@@ -77,8 +84,9 @@ def plan(
         refuse_overlap(concept, keep)
     named, tasks = _prompts(concepts), []
     for group in [tuple(concepts)] if joint else [(concept,) for concept in concepts]:
-        known = catalogue.kept_prompts(group) if catalogue is not None else ("",)
-        retained = dict.fromkeys([] if full else [*known, *named, *keep])
+        own = [concept.name for concept in group]
+        known = how.retain(catalogue, own, ()) if catalogue is not None else ()
+        retained = dict.fromkeys([] if full else ["", *known, *named, *keep])
         forgotten = set(_prompts(group))
         kept = tuple(prompt for prompt in retained if prompt not in forgotten)
         tasks.append(ErasureTask(group, kept, settings, seed, tuple(after)))
