@@ -4,34 +4,30 @@
     python benchmarks/ablation.py correlation    # writes data/results/correlation_and_judge.csv
     python benchmarks/ablation.py table          # the table of README.md, from the first file
 
-The first trains every variant on four concepts in the paper's protocol (forgotten is the bare name;
-retained are the bare names of five others and the seal). The second puts the shipped deltas on at
-five strengths. Both go on where they were stopped; chapter 03 draws their figures.
+The first trains every variant on four concepts in the paper's protocol, and asks what
+`erase_each.py` asks. The second puts the shipped deltas on at five strengths. Both go on where they
+were stopped.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-import torch
 import typer
 from _markdown import markdown
-from torch import Tensor
+from erase_each import Bench, crossings
 
 from sepme.artefact import write_atomically
-from sepme.atelier.judge import Judge
-from sepme.atelier.paintings import OBJECTS, STYLES
-from sepme.composition import applied, shipped_deltas
-from sepme.concept import BOTH, fill
-from sepme.erasure import PRESETS, ErasureSettings, erase
-from sepme.metrics import estimate_share, lpips_distance
-from sepme.model import Backbone, load_catalogue
+from sepme.atelier.paintings import STYLES
+from sepme.composition import shipped_deltas
+from sepme.concept import BOTH
+from sepme.erasure import PRESETS, ErasureSettings
+from sepme.metrics import estimate_share
 from sepme.probe import Probe, correlation_by_layer
-from sepme.scenes.protocol import PROTOCOLS
 from sepme.scenes.tables import RESULTS
-from sepme.training import Trainer
 
 FAITHFUL, DEFAULT = PRESETS["faithful"], PRESETS["default"]
 EXACT = {"method": "svd", "keep_rtol": 0.0}
@@ -49,44 +45,17 @@ VARIANTS: dict[str, ErasureSettings] = {
 }
 CONCEPTS = ("swirl", "neon", "boat", "flower")
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25)
-STEPS = 10
 #: Pictures of each concept and question; a row of the table holds those of all concepts.
 IMAGES = 25
+#: What the table asks: the set of pictures in `erase_each`, and what is counted in it.
+QUESTIONS = {
+    "forgotten": ("trained", "seen"),
+    "forgotten, held-out prompts": ("held_out", "seen"),
+    "kept and named": ("retained", "right"),
+    "kept, not named": ("unnamed", "right"),
+}
 
 app = typer.Typer(help=__doc__)
-
-
-def others(name: str) -> tuple[list[str], list[str]]:
-    """Five concepts of the same kind that are retained, and three that nobody names."""
-    pool = [each for each in (STYLES if name in STYLES else OBJECTS) if each != name]
-    return pool[:5], pool[5:8]
-
-
-def crossing(template: str, name: str, n: int) -> str:
-    """The n-th prompt that shows a concept together with one of the other kind."""
-    partner = (OBJECTS if name in STYLES else STYLES)[n % 10]
-    return fill(template, *((partner, name) if name in STYLES else (name, partner)))
-
-
-def questions(name: str) -> dict[str, list[tuple[str, str]]]:
-    """What is drawn: by question, a prompt and the concept that is looked for in its picture."""
-    retained, unnamed = others(name)
-    n = range(IMAGES)
-    return {
-        "forgotten": [(name, name)] * IMAGES,
-        "forgotten, held-out prompts": [(crossing(BOTH[2 + i % 3], name, i), name) for i in n],
-        "kept and named": [(retained[i % 5],) * 2 for i in n],
-        "kept, not named": [(crossing(BOTH[i % 5], unnamed[i % 3], i), unnamed[i % 3]) for i in n],
-    }
-
-
-def draw(model: Backbone, prompts: Sequence[str], seed: int) -> Tensor:
-    return model.generate(prompts, range(seed, seed + len(prompts)), steps=STEPS, batch=50)
-
-
-def sees(judge: Judge, images: Tensor, names: Iterable[str]) -> list[bool]:
-    pairs = zip(images, names, strict=True)
-    return [bool(judge.sees(image[None], name)) for image, name in pairs]
 
 
 def resumed(
@@ -106,26 +75,18 @@ def resumed(
 @app.command()
 def departures(out: Path = RESULTS / "ablation.csv") -> None:
     """Train every variant on every concept, and look at what it forgets and what it keeps."""
-    model, judge, catalogue = Backbone.load(), Judge.load(), load_catalogue()
-    originals: dict[tuple[str, str], Tensor] = {}
+    bench = Bench("faithful", "paper", IMAGES)
 
     def measure(variant: str, name: str) -> list[dict[str, Any]]:
-        paper = PROTOCOLS["paper"]
-        keep = paper.retain(catalogue, [name], others(name)[0])
-        concept = paper.forget(catalogue, name)
-        delta = erase(model, concept, keep, VARIANTS[variant], trainer=Trainer(progress=False))
-        about = {"variant": variant, "concept": name, "iterations": delta.provenance.iterations}
-        rows = []
-        for seed, (question, asked) in enumerate(questions(name).items()):
-            prompts, names = zip(*asked, strict=True)
-            if (name, question) not in originals:
-                originals[name, question] = draw(model, prompts, 1000 * seed)
-            with applied(model, delta):
-                images = draw(model, prompts, 1000 * seed)
-            lpips = lpips_distance(images, originals[name, question]).mean().item()
-            found = sum(sees(judge, images, names))
-            rows.append(about | {"question": question, "seen": found, "lpips": lpips})
-        return rows
+        found = bench.measure(name, VARIANTS[variant])
+        about = {"variant": variant, "concept": name, "iterations": found["iterations"]}
+        return [
+            about
+            | {"question": question, "residue": found[which].get("residue", {}).get("mean")}
+            | {"share": found[which][count]["mean"], "images": found[which][count]["n"]}
+            | {"lpips": found[which].get("lpips", {}).get("mean")}
+            for question, (which, count) in QUESTIONS.items()
+        ]
 
     resumed(out, [(v, c) for c in CONCEPTS for v in VARIANTS], measure)
 
@@ -133,23 +94,21 @@ def departures(out: Path = RESULTS / "ablation.csv") -> None:
 @app.command()
 def correlation(out: Path = RESULTS / "correlation_and_judge.csv", images: int = 100) -> None:
     """The correlation that each shipped delta leaves at five strengths, and what is seen."""
-    model, judge, catalogue = Backbone.load(), Judge.load(), load_catalogue()
-    deltas = shipped_deltas(model)
+    bench = Bench("default", "catalogue", images)
+    deltas = shipped_deltas(bench.backbone)
 
     def measure(variant: str, name: str) -> list[dict[str, Any]]:
-        concept, delta, rows = catalogue[name], deltas[name], []
-        anchors = dict(zip(concept.prompts, concept.anchors, strict=True))
-        asked = [crossing(BOTH[0], name, i) for i in range(10)]
-        probe = Probe.draw(model, asked[:5], timesteps=8)
-        references = [anchors[prompt] for prompt in asked[:5]]
-        prompts = [asked[i % 10] for i in range(images)]
+        delta, rows = deltas[name], []
+        asked = crossings(name, BOTH[:1], images, 9500, name in STYLES)
+        probe = Probe.draw(bench.backbone, [each.prompt for each in asked[:5]], timesteps=8)
+        about = (bench.backbone, probe)
+        references, everything = [each.anchor for each in asked[:5]], {"all": delta.paths}
         for s in STRENGTHS:
-            left = correlation_by_layer(model, probe, s * delta, references, {"all": delta.paths})
-            with applied(model, s * delta):
-                seen = estimate_share(judge.sees(draw(model, prompts, 0), name))
-            share = {"seen": seen.mean, "low": seen.low, "high": seen.high, "images": images}
-            about = {"variant": variant, "concept": name, "strength": s}
-            rows.append(about | {"correlation": left["all"]} | share)
+            left = correlation_by_layer(*about, s * delta, references, everything)["all"]
+            seen = estimate_share(bench.judge.sees(bench.draw(asked, s * delta), name))
+            share = {"seen": seen.mean, "low": seen.low, "high": seen.high, "images": seen.n}
+            where = {"variant": variant, "concept": name, "strength": s}
+            rows.append(where | {"correlation": left} | share)
         return rows
 
     resumed(out, [("shipped [catalogue]", name) for name in deltas], measure)
@@ -167,8 +126,8 @@ def departures_table(rows: pd.DataFrame) -> pd.DataFrame:
     for variant, found in rows.groupby("variant", sort=False):
         line = {"iterations": f"{found['iterations'].median():.0f}"}
         for question, cells in found.groupby("question", sort=False):
-            n = IMAGES * len(cells)
-            e = estimate_share(torch.arange(n) < cells["seen"].sum())
+            n, hits = cells["images"].sum(), (cells["share"] * cells["images"]).sum()
+            e = estimate_share(np.arange(n) < round(hits))
             line[question] = f"{e.mean:.0%} ({e.low:.0%} to {e.high:.0%})"
         unnamed = found[found["question"] == "kept, not named"]
         lines[variant] = line | {"LPIPS of these": f"{unnamed['lpips'].mean():.3f}"}

@@ -30,7 +30,7 @@ from sepme.atelier.objects import NOTHING
 from sepme.atelier.paintings import ALIASES, OBJECTS, STYLES
 from sepme.concept import BOTH, PHOTO, Concept, evenly, fill, with_article
 from sepme.delta import ConceptDelta
-from sepme.erasure import erase, preset
+from sepme.erasure import ErasureSettings, erase, preset
 from sepme.metrics import Estimate, estimate_share, measure_lpips, residual_share
 from sepme.metrics.estimate import estimate_mean
 from sepme.model import Backbone, load_catalogue
@@ -123,12 +123,12 @@ class Bench:
         keep = protocol.retain(self.catalogue, [name], known)
         return protocol.forget(self.catalogue, name), keep, known
 
-    def erase(self, name: str) -> tuple[ConceptDelta, float]:
-        """The concept's delta, and the seconds that it took."""
+    def erase(self, name: str, how: ErasureSettings | None = None) -> tuple[ConceptDelta, float]:
+        """The concept's delta, and the seconds that it took; by the preset, or other settings."""
         start = time.perf_counter()
         concept, keep, _ = self.request(name)
-        quiet = Trainer(progress=False)
-        delta = erase(self.backbone, concept, keep, preset(self.how), seed=0, trainer=quiet)
+        how, quiet = how or preset(self.how), Trainer(progress=False)
+        delta = erase(self.backbone, concept, keep, how, seed=0, trainer=quiet)
         return delta, time.perf_counter() - start
 
     def draw(self, asked: Sequence[Asked], *deltas: ConceptDelta, anchors: bool = False) -> Tensor:
@@ -175,8 +175,8 @@ class Bench:
             rows[which] = row | {"lpips": measure_lpips(after, before)}
         return rows
 
-    def measure(self, name: str) -> dict[str, Any]:
-        delta, seconds = self.erase(name)
+    def measure(self, name: str, how: ErasureSettings | None = None) -> dict[str, Any]:
+        delta, seconds = self.erase(name, how)
         sets = self.measure_forgotten(name, delta) | self.measure_kept(name, delta)
         return {
             "concept": name,
