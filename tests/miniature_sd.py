@@ -8,12 +8,12 @@ import gzip
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from sepme.metrics._networks import WeightsFile
-from tests.tiny import END, START
+from tests.tiny import END, START, listening, text_encoder, vae
 
 #: The merges that CLIP's vocabulary is made of. Nothing else of the package is read.
 MERGES = WeightsFile(
@@ -41,46 +41,15 @@ def clip_tokenizer() -> CLIPTokenizer:
     )
 
 
-def _text_encoder() -> CLIPTextModel:
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=WIDTH,
-            intermediate_size=64,
-            num_hidden_layers=1,
-            num_attention_heads=12,
-            max_position_embeddings=TOKENS,
-            bos_token_id=VOCABULARY - 2,
-            eos_token_id=VOCABULARY - 1,
-            pad_token_id=VOCABULARY - 1,
-        )
-    )
-
-
 def _unet() -> UNet2DConditionModel:
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 8, 16, 16),  # 320, 640, 1280, 1280 in Stable Diffusion
-        cross_attention_dim=WIDTH,
-        attention_head_dim=4,
-        norm_num_groups=4,
-    )
-    # Fresh weights hardly listen to the text; amplified, a prompt changes the predicted noise.
-    with torch.no_grad():
-        for name, parameter in unet.named_parameters():
-            if "attn2.to_" in name and name.endswith("weight"):
-                parameter.mul_(3.0)
-    return unet
-
-
-def _vae() -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=64,
+    return listening(
+        UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(8, 8, 16, 16),  # 320, 640, 1280, 1280 in Stable Diffusion
+            cross_attention_dim=WIDTH,
+            attention_head_dim=4,
+            norm_num_groups=4,
+        )
     )
 
 
@@ -89,8 +58,8 @@ def save_miniature_sd(folder: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         StableDiffusionPipeline(
-            vae=_vae(),
-            text_encoder=_text_encoder(),
+            vae=vae(4),
+            text_encoder=text_encoder(VOCABULARY, WIDTH, 12, 64, TOKENS),
             tokenizer=clip_tokenizer(),
             unet=_unet(),
             scheduler=PNDMScheduler(

@@ -47,15 +47,18 @@ def _merged(parts: list[str], pair: tuple[str, str]) -> list[str]:
     return merged
 
 
-def _text_encoder(vocabulary: int) -> CLIPTextModel:
+def text_encoder(
+    vocabulary: int, width: int, heads: int, feed_forward: int, tokens: int
+) -> CLIPTextModel:
+    """One layer; the last two words are begin and end, which pads too."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=vocabulary,
-            hidden_size=WIDTH,
-            intermediate_size=WIDTH,
+            hidden_size=width,
+            intermediate_size=feed_forward,
             num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=TOKENS,
+            num_attention_heads=heads,
+            max_position_embeddings=tokens,
             bos_token_id=vocabulary - 2,
             eos_token_id=vocabulary - 1,
             pad_token_id=vocabulary - 1,
@@ -63,18 +66,8 @@ def _text_encoder(vocabulary: int) -> CLIPTextModel:
     )
 
 
-def _unet() -> UNet2DConditionModel:
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=WIDTH,
-        attention_head_dim=2,
-        norm_num_groups=8,
-    )
-    # Fresh weights hardly listen to the text; amplified, a prompt changes the predicted noise.
+def listening(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Fresh weights hardly listen to the text; amplified, a prompt changes the predicted noise."""
     with torch.no_grad():
         for name, parameter in unet.named_parameters():
             if "attn2.to_" in name and name.endswith("weight"):
@@ -82,14 +75,30 @@ def _unet() -> UNet2DConditionModel:
     return unet
 
 
-def _vae() -> AutoencoderKL:
+def _unet() -> UNet2DConditionModel:
+    return listening(
+        UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=WIDTH,
+            attention_head_dim=2,
+            norm_num_groups=8,
+        )
+    )
+
+
+def vae(levels: int) -> AutoencoderKL:
+    """Of images `2 ** (levels - 1)` times as large as the latents, which are 8x8."""
     return AutoencoderKL(
-        block_out_channels=(8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8,) * levels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
         latent_channels=4,
         norm_num_groups=4,
-        sample_size=32,
+        sample_size=8 * 2 ** (levels - 1),
     )
 
 
@@ -99,8 +108,8 @@ def make_tiny_pipeline(prediction_type: str = "epsilon", seed: int = 0) -> Stabl
         torch.manual_seed(seed)
         tokenizer = tiny_tokenizer()
         pipe = StableDiffusionPipeline(
-            vae=_vae(),
-            text_encoder=_text_encoder(len(tokenizer)),
+            vae=vae(3),
+            text_encoder=text_encoder(len(tokenizer), WIDTH, 2, WIDTH, TOKENS),
             tokenizer=tokenizer,
             unet=_unet(),
             scheduler=DDIMScheduler(
