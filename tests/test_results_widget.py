@@ -98,6 +98,18 @@ def test_one_method_is_shown_on_both_sides_in_all_its_lengths() -> None:
     assert "not there" in describe(uce, ROWS, published())
 
 
+def test_what_is_said_of_all_methods_is_said_of_a_sepme_that_was_measured() -> None:
+    """The printed SepME stands beside any SepME of ours, and beside no baseline."""
+    scene4 = ResultsState("style", "Scene4", "t0")
+    rows = DataFrame([measured("sepme@catalogue", i, 0.5, scene4) for i in range(9)])
+    text = describe(scene4, rows, published())
+    assert f"of {METHODS['sepme@catalogue'].title}" in text
+    assert "not there" not in text
+    chosen = replace(STATE, method="sepme@catalogue")
+    assert set(cells_of(chosen, published())["method"]) == {"SepME"}
+    assert "SepME" not in set(cells_of(replace(STATE, method="esd-x"), published())["method"])
+
+
 def test_a_doubtful_row_is_not_shown() -> None:
     found = methods(ResultsState("object", "Scene4", "t5"), published())
     assert "SepME" not in found

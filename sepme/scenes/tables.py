@@ -217,7 +217,8 @@ def role_table(rows: DataFrame, measure: str) -> DataFrame:
     for scene, found in rows[rows[measure].notna()].groupby("scene", sort=False):
         whole = set(complete(rows, [scene])["method"])
         for (method, role), bar in role_means(found, measure).iterrows():
-            label = f"{scene} {method_title(method)}" + " (incomplete)" * (method not in whole)
+            label = f"{scene} {method_title(method)}"
+            label += "" if method in whole else " (incomplete)"
             body.setdefault(label, {})[role] = _in_words(bar, measure)
     if not body:
         raise SepmeError(
