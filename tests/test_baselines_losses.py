@@ -10,7 +10,7 @@ from torch import Tensor
 from sepme.baselines import BASELINES, sampling
 from sepme.baselines._train import Student, TrainingSettings
 from sepme.baselines.abconcept import PRESETS as ABLATION
-from sepme.baselines.abconcept import AbConceptSettings, ablation_loss
+from sepme.baselines.abconcept import AbConceptSettings, ablation_loss, prior_loss
 from sepme.baselines.esd import ESDSettings, esd_target
 from sepme.baselines.fmn import attention_logits, attention_loss, logits_loss, recorded
 from sepme.baselines.prompts import OWN
@@ -130,7 +130,9 @@ def test_sdd_s_loss_by_hand_with_a_constant_target(prediction_type: str) -> None
 
 # ---------------------------------------------------------------------- concept ablation
 def ablation(case: Case, settings: AbConceptSettings) -> Tensor:
-    return ablation_loss(case.student, settings, case.x_t, case.t, case.noise, case.c, case.anchor)
+    about = (case.student, settings, case.x_t, case.t, case.noise)
+    prior = prior_loss(*about, case.anchor)
+    return ablation_loss(*about, case.c, case.anchor) + settings.prior_weight * prior
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTIONS)

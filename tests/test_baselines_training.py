@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sepme.baselines import BASELINES, baseline
+from sepme.baselines._closed import ClosedForm
 from sepme.baselines._inversion import InversionSettings
 from sepme.baselines._train import (
     SELECTORS,
@@ -34,7 +35,7 @@ from tests.miniature import EXACT, KEPT, NEON, QUIET, fresh, noise_prediction, o
 from tests.refusals import refused
 from tests.tolerance import assert_close
 
-TRAINED = [name for name, method in BASELINES.items() if not method.uses_keep]
+TRAINED = [name for name, b in BASELINES.items() if not isinstance(b.method, ClosedForm)]
 
 
 def quick(name: str, iterations: int = 3, preset: str = "official", **changes: object) -> object:
@@ -50,9 +51,10 @@ def quick(name: str, iterations: int = 3, preset: str = "official", **changes: o
 
 def erase(name: str, settings: object = None, *, seed: int = 0, **watched: object) -> DenseDelta:
     trainer = Trainer(**{"progress": False} | watched)
-    return BASELINES[name].erase(
-        shared(), NEON, settings or quick(name), seed=seed, trainer=trainer
-    )
+    method = BASELINES[name]
+    keep = KEPT if method.uses_keep else ()
+    about = (shared(), NEON, settings or quick(name))
+    return method.erase(*about, keep=keep, seed=seed, trainer=trainer)
 
 
 # ---------------------------------------------------------------------- what is trained
@@ -124,8 +126,8 @@ def test_a_run_trains_what_was_chosen_tells_every_step_and_leaves_the_pipeline(n
         assert step.loss >= 0
         assert len(step.timesteps) == 2
         assert all(0 <= t < 1000 for t in step.timesteps)
-    made = change.provenance
-    assert (made.concept, made.seed, made.kept, made.iterations) == ("neon", 4, (), 3)
+    made, kept = change.provenance, tuple(KEPT) if BASELINES[name].uses_keep else ()
+    assert (made.concept, made.seed, made.kept, made.iterations) == ("neon", 4, kept, 3)
     assert made.base == backbone.fingerprint
     assert made.settings["learning_rate"] == settings.learning_rate
     assert made.settings["eraser"] in ("ESD", "SDD", "AbConcept", "FMN")
@@ -218,11 +220,35 @@ def test_a_pipeline_that_carries_something_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", TRAINED)
 def test_training_in_half_precision_or_with_prompts_to_keep_is_refused(name: str) -> None:
     backbone = fresh()
-    with refused("no use for prompts to keep"):
-        BASELINES[name].erase(backbone, NEON, keep=KEPT)
+    if not BASELINES[name].uses_keep:
+        with refused("no use for prompts to keep"):
+            BASELINES[name].erase(backbone, NEON, keep=KEPT)
     backbone.pipe.to(torch.bfloat16)
     with refused("float32", "bfloat16"):
         BASELINES[name].erase(backbone, NEON, quick(name), trainer=QUIET)
+
+
+def test_the_prior_on_the_retain_set_needs_one_and_is_the_only_one_that_takes_it() -> None:
+    method = BASELINES["abconcept-retained"]
+    with refused("prior='retained'"):
+        method.erase(shared(), NEON, quick(method.name), trainer=QUIET)
+    with refused("prior='retained'"):
+        method.erase(shared(), NEON, quick(method.name, prior="original"), keep=KEPT, trainer=QUIET)
+
+
+def test_the_prior_on_the_retain_set_holds_what_is_kept() -> None:
+    """The larger its weight, the less the predictions for kept prompts move; neon's still do."""
+    backbone, moved = shared(), {}
+    for weight in (0.0, 100.0):
+        how = {"batch": 4, "learning_rate": 3e-3, "prior_weight": weight, "prompt": "{name}"}
+        change = erase("abconcept-retained", quick("abconcept-retained", 40, **how))
+        before = {prompt: noise_prediction(backbone, prompt) for prompt in ("neon", *KEPT)}
+        with applied(backbone, change):
+            after = {prompt: noise_prediction(backbone, prompt) for prompt in before}
+        moved[weight] = {prompt: (after[prompt] - before[prompt]).norm() for prompt in before}
+    for prompt in KEPT:
+        assert moved[100.0][prompt] < 0.5 * moved[0.0][prompt]
+        assert moved[100.0][prompt] < moved[100.0]["neon"]
 
 
 @pytest.mark.parametrize(

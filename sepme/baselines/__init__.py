@@ -33,11 +33,8 @@ class Baseline:
     """What tables and figures call it."""
     method: ClosedForm | Callable[..., Objective]
     presets: Mapping[str, Any]
-
-    @property
-    def uses_keep(self) -> bool:
-        """Whether it takes a retain set: the closed forms do, the trained methods do not."""
-        return isinstance(self.method, ClosedForm)
+    uses_keep: bool = False
+    """Whether it takes a retain set."""
 
     def preset(self, name: str) -> Any:
         """The settings of a preset by name."""
@@ -69,16 +66,17 @@ class Baseline:
         settings = self.preset(settings) if isinstance(settings, str) else settings
         keep = (keep,) if isinstance(keep, str) else tuple(keep)
         refuse_attached(backbone)
-        if isinstance(self.method, ClosedForm):
-            refuse_overlap(concept, keep)
-            return edit(backbone, concept, settings, self.method, keep)
-        if keep:
+        if keep and not self.uses_keep:
             raise SepmeError(f"{self.title} has no use for prompts to keep: leave out keep.")
+        refuse_overlap(concept, keep)
+        if isinstance(self.method, ClosedForm):
+            return edit(backbone, concept, settings, self.method, keep)
         if backbone.dtype != torch.float32:
             found = f"{self.title} trains in float32, and this model is in {backbone.dtype}"
             raise SepmeError(f"{found}: load it with dtype=torch.float32.")
         student = Student(backbone, settings)
-        objective = self.method(student, concept, settings)
+        retained = {"keep": keep} if self.uses_keep else {}
+        objective = self.method(student, concept, settings, **retained)
         return train(student, concept, settings, objective, seed, trainer)
 
 
@@ -94,10 +92,15 @@ BASELINES: Mapping[str, Baseline] = {
         Baseline(
             "abconcept-noise", "AbConcept (noise)", abconcept.objective, abconcept.PRESETS_NOISE
         ),
+        Baseline(
+            *("abconcept-retained", "AbConcept (prior on the retain set)"),
+            *(abconcept.objective, abconcept.PRESETS_RETAINED),
+            uses_keep=True,
+        ),
         Baseline("fmn", "FMN", fmn.objective, fmn.PRESETS),
         Baseline("fmn-inverted", "FMN (inverted)", fmn.objective, fmn.PRESETS_INVERTED),
-        Baseline("uce", "UCE", uce.UCE, uce.PRESETS),
-        Baseline("speed", "SPEED-style", speed.SPEED, speed.PRESETS),
+        Baseline("uce", "UCE", uce.UCE, uce.PRESETS, uses_keep=True),
+        Baseline("speed", "SPEED-style", speed.SPEED, speed.PRESETS, uses_keep=True),
     )
 }
 

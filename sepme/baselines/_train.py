@@ -133,6 +133,8 @@ class Objective:
     """The loss for what was prepared and fresh random numbers, and its timesteps `[batch]`."""
     prepare: Callable[[int], dict[str, Tensor]] = lambda seed: {}
     """What is made once before the training, from the seed."""
+    kept: tuple[str, ...] = ()
+    """The retain set, of a method that trains with one."""
 
 
 def train(
@@ -153,7 +155,7 @@ def train(
         asdict(settings) | {"model_guidance": backbone.guidance, "model_steps": backbone.steps},
         objective.method,
         forgotten=objective.forgotten,
-        kept=(),
+        kept=objective.kept,
         seed=seed,
         iterations=settings.iterations,
     )

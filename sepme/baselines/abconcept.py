@@ -11,12 +11,16 @@ The SepME authors ran a form of it with the frozen original as the teacher, imag
 and a prior that holds the anchor to the original:
 `+ 10 MSE( eps_theta(x_t, c, t), eps_theta*(x_t, c, t) )`.
 
+The prior is the only place where the method can take a retain set. This variant is ours:
+`+ w MSE( eps_theta(x_t, k, t), eps_theta*(x_t, k, t) )` with k from the retain set, and x_t the
+noised image of k.
+
 Prompts: `official` takes the concept's prompts beside its anchors, pair by pair; `sepme_paper` the
 published "{name} painting" and "painting"; `atelier` the bare name and its anchor, and the SepME
 authors' prior, without which the anchor drifts and the other concepts go with it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,6 +31,7 @@ from sepme._checks import at_least, choose
 from sepme.baselines._train import Objective, Student, TrainingSettings, noised
 from sepme.baselines.prompts import OWN, check_prompt, pairs
 from sepme.concept import Concept, evenly
+from sepme.errors import SepmeError
 from sepme.training import mix
 
 __all__ = ["PRESETS"]
@@ -56,8 +61,8 @@ class AbConceptSettings(TrainingSettings):
     """What is drawn, by the original model: the "anchor", or the "concept"."""
     images: int = 1000
     prior: str = "none"
-    """"none"; "noise", the diffusion loss on the anchor; or "original", which holds the anchor's
-    prediction to the original model's."""
+    """"none"; "noise", the diffusion loss on the anchor; "original", which holds the anchor's
+    prediction to the original model's; or "retained", which holds those of the retain set."""
     prior_weight: float = 1.0
 
     def __post_init__(self) -> None:
@@ -66,7 +71,7 @@ class AbConceptSettings(TrainingSettings):
         choose(("model", "noise"), target=self.target)
         choose(("current", "original"), teacher=self.teacher)
         choose(("anchor", "concept"), images_of=self.images_of)
-        choose(("none", "noise", "original"), prior=self.prior)
+        choose(("none", "noise", "original", "retained"), prior=self.prior)
         at_least(1, images=self.images)
         at_least(0, prior_weight=self.prior_weight)
 
@@ -109,28 +114,51 @@ PRESETS_NOISE: Mapping[str, AbConceptSettings] = {
     "official_prior": AbConceptSettings(target="noise", prior="noise"),
     "atelier": replace(_ATELIER, target="noise"),
 }
+#: With the retain set in the prior, which nobody published: `official` has the published rates.
+PRESETS_RETAINED: Mapping[str, AbConceptSettings] = {
+    "official": AbConceptSettings(prior="retained"),
+    "atelier": replace(_ATELIER, prior="retained", images=64),
+}
 
 
-def objective(student: Student, concept: Concept, settings: AbConceptSettings) -> Objective:
-    """The loss of concept ablation for one concept, on images that the original draws once."""
+def objective(
+    student: Student, concept: Concept, settings: AbConceptSettings, keep: Sequence[str] = ()
+) -> Objective:
+    """The loss of concept ablation for one concept, on images that the original draws once.
+
+    Raises:
+        SepmeError: prompts to keep without the prior that uses them, or the other way round.
+    """
+    if bool(keep) != (settings.prior == "retained"):
+        raise SepmeError("AbConcept takes prompts to keep and prior='retained' only together.")
     backbone = student.backbone
     texts = pairs(concept, settings.prompt, settings.anchor)
     forgotten = tuple(text for text, _ in texts)
-    targets = backbone.encode(forgotten)
-    anchors = backbone.encode([anchor for _, anchor in texts])
+    targets, held = backbone.encode(forgotten), [anchor for _, anchor in texts]
+    anchors, retained = backbone.encode(held), backbone.encode(keep or held)
     shown = torch.tensor(evenly(range(len(texts)), settings.images))  # of which pair an image is
+    kept = torch.tensor(evenly(range(len(retained)), settings.images))  # of which prompt
 
     def prepare(seed: int) -> dict[str, Tensor]:
         which = 1 if settings.images_of == "anchor" else 0
-        prompts = [texts[i][which] for i in shown]
-        return {"images": backbone.generate(prompts, mix(seed, -1) % 2**31, output="latents")}
+        prompts = {"images": [texts[i][which] for i in shown]}
+        if keep:
+            prompts["retained"] = [keep[i] for i in kept]
+        first = mix(seed, -1) % 2**31
+        return {n: backbone.generate(p, first, output="latents") for n, p in prompts.items()}
 
     def loss(fixed: Mapping[str, Tensor], rng: torch.Generator) -> tuple[Tensor, Tensor]:
         x_t, t, noise, chosen = noised(backbone, fixed["images"], settings.batch, rng)
         pair = shown[chosen]
-        return ablation_loss(student, settings, x_t, t, noise, targets[pair], anchors[pair]), t
+        value = ablation_loss(student, settings, x_t, t, noise, targets[pair], anchors[pair])
+        if keep:
+            *about, chosen = noised(backbone, fixed["retained"], settings.batch, rng)
+            prior = prior_loss(student, settings, *about, retained[kept[chosen]])
+        else:
+            prior = prior_loss(student, settings, x_t, t, noise, anchors[pair])
+        return value + settings.prior_weight * prior, t
 
-    return Objective("AbConcept", forgotten, loss, prepare)
+    return Objective("AbConcept", forgotten, loss, prepare, tuple(keep))
 
 
 def ablation_loss(
@@ -142,17 +170,23 @@ def ablation_loss(
     target: Tensor,
     anchor: Tensor,
 ) -> Tensor:
-    """The loss above, for embeddings `[n, tokens, d_in]` of concept and anchor."""
+    """The first term, for embeddings `[n, tokens, d_in]` of concept and anchor."""
     goal = noise
     if settings.target == "model":  # what the anchor's prompt predicts, a constant
         teacher = student if settings.teacher == "current" else student.backbone
         with torch.no_grad():
             goal = teacher.epsilon(x_t, t, anchor)
-    loss = mse_loss(student.epsilon(x_t, t, target), goal)
+    return mse_loss(student.epsilon(x_t, t, target), goal)
+
+
+def prior_loss(
+    student: Student, settings: AbConceptSettings, x_t: Tensor, t: Tensor, noise: Tensor, c: Tensor
+) -> Tensor:
+    """The prior without its weight, for embeddings `[n, tokens, d_in]` of what it holds."""
     if settings.prior == "none":
-        return loss
-    held = noise
-    if settings.prior == "original":
+        return x_t.new_zeros(())
+    goal = noise
+    if settings.prior != "noise":
         with torch.no_grad():
-            held = student.backbone.epsilon(x_t, t, anchor)
-    return loss + settings.prior_weight * mse_loss(student.epsilon(x_t, t, anchor), held)
+            goal = student.backbone.epsilon(x_t, t, c)
+    return mse_loss(student.epsilon(x_t, t, c), goal)
