@@ -93,7 +93,7 @@ BASELINES: Mapping[str, Baseline] = {
             "abconcept-noise", "AbConcept (noise)", abconcept.objective, abconcept.PRESETS_NOISE
         ),
         Baseline(
-            *("abconcept-retained", "AbConcept (prior on the retain set)"),
+            *("abconcept-retained", "AbConcept (retaining prior)"),
             *(abconcept.objective, abconcept.PRESETS_RETAINED),
             uses_keep=True,
         ),

@@ -63,6 +63,7 @@ __all__ = ["COMPARED", "FIGURES", "Sources", "draw_figures", "method_looks"]
 COMPARED = (
     *("sepme-faithful@paper", "sepme@paper", "uce@paper", "speed@paper"),
     *("sepme@catalogue", "esd-x", "sdd", "abconcept", "fmn", "uce@catalogue", "speed@catalogue"),
+    *("abconcept-retained@paper", "abconcept-retained@catalogue"),
 )
 #: Panels of a comparison: what is forgotten, retained and drawn differs between them.
 PANELS = {
