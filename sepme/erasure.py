@@ -156,8 +156,9 @@ _PAPER = ErasureSettings(
 #: * `default`: the closed form, trained further. Measured in `benchmarks/README.md`.
 #: * `closed_form`: its start without training: a fraction of a second.
 #: * `from_zero`: the default without the closed form: all of it learnt, from r = r0 to r _|_ r0.
-#: * `faithful`: the published method, with the fewest departures that make it work on the shipped
-#:   model (chapter 03 takes them back one by one): the change lives in the row space of e(c) P
+#: * `faithful`: the published method, with the departures that make it work on the shipped model
+#:   (chapter 03 takes each back: the reference and the rates are what forgetting needs, the others
+#:   spare what nobody named; eight images in place of one could go): the change lives in the row space of e(c) P
 #:   ("lora", its strong directions) instead of the whole null space; the loss is the squared
 #:   normalised correlation of eight timesteps instead of the product at one; c_0 is a phrase, the
 #:   anchor, as S-27 allows, since the shipped model paints mosaics for the empty prompt too;

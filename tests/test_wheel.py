@@ -114,7 +114,8 @@ def test_installed_it_erases_draws_and_finds_its_tables(fresh: Path, tmp_path: P
     assert own in Path(answers["data"]).resolve().parents
     assert answers["concepts"] == 21
     assert answers["published"] == len(published())
-    assert answers["measured"] == ["scenes_object.csv", "scenes_style.csv"]
+    tables = ["ablation", "correlation_and_judge", "scenes_object", "scenes_style"]
+    assert answers["measured"] == [f"{table}.csv" for table in tables]
     package = Path(answers["package"]).parent
     shortly_before = files(package)
     run(fresh / "sepme", "erase", "neon", "--closed-form", cwd=tmp_path)
