@@ -159,7 +159,7 @@ _PAPER = ErasureSettings(
 #: * `faithful`: the published method, with the departures that make it work on the shipped model
 #:   (chapter 03 takes each back: the reference and the rates are what forgetting needs, the others
 #:   spare what nobody named; eight images in place of one could go): the change lives in the row
-#:   space of e(c) P ("lora", its strong directions) instead of the whole null space; the loss is the
+#:   space of e(c) P ("lora", its strong directions), not in the whole null space; the loss is the
 #:   squared normalised correlation of eight timesteps instead of the product at one; c_0 is a
 #:   phrase, the anchor, as S-27 allows, since the shipped model paints mosaics for the empty prompt
 #:   too; Adam's rate fits orthonormal rows; lambda and tau are in proportion to a loss that starts
