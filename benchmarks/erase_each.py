@@ -112,7 +112,8 @@ class Bench:
         self.how, self.protocol, self.images = how, protocol, images
         self.backbone, self.judge = Backbone.load(), Judge.load()
         self.catalogue = load_catalogue()
-        self.cache = ImageCache(self.backbone, cache("erase_each"), Sampling())
+        # In full precision: the retain set is exact, which rounding would hide.
+        self.cache = ImageCache(self.backbone, cache("erase_each"), Sampling(bfloat16=False))
         self.folder = RESULTS / f"{how}-{protocol}"
 
     def request(self, name: str) -> tuple[Concept, Sequence[str], list[str]]:

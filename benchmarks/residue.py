@@ -77,7 +77,7 @@ class Bench:
     def draw(self, asked: list[Asked], sampling: tuple, *changes, anchors: bool = False) -> Tensor:
         sampler, steps, guidance = sampling
         self.model.pipe.scheduler = SAMPLERS[sampler].from_config(self.usual.config)
-        how = Sampling(steps=steps, guidance=guidance)
+        how = Sampling(steps=steps, guidance=guidance, bfloat16=False)
         prompts = [each.anchor if anchors else each.prompt for each in asked]
         try:
             pictures = ImageCache(self.model, cache("residue", sampler), how)

@@ -250,6 +250,16 @@ def test_a_run_resumes_in_the_same_bytes(backbone: Backbone, tmp_path: Path, mon
         run_scenes(*here, progress=False)
 
 
+def test_only_the_paper_s_protocol_is_always_drawn_in_full_precision() -> None:
+    plan = Plan(fid=False, sampling=Sampling(bfloat16=True))
+    drawn = {name: plan.sampling_of(method).bfloat16 for name, method in METHODS.items()}
+    assert {name for name, half in drawn.items() if not half} == {
+        name for name in METHODS if name.endswith("@paper")
+    }
+    plain = replace(plan, sampling=Sampling(bfloat16=False))
+    assert not any(plain.sampling_of(method).bfloat16 for method in METHODS.values())
+
+
 @pytest.mark.long
 def test_shipped_cells_are_what_is_drawn_now(tmp_path: Path) -> None:
     """Cells of the tables, from making the changes to measuring, give the shipped numbers.

@@ -421,8 +421,9 @@ def run_the_scenes(
         "sepme-faithful@paper, sepme@catalogue, esd-x, sdd, abconcept, fmn, uce@catalogue",
         help="With commas, the retain set behind @: sepme-faithful@paper, sepme@paper, "
         "sepme@catalogue, sepme-joint@catalogue, sepme-regularised@catalogue, uce@paper, "
-        "uce@catalogue, speed@paper, speed@catalogue; without one: esd-x, esd-u, esd-x-strict, "
-        "sdd, abconcept, abconcept-noise, fmn, fmn-inverted.",
+        "uce@catalogue, speed@paper, speed@catalogue, abconcept-retained@paper, "
+        "abconcept-retained@catalogue; without one: esd-x, esd-u, esd-x-strict, sdd, abconcept, "
+        "abconcept-noise, fmn, fmn-inverted.",
     ),
     concepts: str = Option(
         "0, 1, 2, 3, 4, 5, 6, 7, 8, 9",
@@ -441,7 +442,8 @@ def run_the_scenes(
 ) -> None:
     """Measure every cell of the chosen scenes; the same command goes on where it was stopped.
 
-    Pictures are drawn in bfloat16 where the machine has instructions for it; the manifest says so.
+    Pictures are drawn in bfloat16 where the machine has instructions for it, but for the methods
+    [paper], whose recovered concepts come back exactly; the manifest says so.
     """
     from sepme.model import Backbone, load_catalogue
     from sepme.scenes import Plan, run_scenes

@@ -9,7 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from sepme.errors import SepmeError
 from sepme.metrics import alexnet_available, inception_available
 from sepme.model import Backbone
 from sepme.scenes.images import ImageCache, Sampling, measure
-from sepme.scenes.methods import METHODS, Change, Context
+from sepme.scenes.methods import METHODS, Change, Context, Method
 from sepme.scenes.protocol import EVALUATED, WATERMARK, EvaluatedConcepts, Moment, moments
 from sepme.scenes.tables import ADDRESS, COLUMNS, NUMBERS, read_table, write_table
 
@@ -78,6 +78,14 @@ class Plan:
                 "leave FID out with --no-fid."
             )
 
+    def sampling_of(self, method: Method) -> Sampling:
+        """How a method is drawn: in the paper's protocol always in full precision.
+
+        There recovered concepts come back exactly, which the rounding of half precision would hide.
+        """
+        half = self.sampling.bfloat16 and method.protocol.name != "paper"
+        return replace(self.sampling, bfloat16=half)
+
 
 def run_scenes(
     backbone: Backbone,
@@ -113,7 +121,6 @@ def run_scenes(
         say(f"{table}: {len(rows)} rows are there already, the rest is measured now")
     evaluated = EVALUATED[plan.kind]
     context = Context(backbone, catalogue, evaluated, work / "changes", plan.seed)
-    cache = ImageCache(backbone, work / "pictures", plan.sampling)
     done = rows[rows["fid"].notna()] if plan.fid else rows
     done = set(zip(*(done[c] for c in ("method", "scene", "time", "concept_index")), strict=True))
     states = [(m, moment) for m, s in product(plan.methods, plan.scenes) for moment in moments(s)]
@@ -125,6 +132,7 @@ def run_scenes(
             cells = [i for i in cells if (name, moment.scene, moment.time, i) not in done]
             if not cells:
                 continue
+            cache = ImageCache(backbone, work / "pictures", plan.sampling_of(method))
             made = method.changes(context, moment.scene)
             changes = [made[index] for index in moment.erased]
             about = (cache, evaluated, judge, plan, moment, method.protocol.name, changes)
@@ -217,7 +225,7 @@ def _manifest(backbone: Backbone, plan: Plan) -> dict[str, Any]:
             m.name: {
                 "title": m.title,
                 "settings": asdict(m.settings),
-                "sampling": asdict(plan.sampling),
+                "sampling": asdict(plan.sampling_of(m)),
                 "images": plan.images,
             }
             for m in methods
