@@ -1,8 +1,11 @@
 """What is forgotten and what is kept, in words: concepts, prompt templates, and known words."""
 
+import csv
+import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -28,6 +31,10 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+#: The longest file name of a concept, in bytes, without its hash and suffix.
+_LONGEST = 60
+#: File names that mean a device on Windows, whatever their suffix.
+_DEVICE = re.compile(r"con|prn|aux|nul|com\d|lpt\d")
 
 
 @dataclass(frozen=True)
@@ -165,32 +172,63 @@ class Catalogue:
 def parse_names(text: str) -> list[str]:
     """Split what people type: `" pointillism, neon,"` gives `["pointillism", "neon"]`.
 
-    Repetitions are dropped.
+    A name that contains a comma is written between double quotes. Repetitions are dropped.
 
     Raises:
-        SepmeError: no name in it.
+        SepmeError: no name in it, a quote that does not end, or characters that cannot be printed.
     """
-    names = [" ".join(part.split()) for part in text.split(",")]
+    try:
+        (parts,) = csv.reader([text], skipinitialspace=True, strict=True)
+    except (csv.Error, ValueError) as error:
+        raise SepmeError(
+            f"{text!r} is no list of names: write one line with commas, and a name that contains a "
+            'comma between double quotes, like "Alex Example, Jr.".'
+        ) from error
+    names = [plain(" ".join(part.split())) for part in parts]
     names = list(dict.fromkeys(name for name in names if name))
     if not names:
         raise SepmeError('No concept was named: give one or more, like "pointillism, neon".')
     return names
 
 
-def refuse_overlap(concept: Concept, keep: Iterable[str]) -> None:
-    """Raise SepmeError if a prompt of the concept is also to be kept."""
-    kept = {_key(prompt) for prompt in keep}
-    both = [prompt for prompt in concept.prompts if _key(prompt) in kept]
-    if both:
-        raise SepmeError(
-            f"{both[0]!r} is to be forgotten with {concept.name!r} and also to be kept: take it "
-            "out of one of the two."
-        )
+def refuse_overlap(
+    concept: Concept, keep: Iterable[str], reads: Callable[[str], Hashable] | None = None
+) -> None:
+    """Refuse a prompt of the concept that is also to be kept.
+
+    Args:
+        reads: what a model makes of a prompt (`Backbone.reads`); without it, words are compared
+            without regard to case and spacing.
+
+    Raises:
+        SepmeError: there is one.
+    """
+    reads = reads or _key
+    kept = {reads(prompt): prompt for prompt in keep}
+    for prompt in concept.prompts:
+        if reads(prompt) in kept:
+            other, which = kept[reads(prompt)], f"{prompt!r} is to be forgotten with"
+            if _key(other) == _key(prompt):
+                raise SepmeError(
+                    f"{which} {concept.name!r} and also to be kept: take it out of one of the two."
+                )
+            raise SepmeError(
+                f"{which} {concept.name!r}, and {other!r}, which this model reads as the same "
+                "tokens, is to be kept: take one of them out."
+            )
 
 
 def slug(name: str) -> str:
-    """A file name for a concept: `Van Gogh` gives `van-gogh`."""
-    return re.sub(r"[^\w]+", "-", name.lower()).strip("-") or "concept"
+    """A file name for a concept, safe on every system: `Van Gogh` gives `van-gogh`.
+
+    A long name is cut, and ends in a few digits of its hash, so that it stays distinct. So does one
+    of which nothing is left, and one that Windows reserves for a device.
+    """
+    short = re.sub(r"[^\w]+", "-", unicodedata.normalize("NFC", name).lower()).strip("-")
+    cut = short.encode()[:_LONGEST].decode(errors="ignore").strip("-")
+    if cut == short and short and not _DEVICE.fullmatch(short):
+        return short
+    return f"{cut or 'concept'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def evenly(items: Sequence[T], n: int) -> list[T]:
@@ -198,6 +236,21 @@ def evenly(items: Sequence[T], n: int) -> list[T]:
     if n >= len(items):
         return [items[i % len(items)] for i in range(n)]
     return [items[i * len(items) // n] for i in range(n)]
+
+
+def plain(text: str) -> str:
+    """The text in Unicode's composed form (NFC).
+
+    Raises:
+        SepmeError: it contains a character that no screen shows, like a terminal's escape.
+    """
+    text = unicodedata.normalize("NFC", text)
+    if hidden := [c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Co", "Cn")]:
+        raise SepmeError(
+            f"{text!r} contains the character U+{ord(hidden[0]):04X}, which cannot be printed: "
+            "take it out."
+        )
+    return text
 
 
 def _key(word: str) -> str:

@@ -301,7 +301,7 @@ def warned(*command: object) -> list[str]:
 def test_words_that_the_model_does_not_know_are_said_once(
     model: Path, bare: Path, tmp_path: Path
 ) -> None:
-    drawn = ("generate", "a red boat, red", "--out", tmp_path / "a.png", "--model", model)
+    drawn = ("generate", "red, red", "--out", tmp_path / "a.png", "--model", model)
     red = "The word 'red' means nothing to this model, which was never shown it."
     assert warned(*drawn) == [red]
     assert (tmp_path / "a.png").is_file()
@@ -344,7 +344,7 @@ def empty(tmp_path: Path) -> Iterator[Path]:
         (["neon", "--preset", "paper", "--closed-form"], ("leave out --preset",)),
         (["neon", "--preset", "undecoupled", "--keep", "a cat"], ("keeps nothing",)),
         (["neon", "--keep-from", "none.txt"], ("'none.txt'", "No such file", "prompt a line")),
-        (["neon", "--keep-from", "."], ("'.'", "--keep-from a text file")),
+        (["neon", "--keep-from", "."], ("'.'", "give a text file")),
         (["neon", "--after", "neon"], ("neon cannot be opened", "file exists")),
         (["neon.safetensors"], ("'neon.safetensors' is a file", "generate PROMPT --erase")),
         (["neon, boat.safetensors"], ("is a file",)),

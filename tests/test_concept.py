@@ -1,5 +1,6 @@
 """Concepts, prompt templates, what people type, and the words that a model knows."""
 
+import re
 import warnings
 from collections.abc import Callable
 
@@ -64,7 +65,8 @@ def test_a_catalogue_survives_the_disk(tmp_path) -> None:
 
 
 def test_file_names_and_evenly_spread_items() -> None:
-    assert (slug("Van Gogh"), slug("../..")) == ("van-gogh", "concept")
+    assert slug("Van Gogh") == "van-gogh"
+    assert re.fullmatch("concept-[0-9a-f]{8}", slug("../.."))
     assert evenly("abcdef", 3) == ["a", "c", "e"]
     assert evenly("ab", 5) == ["a", "b", "a", "b", "a"]
 
@@ -230,6 +232,6 @@ def test_erasing_warns_of_unknown_words_forgotten_or_kept_and_of_no_others() -> 
 
 def test_a_concept_of_which_no_word_is_known_cannot_be_forgotten() -> None:
     with refused("knows no word of 'Monet'", "nothing to forget"):
-        constrained("Monet", "Claude Monet")
-    with pytest.warns(SepmeWarning, match="'Monet', 'Claude'"):
-        constrained("Monet", "Claude Monet", "a painting in the style of Monet")
+        constrained("Monet", "Jan Monet")
+    with pytest.warns(SepmeWarning, match="'Monet', 'Jan'"):
+        constrained("Monet", "Jan Monet", "style of Monet")

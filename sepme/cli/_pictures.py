@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from sepme.artefact import writable_folder
@@ -14,22 +14,30 @@ __all__ = ["check_name", "read_picture"]
 
 
 def read_picture(file: Path, size: int) -> Tensor:
-    """A picture file as `[3, size, size]` in [0, 1].
+    """A picture file as `[3, size, size]` in [0, 1], upright, and on white where it is transparent.
 
     Raises:
-        SepmeError: no picture, or one of another size.
+        SepmeError: no picture, one of another size (found out before it is decoded), or one of more
+            than 8 bits a channel.
     """
     try:
         with Image.open(file) as image:
-            pixels = np.array(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
+            if image.size != (size, size):
+                raise SepmeError(
+                    f"{file} has {image.width} x {image.height} pixels where {size} x {size} are "
+                    "needed: give pictures that the shipped model drew."
+                )
+            if image.mode.startswith(("I", "F")):
+                raise SepmeError(
+                    f"{file} has more than 8 bits a channel: save it with 8 bits, as PNG."
+                )
+            colours = ImageOps.exif_transpose(image).convert("RGBA")
+            white = Image.new("RGBA", colours.size, "white")
+            pixels = np.array(Image.alpha_composite(white, colours).convert("RGB"))
+    except SepmeError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise SepmeError(f"{file} cannot be read as a picture: give PNG files.") from error
-    height, width, _ = pixels.shape
-    if (height, width) != (size, size):
-        raise SepmeError(
-            f"{file} has {width} x {height} pixels where {size} x {size} are needed: give pictures "
-            "that the shipped model drew."
-        )
     return torch.from_numpy(pixels).permute(2, 0, 1) / 255
 
 

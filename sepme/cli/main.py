@@ -141,7 +141,10 @@ def demo(
 # ------------------------------------------------------------------ erasing and drawing
 @app.command()
 def erase(
-    concepts: str = Argument(help='Names, separated by commas: "neon, boat".'),
+    concepts: str = Argument(
+        help="Names, separated by commas: 'neon, boat'. One with a comma in it between quotes: "
+        "'\"Alex Example, Jr.\", boat'."
+    ),
     out: Path = Option(Path("deltas"), help="Folder for one file a concept."),
     preset: str = Option(
         "default",
@@ -155,7 +158,9 @@ def erase(
     keep: list[str] | None = Option(
         None, help="A prompt that must not change, beside the protocol's; repeatable."
     ),
-    keep_from: Path | None = Option(None, help="A text file of such prompts, one a line."),
+    keep_from: Path | None = Option(
+        None, help="A file of such prompts: text, one a line, or CSV with a column 'prompt'."
+    ),
     keep_rtol: float | None = Option(
         None, help="Tolerance of what is kept: larger erases more and disturbs more."
     ),
@@ -190,7 +195,7 @@ def erase(
         settings = replace(settings, keep_rtol=keep_rtol)
     tasks = plan(
         _concepts(concepts, catalogue),
-        [*(keep or ()), *(_lines(keep_from) if keep_from else ())],
+        [*(keep or ()), *_kept(keep_from)],
         catalogue,
         settings,
         protocol=protocol,
@@ -541,16 +546,16 @@ def _check_folder(out: Path) -> None:
         )
 
 
-def _lines(file: Path) -> list[str]:
-    """The lines of a text file that are not blank."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise SepmeError(
-            f"'{file}' cannot be read ({reason}): give --keep-from a text file, one prompt a line."
-        ) from error
-    return [line.strip() for line in lines if line.strip()]
+def _kept(file: Path | None) -> list[str]:
+    """The prompts of a file, told to the person who named it."""
+    from sepme.cli._prompts import read_prompts
+
+    if file is None:
+        return []
+    prompts = read_prompts(file)
+    ends = f"'{prompts[0]}'" if len(prompts) == 1 else f"'{prompts[0]}' to '{prompts[-1]}'"
+    echo(f"{file}: {len(prompts)} to be kept, {ends}")
+    return prompts
 
 
 def _judge(model: str | None) -> "Judge":

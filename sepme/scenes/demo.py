@@ -16,7 +16,7 @@ from sepme import erasure
 from sepme.artefact import save_json, versions, writable_folder, write_atomically
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
 from sepme.composition import Composition, applied
-from sepme.concept import Catalogue, Concept, evenly
+from sepme.concept import Catalogue, Concept, evenly, slug
 from sepme.delta import ConceptDelta
 from sepme.erasure import PRESETS, ErasureSettings, ErasureStep
 from sepme.errors import SepmeError
@@ -71,7 +71,7 @@ def run_demo(
         trainer = Trainer(callback=steps.append, progress=progress)
         delta = erasure.erase(backbone, concept, keep, settings, seed=seed, trainer=trainer)
         trained.append(_Trained(delta, steps, time.perf_counter() - start))
-        delta.save(out / "deltas" / f"{concept.name}.safetensors")
+        delta.save(out / "deltas" / f"{slug(concept.name)}.safetensors")
         say(f"Erased {concept.name} in {trained[-1].seconds:.0f} s")
     deltas = [entry.delta for entry in trained]
     watch.append(time.perf_counter())

@@ -86,6 +86,7 @@ def read_table(table: str | Path) -> DataFrame:
     damaged = (
         (rows["cell"] == "")  # the line was cut off
         | (numbers.isna() & (rows[NUMBERS] != "")).any(axis=1)
+        | ~rows["kind"].isin([*EVALUATED])  # the name of a file is made of it
         | ~rows["scene"].isin([*SCENES, *ALONE])
         | ~rows["concept_index"].isin([str(index) for index in range(WATERMARK + 1)])
     )

@@ -1,0 +1,70 @@
+"""Lists of prompts that people bring: a prompt a line, or a table with a column of prompts."""
+
+import codecs
+import csv
+from io import StringIO
+from pathlib import Path
+
+from sepme.concept import plain
+from sepme.errors import SepmeError
+
+__all__ = ["read_prompts"]
+
+#: What a column of prompts is called, whatever its case.
+COLUMNS = ("prompt", "prompts", "text", "caption")
+_MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+
+
+def read_prompts(file: Path) -> list[str]:
+    """The prompts in a text file (one a line, blank lines and `# comments` left out) or a CSV file.
+
+    A file is a table if its name ends in .csv or .tsv, or if its first line has several cells of
+    which one is `prompt`. UTF-8 and UTF-16, with a byte order mark or (UTF-8) without.
+
+    Raises:
+        SepmeError: a file that cannot be read, a table without a column of prompts or with a row
+            that lacks it, no prompt at all, or a character that cannot be printed.
+    """
+    text = _text(file)
+    lines = text.splitlines()
+    first = next((line for line in lines if line.strip()), "")
+    delimiter = max(",;\t", key=first.count)
+    head = [cell.strip().strip('"').lower() for cell in first.split(delimiter)]
+    if file.suffix.lower() in (".csv", ".tsv") or (len(head) > 1 and "prompt" in head):
+        found = _column(file, text, delimiter)
+    else:
+        found = [line for line in lines if not line.lstrip().startswith("#")]
+    prompts = [plain(" ".join(prompt.split())) for prompt in found]
+    prompts = list(dict.fromkeys(prompt for prompt in prompts if prompt))
+    if not prompts:
+        raise SepmeError(f"'{file}' holds no prompt: write one a line.")
+    return prompts
+
+
+def _text(file: Path) -> str:
+    try:
+        content = file.read_bytes()
+        return content.decode(_MARKS.get(content[:2], "utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is neither UTF-8 nor UTF-16"
+        raise SepmeError(
+            f"'{file}' cannot be read ({reason}): give a text file, one prompt a line."
+        ) from error
+
+
+def _column(file: Path, text: str, delimiter: str) -> list[str]:
+    """The cells below the head of the column of prompts."""
+    try:
+        rows = [row for row in csv.reader(StringIO(text), delimiter=delimiter, strict=True) if row]
+    except csv.Error as error:
+        raise SepmeError(f"'{file}' is no table ({error}): check its quotes.") from error
+    head = [cell.strip().lower() for cell in rows[0]] if rows else []
+    at = next((head.index(name) for name in COLUMNS if name in head), None)
+    if at is None:
+        raise SepmeError(
+            f"'{file}' has no column 'prompt' (its first line is {', '.join(head) or 'empty'}): "
+            "name one, or give a text file with one prompt a line."
+        )
+    if short := [n for n, row in enumerate(rows, start=1) if len(row) <= at]:
+        raise SepmeError(f"Row {short[0]} of '{file}' has no cell in the column '{head[at]}'.")
+    return [row[at] for row in rows[1:]]
