@@ -3,6 +3,9 @@
 Composing is theta + sum_{k in I} Delta_k (method, weight decoupling): every delta is a peft
 adapter beside the frozen weights, so restoring never subtracts anything. It switches the adapter
 off, and the original weights, which nothing ever wrote to, answer bit for bit as before.
+
+The pipeline belongs to its user, who may load, unload or fuse other adapters meanwhile. So what is
+on is read from the layers, never remembered, and only a composition's own adapters are touched.
 """
 
 import math
@@ -11,46 +14,54 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
 from sepme.delta import ConceptDelta, DenseDelta
 from sepme.errors import SepmeError
-from sepme.model import Backbone
+from sepme.model import Backbone, alone
 
 __all__ = ["Composition", "applied", "keeps", "shipped_deltas"]
+
+#: To how many digits peft gives a strength back.
+_DIGITS = 9
 
 
 class Composition:
     """Deltas attached to one backbone, each switched on (erased) or off (restored).
 
-    A backbone carries one composition at a time: a new one closes the one before.
+    A backbone carries one composition at a time: a new one closes the one before. Adapters of the
+    user stay as they are, on or off; "original" below means the model with those that are on.
 
     Args:
-        backbone: the pipeline; only its adapters are touched.
+        backbone: the pipeline.
         deltas: the deltas to attach, all switched off to begin with.
         force: compose even deltas that were built without keeping one another's concepts.
 
     Raises:
-        SepmeError: a delta of another base model, two deltas of the same concept, or a pipeline
-            that carries adapters of somebody else.
+        SepmeError: a delta of another base model, two deltas of the same concept, or adapters that
+            are fused into the weights.
     """
 
+    @alone
     def __init__(
         self, backbone: Backbone, deltas: Iterable[ConceptDelta], *, force: bool = False
     ) -> None:
         self._backbone = backbone
         self._force = force
         self._deltas: dict[str, ConceptDelta] = {}
-        self._strengths: dict[str, float] = {}
+        self._wanted: dict[str, float] = {}
         deltas = list(deltas)
         for delta in deltas:  # everything is checked before anything is attached
             self._check(delta)
             self._deltas[delta.concept] = delta
         if backbone.composition is not None:
             backbone.composition.close()
-        self._refuse_other_adapters()
+        self._refuse_fused()
         self._adapters = {name: f"sepme_{index}" for index, name in enumerate(sorted(self._deltas))}
+        #: The user's adapters that are switched off by a flag: they stay off.
+        self._silenced = {layer: layer.active_adapters for layer in self._layers() if _off(layer)}
         backbone.composition = self
-        for name, adapter in self._adapters.items():
-            self._attach(self._deltas[name], adapter)
         self._switch()
 
     # ------------------------------------------------------------------ what is on
@@ -61,13 +72,38 @@ class Composition:
     @property
     def active(self) -> tuple[str, ...]:
         """Names of the concepts that are erased now, in alphabetical order."""
-        return tuple(sorted(self._strengths))
+        return tuple(sorted(self.strengths))
 
     @property
     def strengths(self) -> dict[str, float]:
-        return dict(self._strengths)
+        """How strongly each concept is erased now, as the pipeline's layers say.
+
+        Raises:
+            SepmeError: the layers disagree, since somebody switched some of them.
+        """
+        layers, found = self._layers(), {}
+        for name, adapter in self._adapters.items():
+            values = {_strength(layer, adapter) for layer in layers if adapter in layer.lora_A}
+            if len(values) > 1:
+                raise SepmeError(
+                    f"'{name}' is on in some layers and off in others, which was not done here: "
+                    "switch it again with set()."
+                )
+            if values and (value := values.pop()) != 0.0:
+                found[name] = value
+        return found
+
+    def check(self) -> None:
+        """Raise SepmeError if what is on is not what was asked for."""
+        if self.strengths != {name: round(s, _DIGITS) for name, s in self._wanted.items()}:
+            now = ", ".join(self.active) or "nothing"
+            raise SepmeError(
+                f"Another adapter was loaded or switched since {', '.join(sorted(self._wanted))} "
+                f"was to be erased, and now {now} is: switch again with set(), or close()."
+            )
 
     # ------------------------------------------------------------------ switching
+    @alone
     def set(self, concepts: Mapping[str, float] | Iterable[str]) -> None:
         """Erase exactly these concepts, restore all others.
 
@@ -75,7 +111,8 @@ class Composition:
             concepts: names, or a mapping from name to strength (1 is whole, 0 is restored).
 
         Raises:
-            SepmeError: a name without a delta, or two deltas that would interfere.
+            SepmeError: a name without a delta, two deltas that would interfere, or adapters that
+                are fused into the weights.
         """
         concepts = [concepts] if isinstance(concepts, str) else concepts
         wanted = dict(concepts) if isinstance(concepts, Mapping) else dict.fromkeys(concepts, 1.0)
@@ -91,21 +128,22 @@ class Composition:
                 )
         if not self._force:
             _refuse_contradictions([self._deltas[name] for name in wanted])
-        self._strengths = {
+        self._refuse_fused()
+        self._wanted = {
             name: float(strength) for name, strength in wanted.items() if strength != 0.0
         }
         self._switch()
 
     def erase(self, *concepts: str, strength: float = 1.0) -> None:
         """Switch these concepts off in addition to those already erased."""
-        self.set(self._strengths | dict.fromkeys(concepts, strength))
+        self.set(self._wanted | dict.fromkeys(concepts, strength))
 
     def restore(self, *concepts: str) -> None:
         """Give these concepts back; the others stay erased."""
         for name in concepts:
             if name not in self._deltas:
                 raise SepmeError(f"'{name}' was never erased here, so there is nothing to restore.")
-        self.set({name: s for name, s in self._strengths.items() if name not in concepts})
+        self.set({name: s for name, s in self._wanted.items() if name not in concepts})
 
     def restore_all(self) -> None:
         """The original model, bit for bit."""
@@ -114,20 +152,37 @@ class Composition:
     @contextmanager
     def erased(self, *concepts: str) -> Iterator[Backbone]:
         """Within the block exactly these concepts are erased; afterwards all is as before."""
-        before = dict(self._strengths)
+        before = dict(self._wanted)
         self.set(concepts)
         try:
             yield self._backbone
         finally:
             self.set(before)
 
+    @alone
     def close(self) -> None:
-        """Take the adapters off the pipeline altogether: it is as it was before."""
-        if self._adapters:
-            self._backbone.unet.unload_lora()
+        """Take the adapters off the pipeline altogether: it is as it was before.
+
+        Raises:
+            SepmeError: they are fused into the weights.
+        """
+        self._refuse_fused()
+        unet = self._backbone.unet
+        there = getattr(unet, "peft_config", {}) or {}
+        ours = [adapter for adapter in self._adapters.values() if adapter in there]
+        if ours and len(ours) == len(there):
+            unet.unload_lora()
+        elif ours:
+            self._wanted = {}
+            self._switch()  # else peft would choose another adapter to switch on
+            unet.delete_adapters(ours)
+            _unwrap(unet)
+            for layer, adapters in self._silenced.items():
+                layer.set_adapter(adapters, inference_mode=True)
+                layer.enable_adapters(False)
         if self._backbone.composition is self:
             self._backbone.composition = None
-        self._adapters, self._deltas, self._strengths = {}, {}, {}
+        self._adapters, self._deltas, self._wanted, self._silenced = {}, {}, {}, {}
 
     def __enter__(self) -> "Composition":
         return self
@@ -137,16 +192,24 @@ class Composition:
 
     # ------------------------------------------------------------------ the mechanism
     def _check(self, delta: ConceptDelta) -> None:
+        if delta.base != self._backbone.fingerprint and self._backbone.text_adapters:
+            raise SepmeError(
+                "The pipeline's text encoder carries an adapter, so that its embeddings are others "
+                f"than those that '{delta.concept}' was erased with: take it off, or erase "
+                f"'{delta.concept}' again on this pipeline."
+            )
         delta.check_base(self._backbone.fingerprint)
         if delta.concept in self._deltas:
             raise SepmeError(f"Two deltas are given for '{delta.concept}': attach one of them.")
 
-    def _refuse_other_adapters(self) -> None:
-        found = getattr(self._backbone.unet, "peft_config", None)
-        if found:
+    def _layers(self) -> list[LoraLayer]:
+        return [m for m in self._backbone.unet.modules() if isinstance(m, LoraLayer)]
+
+    def _refuse_fused(self) -> None:
+        if any(layer.merged for layer in self._layers()):
             raise SepmeError(
-                f"The pipeline already carries the adapters {', '.join(sorted(found))}: take them "
-                "off with pipe.unload_lora_weights(), since restoring would switch them off too."
+                "The pipeline's adapters are fused into its weights, so that none can be switched: "
+                "call pipe.unfuse_lora(), which restores up to rounding, or load the model again."
             )
 
     def _attach(self, delta: ConceptDelta, adapter: str) -> None:
@@ -160,17 +223,44 @@ class Composition:
             )
 
     def _switch(self) -> None:
-        """Tell peft. Listing adapters by name makes their sum independent of the erasing order."""
-        pipe = self._backbone.pipe
-        if not self._adapters:
-            return
-        if not self._strengths:
-            pipe.disable_lora()
-            return
-        pipe.enable_lora()
-        pipe.set_adapters(
-            [self._adapters[n] for n in self.active], [self._strengths[n] for n in self.active]
-        )
+        """Tell every layer. In the order of the names the sum does not depend on who came first.
+
+        peft and diffusers would switch all adapters of the pipeline, those of its text encoder too.
+        """
+        ours, there = {*self._adapters.values()}, getattr(self._backbone.unet, "peft_config", None)
+        theirs = {
+            layer: [] if _off(layer) else [a for a in layer.active_adapters if a not in ours]
+            for layer in self._layers()
+        }
+        for name, adapter in self._adapters.items():
+            if adapter not in (there or {}):  # or somebody unloaded it meanwhile
+                self._attach(self._deltas[name], adapter)  # which switches all others off
+        on = {self._adapters[name]: self._wanted[name] for name in sorted(self._wanted)}
+        for layer in self._layers():
+            layer.enable_adapters(True)
+            layer.set_adapter([*theirs.get(layer, []), *on], inference_mode=True)
+            for adapter, strength in on.items():
+                layer.set_scale(adapter, strength)
+
+
+def _off(layer: LoraLayer) -> bool:
+    """Whether all adapters of a layer are switched off by its flag."""
+    return layer.disable_adapters
+
+
+def _strength(layer: LoraLayer, adapter: str) -> float:
+    """How strongly an adapter of the layer is on: its scaling without alpha / rank."""
+    if _off(layer) or adapter not in layer.active_adapters:
+        return 0.0
+    return round(layer.scaling[adapter] * layer.r[adapter] / layer.lora_alpha[adapter], _DIGITS)
+
+
+def _unwrap(unet: nn.Module) -> None:
+    """Put the plain layer back wherever no adapter is left."""
+    for path, layer in [*unet.named_modules()]:
+        if isinstance(layer, LoraLayer) and not layer.lora_A:
+            parent, _, name = path.rpartition(".")
+            setattr(unet.get_submodule(parent), name, layer.base_layer)
 
 
 def keeps(delta: ConceptDelta, other: ConceptDelta) -> bool:
@@ -255,6 +345,9 @@ class _Edited:
         for path, change in delta.changes.items():
             edited = self._originals[path].float() + change.to(model.device)
             parameters[path].data = edited.to(model.dtype)
+
+    def check(self) -> None:
+        """Nothing but this class writes to the parameters."""
 
     def close(self) -> None:
         """Give the original tensors back."""

@@ -8,16 +8,19 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, wraps
+from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_log
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -26,8 +29,10 @@ from transformers.utils import logging as transformers_log
 
 from sepme._checks import at_least, choose
 from sepme._data import shipped
-from sepme.concept import Catalogue, Vocabulary
-from sepme.errors import SepmeError
+from sepme.concept import Catalogue, Concept, Vocabulary, refuse_overlap
+from sepme.errors import SepmeError, warn
+
+P, R = ParamSpec("P"), TypeVar("R")
 
 __all__ = ["ATELIER", "Backbone", "best_device", "load_catalogue"]
 
@@ -35,6 +40,8 @@ __all__ = ["ATELIER", "Backbone", "best_device", "load_catalogue"]
 ATELIER = shipped("atelier")
 #: What a pipeline is sampled with when its folder has no `generation.json` (SD v1.4, the paper).
 PAPER_GENERATION = {"guidance_scale": 7.5, "num_inference_steps": 100}
+#: Held by whoever draws, or switches what is on: a cell that draws while a widget draws waits.
+IN_USE = threading.RLock()
 #: What a UNet's output may mean.
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
@@ -92,6 +99,17 @@ def _quiet_loading() -> Iterator[None]:
             log.enable_progress_bar()
 
 
+def alone(method: Callable[P, R]) -> Callable[P, R]:
+    """The method, waiting until nobody else draws or switches."""
+
+    @wraps(method)
+    def waiting(*args: P.args, **kwargs: P.kwargs) -> R:
+        with IN_USE:
+            return method(*args, **kwargs)
+
+    return waiting
+
+
 @dataclass
 class Backbone:
     """One Stable-Diffusion-shaped pipeline with what erasing needs to ask of it.
@@ -113,6 +131,9 @@ class Backbone:
     def __post_init__(self) -> None:
         self.pipe.scheduler = DDIMScheduler.from_config(self.pipe.scheduler.config)
         self.pipe.set_progress_bar_config(disable=True)
+        for part in ("unet", "text_encoder", "vae"):  # torch.compile wraps, and renames every layer
+            module = getattr(self.pipe, part)
+            setattr(self.pipe, part, getattr(module, "_orig_mod", module))
         for module in (self.pipe.unet, self.pipe.text_encoder, self.pipe.vae):
             module.eval().requires_grad_(False)
         self.projections()  # a pipeline that cannot be edited is refused before any work
@@ -152,15 +173,17 @@ class Backbone:
                 f"{what} ({type(error).__name__}): give a whole pipeline with its model_index.json."
             ) from error
         guidance, steps = _generation(path / "generation.json")
+        name = path.name if path.exists() else str(model)
         try:
-            pipe = pipe.to(device or best_device())
-            # diffusers warns when it is asked for the dtype that the weights have already.
-            pipe = pipe if pipe.unet.dtype == dtype else pipe.to(dtype)
+            backbone = cls(pipe.to(device or best_device()), name, guidance, steps)
+            if backbone.dtype != dtype:  # the identity is that of the file's own type
+                backbone.fingerprint  # noqa: B018
+                pipe.to(dtype)
+            return backbone
         except (RuntimeError, AssertionError) as error:  # torch's answers to a device it lacks
             raise SepmeError(
                 f"The device '{device}' is not there for this torch: choose '{best_device()}'."
             ) from error
-        return cls(pipe, path.name if path.exists() else str(model), guidance, steps)
 
     def _check_weights(self) -> None:
         for part in ("text_encoder", "unet", "vae"):
@@ -216,8 +239,33 @@ class Backbone:
         """`[T]`, the scheduler's cumulative products of 1 - beta."""
         return self.pipe.scheduler.alphas_cumprod.to(self.device)
 
-    @cached_property
+    @property
+    def text_adapters(self) -> dict[str, Tensor]:
+        """What adapters on the text encoder add to its embeddings, by name; empty for none."""
+        return {
+            f"{path}.{adapter}.{part}": getattr(layer, f"lora_{part}")[adapter].weight
+            * (layer.scaling[adapter] if part == "B" else 1)
+            for path, layer in self.pipe.text_encoder.named_modules()
+            if isinstance(layer, LoraLayer) and not layer.disable_adapters
+            for adapter in layer.active_adapters
+            if adapter in layer.lora_A
+            for part in ("A", "B")
+        }
+
+    @property
     def fingerprint(self) -> str:
+        """What decides embeddings and predictions: sha256 of weights, and of text adapters."""
+        adapters = self.text_adapters
+        if not adapters:
+            return self._weights
+        digest = hashlib.sha256(self._weights.encode())
+        for name, tensor in sorted(adapters.items()):
+            digest.update(name.encode())
+            digest.update(tensor.float().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    @cached_property
+    def _weights(self) -> str:
         """sha256 over names, shapes and bytes of the original UNet and text encoder."""
         digest = hashlib.sha256()
         for part in ("text_encoder", "unet"):
@@ -271,22 +319,67 @@ class Backbone:
         """Within the block the model answers as if no adapter were attached."""
         layers = [m for m in self.pipe.unet.modules() if isinstance(m, BaseTunerLayer)]
         switched_on = [layer for layer in layers if not layer.disable_adapters]
+        composition, self.composition = self.composition, None
         for layer in switched_on:
             layer.enable_adapters(False)
         try:
             yield
         finally:
+            self.composition = composition
             for layer in switched_on:
                 layer.enable_adapters(True)
 
     # ------------------------------------------------------------------ text, noise, pictures
+    def reads(self, prompt: str) -> tuple[int, ...]:
+        """The token ids of a whole prompt. Prompts of the same ids are one to the model."""
+        tokenizer = self.pipe.tokenizer
+        return tuple(tokenizer.convert_tokens_to_ids(tokenizer.tokenize(prompt)))
+
+    def warn_of_cut(self, prompts: Iterable[str]) -> None:
+        """Warn of the first prompt that is longer than the model takes."""
+        if (sentence := self.cut(prompts)) is not None:
+            warn(sentence)
+
+    def refuse_unclear(self, concept: Concept, keep: Sequence[str]) -> None:
+        """Refuse texts to erase with that would not mean to the model what they say.
+
+        Raises:
+            SepmeError: a prompt to forget, to keep or to put in its place that is longer than the
+                model takes, or one both forgotten and kept.
+        """
+        if (sentence := self.cut((*concept.prompts, *concept.anchors, *keep))) is not None:
+            raise SepmeError(sentence)
+        refuse_overlap(concept, keep, self.reads)
+
+    def cut(self, prompts: Iterable[str]) -> str | None:
+        """A sentence about the first prompt whose end the model does not read, or None."""
+        tokenizer = self.pipe.tokenizer
+        room = self.tokens - tokenizer.num_special_tokens_to_add()
+        for prompt in prompts:
+            pieces = tokenizer.tokenize(prompt)
+            if len(pieces) > room:
+                lost = "".join(pieces[room:]).replace("</w>", " ").strip()
+                return (
+                    f"The prompt '{prompt}' has {len(pieces)} tokens and this model reads {room}, "
+                    f"so that '{lost}' falls off: shorten it."
+                )
+        return None
+
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Text embeddings e(c) `[n, tokens, d_in]` of prompts padded to the model's length."""
+        """Text embeddings e(c) `[n, tokens, d_in]` of prompts padded to the model's length.
+
+        Raises:
+            SepmeError: no prompt.
+
+        Warns:
+            SepmeWarning: a prompt that is longer than the model takes.
+        """
         if isinstance(prompts, str):
             prompts = [prompts]
         if not prompts:
             raise SepmeError("There is no prompt to encode: give at least one.")
+        self.warn_of_cut(prompts)
         options = {"padding": "max_length", "max_length": self.tokens, "truncation": True}
         ids = self.pipe.tokenizer(list(prompts), return_tensors="pt", **options).input_ids
         # In blocks: a UNet's text encoder is small beside hundreds of prompts' activations.
@@ -318,10 +411,11 @@ class Backbone:
         return f"{module}.base_layer.{name}" if wrapped else f"{module}.{name}"
 
     @torch.no_grad()
+    @alone
     def generate(
         self,
         prompts: Sequence[str],
-        seeds: Sequence[int] | int = 0,
+        seeds: Iterable[int] | int = 0,
         *,
         steps: int | None = None,
         guidance: float | None = None,
@@ -333,7 +427,8 @@ class Backbone:
         """Sample one picture for each of n prompts.
 
         Args:
-            seeds: one seed a picture (starting noise), or the first of n consecutive ones.
+            seeds: one seed a picture (starting noise), or the first of n consecutive ones: whole
+                numbers of any type, from 0 to 2**63 - 1.
             steps: sampling steps, by default the model's own.
             guidance: g of `eps_0 + g r(c)`, by default the model's own; 0, or 1 and more, since
                 diffusers leaves guidance out below 1.
@@ -345,15 +440,22 @@ class Backbone:
         Each picture's noise comes from its own seed alone. Its batch decides the last bits only.
 
         Raises:
-            SepmeError: no prompt, seeds that do not match, or numbers that cannot be sampled with.
+            SepmeError: no prompt, seeds that do not match, numbers that cannot be sampled with, or
+                adapters that were switched behind a composition's back.
+
+        Warns:
+            SepmeWarning: a prompt that is longer than the model takes.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        seeds = range(seeds, seeds + len(prompts)) if isinstance(seeds, int) else list(seeds)
+        seeds = _whole_numbers(seeds, len(prompts))
         steps = self.steps if steps is None else steps
         guidance = self.guidance if guidance is None else guidance
         choose(("images", "latents"), output=output)
         at_least(1, batch=batch)
         self._check_request(prompts, seeds, steps, guidance)
+        if self.composition is not None:
+            self.composition.check()
+        self.warn_of_cut(prompts)
         if guidance == 0:  # eps_0 + 0 r(c): diffusers would draw g = 1 instead
             prompts = [""] * len(prompts)
         pictures, starts = [], range(0, len(prompts), batch)
@@ -366,16 +468,15 @@ class Backbone:
 
         for start in tqdm(starts, desc="generating", disable=not progress, leave=False):
             some = slice(start, start + batch)
-            pictures.append(
-                self.pipe(
-                    prompts[some],
-                    latents=self._starting_noise(seeds[some]),
-                    num_inference_steps=steps,
-                    guidance_scale=guidance,
-                    output_type="latent" if output == "latents" else "pt",
-                    callback_on_step_end=after_step,
-                ).images
+            drawn = self.pipe(
+                prompts[some],
+                latents=self._starting_noise(seeds[some]),
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                output_type="latent" if output == "latents" else "pt",
+                callback_on_step_end=after_step,
             )
+            pictures.append(drawn.images)
         result = torch.cat(pictures)
         return result if output == "latents" else result.float().cpu()
 
@@ -399,6 +500,22 @@ class Backbone:
                 f"guidance = {guidance} cannot be drawn with: give 0 (no words), 1 (the prompt's "
                 "own prediction), or more."
             )
+
+
+def _whole_numbers(seeds: Iterable[int] | int, n: int) -> list[int]:
+    """The seeds as Python's integers, whatever library they come from."""
+    try:
+        try:
+            first = index(seeds)
+        except TypeError:
+            found = [index(seed) for seed in seeds]
+        else:
+            found = [*range(first, first + n)]
+    except TypeError as error:
+        raise SepmeError(f"seeds = {seeds!r} are no whole numbers: give one a picture.") from error
+    if wrong := [seed for seed in found if not 0 <= seed < 2**63]:
+        raise SepmeError(f"The seed {wrong[0]} is not possible: give 0 to 2**63 - 1.")
+    return found
 
 
 def to_epsilon(

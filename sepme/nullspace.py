@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sepme._checks import below_one, choose
-from sepme.concept import Concept, refuse_overlap
+from sepme.concept import Concept
 from sepme.errors import SepmeError, warn
 from sepme.model import Backbone
 
@@ -400,11 +400,12 @@ def constrain(
             no direction is free.
 
     Warns:
-        SepmeWarning: words that mean nothing to the model, kept prompts that will change too.
+        SepmeWarning: nothing kept, words that mean nothing to the model, kept prompts that will
+            change too.
     """
     keep = [keep] if isinstance(keep, str) else keep
-    refuse_overlap(concept, keep)
     refuse_meaningless(backbone, concept)
+    backbone.refuse_unclear(concept, keep)
     kept = tuple(dict.fromkeys(["", *keep]))
     kept_rows = backbone.encode(kept).flatten(0, 1).double().cpu()
     concept_rows = backbone.encode(concept.prompts).flatten(0, 1).double().cpu()
@@ -424,7 +425,12 @@ def constrain(
             f"dimensions, {crowding(kept_rows, kept)}): keep fewer prompts, or raise keep_rtol."
         ) from error
     found = Constraint(concept, kept, space, basis, kept_rows, concept_rows)
-    for remark in (backbone.vocabulary.remark((*concept.prompts, *kept)), found.remark()):
+    lonely = (
+        f"Nothing but the empty prompt is kept: whatever is like '{concept.name}' will change "
+        "too, so name in keep what is to stay (or the empty prompt, if nothing is)."
+    )
+    unknown = backbone.vocabulary.remark((*concept.prompts, *kept))
+    for remark in (None if keep else lonely, unknown, found.remark()):
         if remark is not None and not quiet:
             warn(remark)
     return found

@@ -365,13 +365,3 @@ def test_what_cannot_be_composed_is_refused_and_nothing_is_attached() -> None:
         assert composition.active == ()
         composition.set("neon")  # one name is one name, not four letters
         assert composition.active == ("neon",)
-
-
-def test_a_pipeline_with_adapters_of_somebody_else_is_refused() -> None:
-    backbone = fresh()
-    state = three_deltas()[0].lora_state_dict()
-    backbone.unet.load_lora_adapter(state, prefix="unet", adapter_name="crayons")
-    with refused("adapters crayons", "unload_lora_weights"):
-        composed(backbone)
-    backbone.pipe.unload_lora_weights()
-    composed(backbone).close()

@@ -15,7 +15,7 @@ from sepme.baselines import abconcept, esd, fmn, sdd, speed, uce
 from sepme.baselines._closed import ClosedForm, edit
 from sepme.baselines._train import Objective, Student, train
 from sepme.composition import refuse_attached
-from sepme.concept import Concept, refuse_overlap
+from sepme.concept import Concept
 from sepme.delta import DenseDelta
 from sepme.errors import SepmeError
 from sepme.model import Backbone
@@ -68,7 +68,7 @@ class Baseline:
         refuse_attached(backbone)
         if keep and not self.uses_keep:
             raise SepmeError(f"{self.title} has no use for prompts to keep: leave out keep.")
-        refuse_overlap(concept, keep)
+        backbone.refuse_unclear(concept, keep)
         if isinstance(self.method, ClosedForm):
             return edit(backbone, concept, settings, self.method, keep)
         if backbone.dtype != torch.float32:

@@ -2,7 +2,7 @@
 
 A kernel reads one message at a time. While a handler of a button runs, no other click is heard, so
 whatever takes longer than a moment runs as a `BackgroundTask` in a thread of its own. Work that
-needs a model waits its turn: all widgets of a process share one lock.
+needs a model waits its turn, as a cell that draws does: they share one lock (`sepme.model.IN_USE`).
 """
 
 import base64
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sepme.concept import slug
 from sepme.errors import SepmeError
+from sepme.model import IN_USE
 from sepme.plots import png
 
 #: Called by long work with what is done and what there is to do; raises `Stopped` after Stop.
@@ -49,7 +50,6 @@ NARROW = {"width": "150px"}
 AUTO = {"width": "auto"}
 MENU = {"width": "240px"}
 SLIDER = {"width": "280px"}
-_ONE_AT_A_TIME = threading.Lock()
 
 
 class Stopped(Exception):
@@ -120,7 +120,7 @@ class BackgroundTask:
         #: Controls that are disabled while the work runs.
         self.locked: tuple[widgets.Widget, ...] = ()
         self.status, self.running = status, False
-        self._lock = _ONE_AT_A_TIME if alone else nullcontext()
+        self._lock = IN_USE if alone else nullcontext()
         self._stop_asked, self._threaded = threading.Event(), threaded
         self._thread = threading.Thread()
 

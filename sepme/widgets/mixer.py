@@ -130,11 +130,8 @@ class Mixer:
     def _check(self, prompt: str) -> None:
         if not prompt:
             raise SepmeError("There is no prompt to draw: write one, like a boat in neon style.")
-        most, tokenizer = self.backbone.tokens, self.backbone.pipe.tokenizer
-        if len(tokenizer(prompt, truncation=True, max_length=most + 1).input_ids) > most:
-            raise SepmeError(
-                f"The prompt is longer than the {most - 2} tokens that the model reads: shorten it."
-            )
+        if (sentence := self.backbone.cut([prompt])) is not None:
+            raise SepmeError(sentence)
 
 
 # ------------------------------------------------------------------ the picture

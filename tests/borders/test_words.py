@@ -1,0 +1,230 @@
+"""Names, prompts and lists of prompts: what is understood, and what is refused in one sentence."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sepme.cli._prompts import read_prompts
+from sepme.concept import Concept, parse_names, plain, refuse_overlap, slug
+from sepme.errors import SepmeWarning
+from sepme.model import Backbone
+from tests.miniature import KEPT, shared
+from tests.refusals import refused
+
+
+# ---------------------------------------------------------------------- names
+@pytest.mark.parametrize(
+    ("typed", "names"),
+    [
+        ("neon", ["neon"]),
+        (" neon , boat,", ["neon", "boat"]),
+        ("neon,neon", ["neon"]),
+        ("Van  Gogh", ["Van Gogh"]),
+        ('"Alex Example, Jr."', ["Alex Example, Jr."]),
+        ('boat, "Alex Example, Jr.", neon', ["boat", "Alex Example, Jr.", "neon"]),
+        ('"a ""quoted"" name"', ['a "quoted" name']),
+        ('Dwayne "The Rock" Johnson', ['Dwayne "The Rock" Johnson']),
+        ("Cézanne", ["Cézanne"]),
+        ("Ce\u0301zanne", ["Cézanne"]),  # two ways to write one letter
+        ("Cézanne, Ce\u0301zanne", ["Cézanne"]),
+        ("葛飾北斎", ["葛飾北斎"]),
+        ("O'Keeffe", ["O'Keeffe"]),
+        ("Li$a", ["Li$a"]),
+        ("50%", ["50%"]),
+        ("a/b", ["a/b"]),
+        ("🦊", ["🦊"]),
+        ("tab\tbetween", ["tab between"]),
+    ],
+)
+def test_names_that_are_understood(typed: str, names: list[str]) -> None:
+    assert parse_names(typed) == names
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("", "No concept was named"),
+        (" , ,", "No concept was named"),
+        ('""', "No concept was named"),
+        ('"Alex Example, Jr.', "between double quotes"),
+        ('"Alex" Example', "between double quotes"),
+        ("neon\x1b[31m", "U+001B"),
+        ("neon\x00", "U+0000"),
+        ("ne\x07on", "U+0007"),
+        ("neon\u0085boat\x7f", "U+007F"),
+        ("neon\nboat", "one line"),
+        ("\ud800", "U+D800"),
+        ("neon\ufffe", "U+FFFE"),
+    ],
+)
+def test_names_that_are_refused(typed: str, said: str) -> None:
+    with refused(said):
+        parse_names(typed)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("neon", "neon"),
+        ("Van Gogh", "van-gogh"),
+        ("Alex Example, Jr.", "alex-example-jr"),
+        ("Cézanne", "cézanne"),
+        ("Ce\u0301zanne", "cézanne"),
+        ("葛飾北斎", "葛飾北斎"),
+        ("a/b\\c", "a-b-c"),
+        ("..neon..", "neon"),
+        ("C:neon", "c-neon"),
+        ("neon*?", "neon"),
+        ("console", "console"),
+    ],
+)
+def test_file_names_that_can_be_read(name: str, file: str) -> None:
+    assert slug(name) == file
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../..", "/", ".", "***", "🦊", " "),
+        *("CON", "con", "nul", "aux", "PRN", "com1", "LPT9"),
+        *("a very long name " * 20, "long" * 100, "葛飾北斎" * 40),
+    ],
+)
+def test_file_names_that_need_a_few_digits(name: str) -> None:
+    made = slug(name)
+    assert re.fullmatch(r"[\w-]+-[0-9a-f]{8}", made)
+    assert len(made.encode()) < 80
+    assert slug(name + "x") != made  # two long names stay two files
+
+
+# ---------------------------------------------------------------------- what the model reads
+@pytest.mark.parametrize(
+    ("prompt", "lost"),
+    [
+        ("a painting of a boat and a cat in the style of ink neon", "of ink neon"),
+        ("neon " * 13 + "boat", "boat"),
+        ("a painting of neon by Claude Monet", "onet"),
+    ],
+)
+def test_a_prompt_is_never_cut_without_a_word(prompt: str, lost: str) -> None:
+    backbone, keep = shared(), ("house",)
+    with refused("falls off", f"'{lost}'"):
+        backbone.refuse_unclear(Concept("neon", (prompt,)), keep)
+    with refused("falls off"):
+        backbone.refuse_unclear(Concept("neon", ("neon",)), (*keep, prompt))
+    with refused("falls off"):
+        backbone.refuse_unclear(Concept("neon", ("neon",), anchors=(prompt,)), keep)
+    with pytest.warns(SepmeWarning, match=f"'{lost}' falls off"):
+        backbone.encode([prompt])
+    with pytest.warns(SepmeWarning, match="falls off"):
+        backbone.generate(prompt, steps=1)
+
+
+def test_the_longest_prompt_that_fits_is_taken() -> None:
+    backbone = shared()
+    prompt = " ".join(["neon"] * (backbone.tokens - 2))
+    assert backbone.cut([prompt]) is None
+    assert backbone.cut([f"{prompt} neon"]) is not None
+
+
+@pytest.mark.parametrize(
+    ("forgotten", "kept"),
+    [
+        ("neon", "neon"),
+        ("neon", "NEON"),
+        ("neon", " neon "),
+        ("neon boat", "neon  boat"),
+        ("neon boat", "Neon\tBoat"),
+        ("a cat", "a cat"),
+        ("caf\u00e9", "cafe\u0301"),
+    ],
+)
+def test_prompts_of_the_same_tokens_are_not_both_forgotten_and_kept(
+    forgotten: str, kept: str
+) -> None:
+    backbone: Backbone = shared()
+    with refused("to be forgotten", "kept"):
+        backbone.refuse_unclear(Concept("it", (forgotten,)), (*KEPT[:1], kept))
+    refuse_overlap(Concept("it", (forgotten,)), ("house",), backbone.reads)  # the control
+
+
+# ---------------------------------------------------------------------- lists of prompts
+TWO = ["a boat in ink style", "a house"]
+UTF8, UTF16 = "utf-8", "utf-16"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "prompts"),
+    [
+        ("a.txt", b"a boat in ink style\na house\n", TWO),
+        ("a.txt", b"a boat in ink style\na house", TWO),
+        ("a.txt", b"a boat in ink style\r\na house\r\n", TWO),
+        ("a.txt", b"a boat in ink style\ra house\r", TWO),
+        ("a.txt", b"\xef\xbb\xbfa boat in ink style\na house\n", TWO),
+        ("a.txt", "a boat in ink style\na house\n".encode(UTF16), TWO),
+        ("a.txt", b"\xfe\xff" + "a boat in ink style\na house\n".encode("utf-16-be"), TWO),
+        ("a.txt", b"\n\n  a boat in ink style  \n\t\na house\n\n", TWO),
+        ("a.txt", b"# mine\na boat in ink style\n  # more\na house\n", TWO),
+        ("a.txt", b"a boat in ink style\na house\na house\n", TWO),
+        ("a.txt", b"a boat,  in ink\n", ["a boat, in ink"]),
+        ("a.txt", b"prompt\n", ["prompt"]),
+        ("a", b"a boat in ink style\na house\n", TWO),
+        ("a.csv", b"prompt\na boat in ink style\na house\n", TWO),
+        ("a.csv", b"case_number,prompt,seed\n0,a boat in ink style,42\n1,a house,43\n", TWO),
+        ("a.csv", b"\xef\xbb\xbfprompt,seed\na boat in ink style,42\na house,43\n", TWO),
+        ("a.csv", b"Prompt;Seed\r\na boat in ink style;42\r\na house;43\r\n", TWO),
+        ("a.tsv", b"id\tprompt\n0\ta boat in ink style\n1\ta house\n", TWO),
+        ("a.csv", b'seed,prompt\n1,"a house, a tree"\n', ["a house, a tree"]),
+        ("a.csv", b'seed,prompt\n1,"a ""red"" house"\n', ['a "red" house']),
+        ("a.csv", b'"seed","prompt"\n1,a house\n', ["a house"]),
+        ("a.csv", b"seed,text\n1,a house\n", ["a house"]),
+        ("a.csv", b"seed,caption\n1,a house\n\n2,a boat\n", ["a house", "a boat"]),
+        ("a.txt", b"case_number,prompt\n0,a house\n", ["a house"]),  # a table by another name
+        ("a.txt", "Ce\u0301zanne\n".encode(), ["Cézanne"]),
+    ],
+)
+def test_lists_that_are_understood(
+    name: str, content: bytes, prompts: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert read_prompts(tmp_path / name) == prompts
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.txt", b"", "no prompt"),
+        ("a.txt", b"\n \n# only this\n", "no prompt"),
+        ("a.txt", b"\xef\xbb\xbf", "no prompt"),
+        ("a.txt", b"caf\xe9\n", "neither UTF-8 nor UTF-16"),
+        ("a.txt", b"\xff\xfea", "neither UTF-8 nor UTF-16"),
+        ("a.txt", b"\x89PNG\r\n\x1a\n", "neither UTF-8 nor UTF-16"),
+        ("a.txt", b"a house\x1b[2J\n", "U+001B"),
+        ("a.txt", b"a house\x00\n", "U+0000"),
+        ("a.csv", b"", "no column 'prompt'"),
+        ("a.csv", b"case_number,words\n0,a house\n", "no column 'prompt'"),
+        ("a.csv", b"a boat in ink style\na house\n", "no column 'prompt'"),
+        ("a.csv", b"seed,prompt\n0\n", "Row 2"),
+        ("a.csv", b"seed,prompt\n0,a house\n1\n", "Row 3"),
+        ("a.csv", b'seed,prompt\n0,"a house\n', "quotes"),
+        ("a.csv", b"seed,prompt\n", "no prompt"),
+        ("a.csv", b"seed,prompt\n0,\n", "no prompt"),
+    ],
+)
+def test_lists_that_are_refused(name: str, content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with refused(said):
+        read_prompts(tmp_path / name)
+
+
+def test_a_list_that_is_not_there_or_a_folder_is_refused(tmp_path: Path) -> None:
+    for file in (tmp_path, tmp_path / "none.txt"):
+        with refused("cannot be read"):
+            read_prompts(file)
+
+
+def test_plain_text_is_composed_and_printable() -> None:
+    assert plain("Ce\u0301zanne") == "Cézanne"
+    with refused("U+0008"):
+        plain("a\x08b")
