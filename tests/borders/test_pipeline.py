@@ -221,7 +221,7 @@ def test_a_delta_made_in_float32_goes_on_a_model_of_another_type(
         *([3, 4], (3, 4), range(3, 5), np.arange(3, 5), torch.arange(3, 5)),
         *([np.int32(3), torch.tensor(4)], iter([3, 4]), {3: 0, 4: 0}),
     ],
-    ids=str,
+    ids=lambda seeds: type(seeds).__name__,
 )
 def test_whole_numbers_of_any_type_are_seeds(seeds: object) -> None:
     backbone = fresh()
@@ -235,7 +235,7 @@ def test_whole_numbers_of_any_type_are_seeds(seeds: object) -> None:
         *(1.0, "3", None, np.float32(3), torch.tensor(3.0), [1.0, 2.0], ["1", "2"], [[1], [2]]),
         *(-1, [-1, 2], 2**63, [0, 2**64], [1], [1, 2, 3], []),
     ],
-    ids=str,
+    ids=lambda seeds: type(seeds).__name__,
 )
 def test_other_seeds_are_refused(seeds: object) -> None:
     with refused("seed"):
