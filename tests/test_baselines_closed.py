@@ -172,6 +172,6 @@ def test_a_closed_form_has_no_chance_in_it_and_keeps_nothing_that_it_forgets(nam
 
 
 def test_speed_says_when_no_room_is_left() -> None:
-    crowd = [" ".join((WORDS[i:] + WORDS[:i])[:13]) for i in range(len(WORDS))]
+    crowd = [" ".join((WORDS[i:] + WORDS[:i])[:8]) for i in range(len(WORDS))]
     with refused("lie inside what is kept"):
         BASELINES["speed"].erase(shared(), NEON, keep=crowd)

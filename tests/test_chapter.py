@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sepme.composition import shipped_deltas
-from sepme.concept import catalogue_of
+from sepme.concept import Catalogue, Concept, catalogue_of
 from sepme.course import chapter
 from sepme.course.chapter import (
     PAPER_OBJECTS,
@@ -125,7 +125,8 @@ def test_deltas_that_are_missing_are_erased_and_found_again(
 ) -> None:
     monkeypatch.setattr(chapter, "CACHE", tmp_path)
     monkeypatch.setitem(PRESETS, "default", QUICK)
-    backbone, known = fresh(), catalogue_of(["oil"], ["cat"])
+    oil, cat = Concept("oil", ("oil", "oil style cat"), "style"), Concept("cat", ("cat",), "object")
+    backbone, known = fresh(), Catalogue({"oil": oil, "cat": cat})
     catalogue = ChapterCatalogue(known.concepts, keep_rtol=1e-2)
     made = chapter.deltas_of(backbone, catalogue, ["oil"])["oil"]
     (file,) = tmp_path.rglob("*.safetensors")

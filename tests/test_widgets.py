@@ -27,7 +27,7 @@ from torch import Tensor
 
 import sepme
 from sepme.composition import Composition
-from sepme.concept import Catalogue, Concept, catalogue_of
+from sepme.concept import Catalogue, Concept
 from sepme.erasure import erase
 from sepme.errors import warn
 from sepme.model import Backbone
@@ -401,7 +401,7 @@ def test_the_original_is_drawn_once_and_what_follows_always(
     ("state", "why"),
     [
         (MixerState(""), "no prompt"),
-        (MixerState("boat " * 14), "14 tokens and this model reads 13"),
+        (MixerState("boat " * 9), "9 tokens and this model reads 8"),
         (MixerState(PROMPT, {"swirl": 1.0}), "No delta of 'swirl'"),
     ],
 )
@@ -513,9 +513,9 @@ def test_a_bad_prompt_is_answered_in_the_status_line(
 ) -> None:
     shell.draw.click()
     first = shell.picture.png
-    shell.prompt.value = "boat " * 14
+    shell.prompt.value = "boat " * 9
     shell.draw.click()
-    assert "14 tokens and this model reads 13" in shell.status.text
+    assert "9 tokens and this model reads 8" in shell.status.text
     assert escape(shell.status.text) in shell.status.value
     assert shell.picture.png == first
     assert shell.picture.stale
@@ -793,7 +793,9 @@ def test_keeping_more_and_tolerating_less_takes_more(model: Backbone) -> None:
 
 
 def test_a_budget_of_free_words(model: Backbone) -> None:
-    shell = null_space_budget(model, catalogue_of(("ink", "neon"), ("boat", "house")))
+    kinds = {"ink": "style", "neon": "style", "boat": "object", "house": "object"}
+    words = Catalogue({name: Concept(name, (name,), kind) for name, kind in kinds.items()})
+    shell = null_space_budget(model, words)
     assert shell.forget.value == "ink"
     assert shell.state.keep == ("neon", "boat", "house")
     assert "The delta of ink uses" in shell.status.text

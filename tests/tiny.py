@@ -14,7 +14,7 @@ WORDS = (
     "oil pointillism ship swirl watercolor watermark"
 ).split()
 START, END = "<|startoftext|>", "<|endoftext|>"
-TOKENS = 15  # 13 words between the start and the end
+TOKENS = 10  # eight words between the start and the end
 WIDTH = 96  # d_in: room for about ten kept prompts of nine rows each
 
 
