@@ -60,7 +60,9 @@ class Composition:
         self._refuse_fused()
         self._adapters = {name: f"sepme_{index}" for index, name in enumerate(sorted(self._deltas))}
         #: The user's adapters that are switched off by a flag: they stay off.
-        self._silenced = {layer: layer.active_adapters for layer in self._layers() if _off(layer)}
+        self._silenced = {
+            layer: layer.active_adapters for layer in self._layers() if layer.disable_adapters
+        }
         backbone.composition = self
         self._switch()
 
@@ -229,8 +231,9 @@ class Composition:
         """
         ours, there = {*self._adapters.values()}, getattr(self._backbone.unet, "peft_config", None)
         theirs = {
-            layer: [] if _off(layer) else [a for a in layer.active_adapters if a not in ours]
+            layer: [a for a in layer.active_adapters if a not in ours]
             for layer in self._layers()
+            if not layer.disable_adapters
         }
         for name, adapter in self._adapters.items():
             if adapter not in (there or {}):  # or somebody unloaded it meanwhile
@@ -243,14 +246,9 @@ class Composition:
                 layer.set_scale(adapter, strength)
 
 
-def _off(layer: LoraLayer) -> bool:
-    """Whether all adapters of a layer are switched off by its flag."""
-    return layer.disable_adapters
-
-
 def _strength(layer: LoraLayer, adapter: str) -> float:
     """How strongly an adapter of the layer is on: its scaling without alpha / rank."""
-    if _off(layer) or adapter not in layer.active_adapters:
+    if layer.disable_adapters or adapter not in layer.active_adapters:
         return 0.0
     return round(layer.scaling[adapter] * layer.r[adapter] / layer.lora_alpha[adapter], _DIGITS)
 

@@ -175,15 +175,18 @@ class Backbone:
         guidance, steps = _generation(path / "generation.json")
         name = path.name if path.exists() else str(model)
         try:
-            backbone = cls(pipe.to(device or best_device()), name, guidance, steps)
-            if backbone.dtype != dtype:  # the identity is that of the file's own type
-                backbone.fingerprint  # noqa: B018
-                pipe.to(dtype)
-            return backbone
+            pipe = pipe.to(device or best_device())
         except (RuntimeError, AssertionError) as error:  # torch's answers to a device it lacks
             raise SepmeError(
                 f"The device '{device}' is not there for this torch: choose '{best_device()}'."
             ) from error
+        backbone = cls(pipe, name, guidance, steps)
+        if backbone.dtype != dtype:
+            _ = (
+                backbone.fingerprint
+            )  # kept from now on: the identity is that of the file's own type
+            pipe.to(dtype)
+        return backbone
 
     def _check_weights(self) -> None:
         for part in ("text_encoder", "unet", "vae"):
@@ -427,8 +430,7 @@ class Backbone:
         """Sample one picture for each of n prompts.
 
         Args:
-            seeds: one seed a picture (starting noise), or the first of n consecutive ones: whole
-                numbers of any type, from 0 to 2**63 - 1.
+            seeds: one a picture (its noise), or the first of n in a row; 0 to 2**63 - 1.
             steps: sampling steps, by default the model's own.
             guidance: g of `eps_0 + g r(c)`, by default the model's own; 0, or 1 and more, since
                 diffusers leaves guidance out below 1.
@@ -453,12 +455,9 @@ class Backbone:
         choose(("images", "latents"), output=output)
         at_least(1, batch=batch)
         self._check_request(prompts, seeds, steps, guidance)
-        if self.composition is not None:
-            self.composition.check()
-        self.warn_of_cut(prompts)
         if guidance == 0:  # eps_0 + 0 r(c): diffusers would draw g = 1 instead
             prompts = [""] * len(prompts)
-        pictures, starts = [], range(0, len(prompts), batch)
+        starts = range(0, len(prompts), batch)
         total, done = steps * len(starts), itertools.count(1)
 
         def after_step(_pipe: Any, _index: int, _t: Any, values: dict) -> dict:
@@ -466,16 +465,13 @@ class Backbone:
                 on_step(next(done), total)
             return values
 
+        how = {"num_inference_steps": steps, "guidance_scale": guidance}
+        how |= {"output_type": "latent" if output == "latents" else "pt"}
+        pictures = []
         for start in tqdm(starts, desc="generating", disable=not progress, leave=False):
             some = slice(start, start + batch)
-            drawn = self.pipe(
-                prompts[some],
-                latents=self._starting_noise(seeds[some]),
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                output_type="latent" if output == "latents" else "pt",
-                callback_on_step_end=after_step,
-            )
+            noise = self._starting_noise(seeds[some])
+            drawn = self.pipe(prompts[some], latents=noise, callback_on_step_end=after_step, **how)
             pictures.append(drawn.images)
         result = torch.cat(pictures)
         return result if output == "latents" else result.float().cpu()
@@ -500,6 +496,9 @@ class Backbone:
                 f"guidance = {guidance} cannot be drawn with: give 0 (no words), 1 (the prompt's "
                 "own prediction), or more."
             )
+        if self.composition is not None:
+            self.composition.check()
+        self.warn_of_cut(prompts)
 
 
 def _whole_numbers(seeds: Iterable[int] | int, n: int) -> list[int]:

@@ -425,15 +425,18 @@ def constrain(
             f"dimensions, {crowding(kept_rows, kept)}): keep fewer prompts, or raise keep_rtol."
         ) from error
     found = Constraint(concept, kept, space, basis, kept_rows, concept_rows)
-    lonely = (
-        f"Nothing but the empty prompt is kept: whatever is like '{concept.name}' will change "
-        "too, so name in keep what is to stay (or the empty prompt, if nothing is)."
-    )
     unknown = backbone.vocabulary.remark((*concept.prompts, *kept))
-    for remark in (None if keep else lonely, unknown, found.remark()):
+    for remark in (None if keep else _lonely(concept), unknown, found.remark()):
         if remark is not None and not quiet:
             warn(remark)
     return found
+
+
+def _lonely(concept: Concept) -> str:
+    return (
+        f"Nothing but the empty prompt is kept: whatever is like '{concept.name}' will change "
+        "too, so name in keep what is to stay (or the empty prompt, if nothing is)."
+    )
 
 
 def refuse_meaningless(backbone: Backbone, concept: Concept) -> None:

@@ -141,10 +141,7 @@ def demo(
 # ------------------------------------------------------------------ erasing and drawing
 @app.command()
 def erase(
-    concepts: str = Argument(
-        help="Names, separated by commas: 'neon, boat'. One with a comma in it between quotes: "
-        "'\"Alex Example, Jr.\", boat'."
-    ),
+    concepts: str = Argument(help="Names with commas between; 'neon, \"Alex Example, Jr.\"'."),
     out: Path = Option(Path("deltas"), help="Folder for one file a concept."),
     preset: str = Option(
         "default",
@@ -158,12 +155,8 @@ def erase(
     keep: list[str] | None = Option(
         None, help="A prompt that must not change, beside the protocol's; repeatable."
     ),
-    keep_from: Path | None = Option(
-        None, help="A file of such prompts: text, one a line, or CSV with a column 'prompt'."
-    ),
-    keep_rtol: float | None = Option(
-        None, help="Tolerance of what is kept: larger erases more and disturbs more."
-    ),
+    keep_from: Path | None = Option(None, help="Such prompts: one a line, or a CSV's 'prompt'."),
+    keep_rtol: float | None = Option(None, help="Tolerance of what is kept: larger disturbs more."),
     after: list[Path] | None = Option(
         None, help="A delta that is on already and must stay untouched; repeatable."
     ),
