@@ -29,6 +29,7 @@ __all__ = [
     "canonical_json",
     "digest_of",
     "load_artefact",
+    "same_model",
     "save_artefact",
     "save_json",
     "versions",
@@ -94,6 +95,12 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):  # then nothing here needs it
             found[package] = metadata.version(package)
     return found
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two fingerprints are of one model, perhaps in two number types."""
+    halves = zip((one[:32], one[32:]), (other[:32], other[32:]), strict=True)
+    return any(a == b != "" for a, b in halves)
 
 
 def canonical_json(content: Any) -> str:

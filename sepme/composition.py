@@ -17,6 +17,7 @@ from pathlib import Path
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from sepme.artefact import same_model
 from sepme.delta import ConceptDelta, DenseDelta
 from sepme.errors import SepmeError
 from sepme.model import Backbone, alone
@@ -194,7 +195,8 @@ class Composition:
 
     # ------------------------------------------------------------------ the mechanism
     def _check(self, delta: ConceptDelta) -> None:
-        if delta.base != self._backbone.fingerprint and self._backbone.text_adapters:
+        fits = same_model(delta.base, self._backbone.fingerprint)
+        if not fits and self._backbone.text_adapters:
             raise SepmeError(
                 "The pipeline's text encoder carries an adapter, so that its embeddings are others "
                 f"than those that '{delta.concept}' was erased with: take it off, or erase "

@@ -16,7 +16,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from sepme.artefact import Provenance, digest_of, load_artefact, save_artefact
+from sepme.artefact import Provenance, digest_of, load_artefact, same_model, save_artefact
 from sepme.errors import SepmeError
 
 __all__ = ["ConceptDelta", "DenseDelta"]
@@ -63,7 +63,7 @@ class _Delta:
 
     def check_base(self, fingerprint: str) -> None:
         """Raise SepmeError if it was not made for the model of this fingerprint."""
-        if self.base != fingerprint:
+        if not same_model(self.base, fingerprint):
             raise SepmeError(
                 f"The delta of '{self.concept}' was made for another base model, "
                 f"{self.provenance.base_name} ({self.base[:12]}), not for this model "
@@ -295,7 +295,7 @@ def _own(factors: Mapping[str, Tensor], rank: int, dim: int) -> Mapping[str, Ten
 
 def _sum_of(a: _Delta, b: _Delta) -> Provenance:
     """The provenance of a sum: it forgets what either forgets and keeps what both keep."""
-    if a.base != b.base:
+    if not same_model(a.base, b.base):
         raise SepmeError(
             f"The deltas of '{a.concept}' and '{b.concept}' were made for different models "
             f"({a.base[:12]} and {b.base[:12]}): make both for one."

@@ -2,6 +2,10 @@
 
 import sys
 import warnings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 __all__ = ["SepmeError", "SepmeWarning", "warn"]
 
@@ -24,3 +28,12 @@ def warn(sentence: str) -> None:
     while frame.f_back and frame.f_globals.get("__name__", "").startswith("sepme."):
         level, frame = level + 1, frame.f_back
     warnings.warn(sentence, SepmeWarning, stacklevel=level)
+
+
+def in_words(error: "ValidationError | OSError") -> str:
+    """The first thing that a check of foreign content found, or why a file cannot be read."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    first = error.errors(include_url=False, include_input=False)[0]
+    words = ": ".join([".".join(map(str, first["loc"])), first["msg"]]).removeprefix(": ")
+    return "".join(c if c.isprintable() else "?" for c in words)[:200]

@@ -19,7 +19,7 @@ from scipy.linalg import subspace_angles
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sepme.artefact import versions
+from sepme.artefact import same_model, versions
 from sepme.composition import Composition
 from sepme.concept import evenly
 from sepme.delta import ConceptDelta
@@ -169,7 +169,7 @@ def gram(deltas: Sequence[ConceptDelta]) -> Tensor:
     Raises:
         SepmeError: deltas of different models.
     """
-    if len({delta.base for delta in deltas}) > 1:
+    if not all(same_model(delta.base, deltas[0].base) for delta in deltas):
         raise SepmeError("The deltas were made for different models: compare those of one model.")
 
     def inner(a: ConceptDelta, b: ConceptDelta) -> float:

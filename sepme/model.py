@@ -1,4 +1,4 @@
-"""A text-to-image pipeline, seen the way the method sees it. Only this module knows diffusers.
+"""A text-to-image pipeline, seen the way the method sees it.
 
 Prompts become text embeddings, images become latents, latents become noise predictions, and the
 matrices that see nothing but text, `attn2.to_k` and `attn2.to_v`, are found, counted and checked.
@@ -6,7 +6,6 @@ matrices that see nothing but text, `attn2.to_k` and `attn2.to_v`, are found, co
 
 import hashlib
 import itertools
-import json
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,37 +17,28 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
-from diffusers.utils import logging as diffusers_log
+from diffusers import StableDiffusionPipeline
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers.utils import logging as transformers_log
 
 from sepme._checks import at_least, choose
 from sepme._data import shipped
 from sepme.concept import Catalogue, Concept, Vocabulary, refuse_overlap
 from sepme.errors import SepmeError, warn
+from sepme.loading import PREDICTION_TYPES, Sampling, as_ddim, check_pipeline, load_pipeline
 
 P, R = ParamSpec("P"), TypeVar("R")
 
-__all__ = ["ATELIER", "Backbone", "best_device", "load_catalogue"]
+__all__ = ["ATELIER", "Backbone", "load_catalogue"]
 
 #: The model that ships with the project.
 ATELIER = shipped("atelier")
-#: What a pipeline is sampled with when its folder has no `generation.json` (SD v1.4, the paper).
-PAPER_GENERATION = {"guidance_scale": 7.5, "num_inference_steps": 100}
 #: Held by whoever draws, or switches what is on: a cell that draws while a widget draws waits.
 IN_USE = threading.RLock()
-#: What a UNet's output may mean.
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-
-
-def best_device() -> torch.device:
-    """The accelerator that is there (CUDA, Apple's GPU), else the CPU."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+#: Two copies of one model may have been rounded to either of these.
+HALVES = (torch.float16, torch.bfloat16)
 
 
 def load_catalogue(model: str | Path | None = None) -> Catalogue | None:
@@ -58,45 +48,6 @@ def load_catalogue(model: str | Path | None = None) -> Catalogue | None:
     """
     file = (Path(model) if model is not None else ATELIER) / "catalogue.json"
     return Catalogue.load(file) if file.is_file() else None
-
-
-def _generation(file: Path) -> tuple[float, int]:
-    """Guidance scale and number of steps that a model's folder asks for, or the paper's."""
-    try:
-        content = PAPER_GENERATION | (json.loads(file.read_text()) if file.is_file() else {})
-        return float(content["guidance_scale"]), int(content["num_inference_steps"])
-    except (ValueError, TypeError) as error:
-        raise SepmeError(
-            f"{file} cannot be read: it must be JSON like {json.dumps(PAPER_GENERATION)}."
-        ) from error
-
-
-def _check_place(path: Path) -> None:
-    """Refuse what can be neither a pipeline's folder nor a hub id, before anything is asked for."""
-    if (path / "model_index.json").is_file():
-        return
-    if path.is_dir():
-        what = f"The folder '{path}' holds no Stable Diffusion pipeline"
-    elif path.exists():
-        what = f"'{path}' is a file and no Stable Diffusion pipeline"
-    elif path.is_absolute() or len(path.parts) > 2:  # "name" and "owner/name" may be hub ids
-        what = f"There is no folder '{path}', and so no Stable Diffusion pipeline in it"
-    else:
-        return
-    raise SepmeError(f"{what}: give a folder with a model_index.json, or a hub id.")
-
-
-@contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """No progress bars for the few small files of a pipeline; they hide what is worth reading."""
-    libraries = [log for log in (diffusers_log, transformers_log) if log.is_progress_bar_enabled()]
-    for log in libraries:
-        log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for log in libraries:
-            log.enable_progress_bar()
 
 
 def alone(method: Callable[P, R]) -> Callable[P, R]:
@@ -124,12 +75,13 @@ class Backbone:
 
     pipe: StableDiffusionPipeline
     name: str
-    guidance: float = PAPER_GENERATION["guidance_scale"]
-    steps: int = PAPER_GENERATION["num_inference_steps"]
+    guidance: float = Sampling().guidance_scale
+    steps: int = Sampling().num_inference_steps
     composition: Any = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.pipe.scheduler = DDIMScheduler.from_config(self.pipe.scheduler.config)
+        check_pipeline(self.pipe)
+        self.pipe.scheduler = as_ddim(self.pipe.scheduler.config)
         self.pipe.set_progress_bar_config(disable=True)
         for part in ("unet", "text_encoder", "vae"):  # torch.compile wraps, and renames every layer
             module = getattr(self.pipe, part)
@@ -137,7 +89,6 @@ class Backbone:
         for module in (self.pipe.unet, self.pipe.text_encoder, self.pipe.vae):
             module.eval().requires_grad_(False)
         self.projections()  # a pipeline that cannot be edited is refused before any work
-        self._check_weights()
         choose(PREDICTION_TYPES, prediction_type=self.prediction_type)
 
     @classmethod
@@ -147,54 +98,22 @@ class Backbone:
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> "Backbone":
-        """Load the shipped model (None), a local diffusers directory, or a hub id.
+        """Load the shipped model (None), a diffusers folder, a `.safetensors` file, or a hub id.
+
+        Args:
+            dtype: what the weights are loaded in; a delta fits whatever it is.
 
         Raises:
-            SepmeError: no such model, a folder that holds no Stable Diffusion pipeline, weights
-                that are not finite, or a device that is not there.
+            SepmeError: no such model, one that cannot be drawn or erased from (`sepme.loading` says
+                why), or a device that is not there.
         """
         path = Path(model) if model is not None else ATELIER
         if model is None and not path.is_dir():
             raise SepmeError(f"The shipped model is missing: restore {path}, or install it again.")
-        _check_place(path)
-        try:
-            with _quiet_loading():
-                pipe = StableDiffusionPipeline.from_pretrained(
-                    str(model or path), safety_checker=None, requires_safety_checker=False
-                )
-        except (
-            *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError),
-            SafetensorError,
-        ) as error:
-            what = f"'{path}' holds no Stable Diffusion pipeline that diffusers can load"
-            if not path.exists():
-                what = f"There is no folder '{path}', nor did the hub give a pipeline of that name"
-            raise SepmeError(
-                f"{what} ({type(error).__name__}): give a whole pipeline with its model_index.json."
-            ) from error
-        guidance, steps = _generation(path / "generation.json")
+        sampling = Sampling.beside(path)
+        pipe = load_pipeline(model or path, device, dtype)
         name = path.name if path.exists() else str(model)
-        try:
-            pipe = pipe.to(device or best_device())
-        except (RuntimeError, AssertionError) as error:  # torch's answers to a device it lacks
-            raise SepmeError(
-                f"The device '{device}' is not there for this torch: choose '{best_device()}'."
-            ) from error
-        backbone = cls(pipe, name, guidance, steps)
-        if backbone.dtype != dtype:
-            _ = (
-                backbone.fingerprint
-            )  # kept from now on: the identity is that of the file's own type
-            pipe.to(dtype)
-        return backbone
-
-    def _check_weights(self) -> None:
-        for part in ("text_encoder", "unet", "vae"):
-            for name, tensor in getattr(self.pipe, part).state_dict().items():
-                if tensor.is_floating_point() and not tensor.isfinite().all():
-                    raise SepmeError(
-                        f"The weight '{part}.{name}' is not finite: load an intact float32 copy."
-                    )
+        return cls(pipe, name, sampling.guidance_scale, sampling.num_inference_steps)
 
     # ------------------------------------------------------------------ what it is made of
     @property
@@ -257,28 +176,34 @@ class Backbone:
 
     @property
     def fingerprint(self) -> str:
-        """What decides embeddings and predictions: sha256 of weights, and of text adapters."""
-        adapters = self.text_adapters
+        """What decides embeddings and predictions, in 64 hexadecimal digits.
+
+        Half of them are sha256 of the weights and text adapters rounded to float16, half of them
+        rounded to bfloat16: of two copies of one model, in any two of the number types float32,
+        float16 and bfloat16, at least one half is the same (`sepme.artefact.same_model`), unless
+        one was rounded to float16 and the other to bfloat16.
+        """
+        adapters = sorted(self.text_adapters.items())
         if not adapters:
-            return self._weights
-        digest = hashlib.sha256(self._weights.encode())
-        for name, tensor in sorted(adapters.items()):
-            digest.update(name.encode())
-            digest.update(tensor.float().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+            return "".join(self._weights)
+        digests = map(_digest, [adapters] * 2, HALVES)
+        both = zip(self._weights, digests, strict=True)
+        return "".join(hashlib.sha256("".join(pair).encode()).hexdigest()[:32] for pair in both)
 
     @cached_property
-    def _weights(self) -> str:
-        """sha256 over names, shapes and bytes of the original UNet and text encoder."""
-        digest = hashlib.sha256()
+    def _weights(self) -> tuple[str, ...]:
+        """The digests of the original UNet and text encoder, one for each of `HALVES`.
+
+        Embeddings that were appended, as textual inversion does, are not part of the model.
+        """
+        original = {}
         for part in ("text_encoder", "unet"):
-            state = getattr(self.pipe, part).state_dict().items()
-            original = {k.replace(".base_layer", ""): v for k, v in state if "lora_" not in k}
-            for key in sorted(original):
-                tensor = original[key].cpu().contiguous()
-                digest.update(f"{part}.{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
-                digest.update(tensor.view(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+            for name, tensor in getattr(self.pipe, part).state_dict().items():
+                if "lora_" not in name:
+                    original[f"{part}.{name.replace('.base_layer', '')}"] = tensor
+        table = next(name for name in original if name.endswith("token_embedding.weight"))
+        original[table] = original[table][: self.pipe.tokenizer.vocab_size]
+        return tuple(_digest(sorted(original.items()), half) for half in HALVES)
 
     def projections(self) -> dict[str, nn.Linear]:
         """Module path -> the key and value projections that see only text (theta_II).
@@ -499,6 +424,16 @@ class Backbone:
         if self.composition is not None:
             self.composition.check()
         self.warn_of_cut(prompts)
+
+
+def _digest(tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> str:
+    """Half a sha256 over names, shapes, and bytes in this number type."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        values = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
+        digest.update(values.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]
 
 
 def _whole_numbers(seeds: Iterable[int] | int, n: int) -> list[int]:

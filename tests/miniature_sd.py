@@ -4,41 +4,15 @@
 PNDM. Only the layers inside are small, and all weights are random: it draws noise.
 """
 
-import gzip
 from pathlib import Path
 
 import torch
 from diffusers import PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTokenizer
 
-from sepme.metrics._networks import WeightsFile
-from tests.tiny import END, START, listening, text_encoder, vae
+from sepme.loading import clip_tokenizer
+from tests.tiny import listening, text_encoder, vae
 
-#: The merges that CLIP's vocabulary is made of. Nothing else of the package is read.
-MERGES = WeightsFile(
-    "CLIP's tokenizer",
-    "open-clip-torch==3.3.0",
-    "open_clip/bpe_simple_vocab_16e6.txt.gz",
-    "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a",
-)
 TOKENS, WIDTH, VOCABULARY = 77, 768, 49408
-
-
-def clip_tokenizer() -> CLIPTokenizer:
-    """The tokenizer of Stable Diffusion 1.x, which pads with the end-of-text token."""
-    letters = sorted(ByteLevel.alphabet())  # one for each byte
-    letters += [f"{letter}</w>" for letter in letters]
-    lines = gzip.decompress(MERGES.read()).decode().splitlines()[1:]
-    merges = [tuple(line.split()) for line in lines[: VOCABULARY - len(letters) - 2]]
-    tokens = [*letters, *map("".join, merges), START, END]
-    return CLIPTokenizer(
-        vocab={token: i for i, token in enumerate(tokens)},
-        merges=merges,
-        pad_token=END,
-        unk_token=END,
-        model_max_length=TOKENS,
-    )
 
 
 def _unet() -> UNet2DConditionModel:

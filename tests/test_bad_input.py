@@ -68,7 +68,7 @@ def test_a_place_without_a_pipeline_is_refused_before_anything_is_asked_for(
 ) -> None:
     """What no hub can know is not looked for there; a name that one might know is."""
     asked = []
-    load = "sepme.model.StableDiffusionPipeline.from_pretrained"
+    load = "sepme.loading.StableDiffusionPipeline.load_config"
     monkeypatch.setattr(load, lambda name, **_: asked.append(name) or missing())
 
     def missing() -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from sepme.artefact import same_model
 from sepme.composition import Composition
-from sepme.model import PAPER_GENERATION, Backbone
+from sepme.model import Backbone
 from tests.miniature import (
     NAMES,
     PREDICTIONS,
@@ -35,7 +36,7 @@ def test_a_folder_gives_the_same_model_back(folder: Path) -> None:
     assert loaded.name == "miniature"
     assert loaded.prediction_type == "v_prediction"
     assert loaded.fingerprint == original.fingerprint
-    assert (loaded.guidance, loaded.steps) == tuple(PAPER_GENERATION.values())
+    assert (loaded.guidance, loaded.steps) == (7.5, 100)  # the paper's
     loaded.guidance, loaded.steps = original.guidance, original.steps
     assert torch.equal(latents(loaded), latents(original))
 
@@ -67,8 +68,8 @@ def test_the_fingerprint_is_of_the_weights_and_of_nothing_else() -> None:
     assert len(backbone.fingerprint) == 64
     other = fresh()
     weight = next(iter(other.projections().values())).weight
-    weight.data[0, 0] = torch.nextafter(weight.data[0, 0], torch.tensor(torch.inf))
-    assert other.fingerprint != backbone.fingerprint  # the last bit of one weight
+    weight.data[0, 0] *= 1.01
+    assert not same_model(other.fingerprint, backbone.fingerprint)  # one weight, by one percent
 
 
 def test_the_layers_that_see_only_text_are_found_and_counted() -> None:

@@ -12,9 +12,10 @@ import torch
 from nbformat.v4 import new_code_cell
 
 from sepme.course.notebook import execute, tidy
+from sepme.loading import CLIP_MERGES, clip_tokenizer
 from sepme.model import Backbone
 from sepme.nullspace import null_space
-from tests.miniature_sd import MERGES, clip_tokenizer, save_miniature_sd
+from tests.miniature_sd import save_miniature_sd
 from tests.test_notebooks import complaints, each_to_run, words
 
 #: Run before chapters that train much: twelve iterations in place of more than this many. Chapter
@@ -30,7 +31,7 @@ Trainer.train = lambda self, loss, optimiser, iterations, **options: whole(
 """
 
 pytestmark = pytest.mark.skipif(
-    MERGES.path() is None, reason="open-clip-torch is not installed (make does it)"
+    CLIP_MERGES.path() is None, reason="open-clip-torch is not installed (make does it)"
 )
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from sepme.erasure import ErasureSettings
+from sepme.loading import best_device
 from sepme.metrics.lpips import alexnet_available
-from sepme.model import Backbone, best_device, load_catalogue
+from sepme.model import Backbone, load_catalogue
 
 __all__ = ["examine"]
 

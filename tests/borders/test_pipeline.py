@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from sepme.artefact import same_model
 from sepme.cli._pictures import read_picture
 from sepme.composition import Composition
 from sepme.concept import Concept
@@ -207,7 +208,7 @@ def test_a_delta_made_in_float32_goes_on_a_model_of_another_type(
     case.pipe.save_pretrained(tmp_path / "model")
     backbone = Backbone.load(tmp_path / "model", dtype=dtype)
     assert backbone.dtype == dtype
-    assert backbone.fingerprint == case.backbone.fingerprint
+    assert same_model(backbone.fingerprint, case.backbone.fingerprint)
     with Composition(backbone, case.deltas) as composition:
         composition.erase("neon")
         assert composition.active == ("neon",)

@@ -1,0 +1,467 @@
+"""Models that people bring: folders of either number type, single files, pipelines, and others."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+)
+from safetensors.torch import load_file, save_file
+
+from sepme import loading
+from sepme.artefact import same_model
+from sepme.composition import Composition
+from sepme.loading import CLIP_MERGES, Sampling, as_ddim, check_pipeline
+from sepme.model import Backbone
+from tests.ldm import one_file
+from tests.miniature import fresh, latents, shared, three_deltas
+from tests.miniature_sd import save_miniature_sd
+from tests.refusals import refused
+from tests.tiny import make_tiny_pipeline, text_encoder
+
+PART = {
+    "text_encoder": "model",
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "miniature"
+    make_tiny_pipeline().save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A model's folder, to be spoilt."""
+    shutil.copytree(saved, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def everything(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*"))
+
+
+# ---------------------------------------------------------------------- folders
+def as_fp16(folder: Path, parts: tuple[str, ...] = tuple(PART)) -> None:
+    """As a hub's variant: half precision, under names of its own."""
+    for part in parts:
+        file = folder / part / f"{PART[part]}.safetensors"
+        halves = {name: tensor.half() for name, tensor in load_file(file).items()}
+        save_file(halves, file.with_name(f"{PART[part]}.fp16.safetensors"), {"format": "pt"})
+        file.unlink()
+
+
+@pytest.mark.parametrize("parts", [tuple(PART), ("unet",), ("text_encoder", "vae")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_variant_in_half_precision_is_the_same_model(
+    folder: Path, parts: tuple[str, ...], dtype: torch.dtype
+) -> None:
+    as_fp16(folder, parts)
+    backbone = Backbone.load(folder, device="cpu", dtype=dtype)
+    assert backbone.dtype == dtype
+    if dtype != torch.bfloat16:  # else the weights were rounded twice
+        assert same_model(backbone.fingerprint, shared().fingerprint)
+        with Composition(backbone, three_deltas()) as composition:
+            composition.erase("neon")
+            assert composition.active == ("neon",)
+
+
+def test_of_two_files_the_one_of_the_wanted_type_is_read(folder: Path) -> None:
+    shutil.copytree(folder, folder.with_name("both"))
+    as_fp16(folder.with_name("both"))
+    shutil.copytree(folder, folder.with_name("both"), dirs_exist_ok=True)
+    for dtype in (torch.float32, torch.float16):
+        backbone = Backbone.load(folder.with_name("both"), device="cpu", dtype=dtype)
+        assert same_model(backbone.fingerprint, shared().fingerprint)
+    full = Backbone.load(folder.with_name("both"), device="cpu")
+    assert full.fingerprint == shared().fingerprint
+
+
+def without(part: str, ending: str) -> Callable[[Path], None]:
+    """Removes the weights of a part whose name ends so."""
+
+    def spoil(folder: Path) -> None:
+        file = folder / part / f"{PART[part]}.safetensors"
+        tensors = {n: t for n, t in load_file(file).items() if not n.endswith(ending)}
+        assert len(tensors) < len(load_file(file))
+        save_file(tensors, file, {"format": "pt"})
+
+    return spoil
+
+
+def listed(**entries: Any) -> Callable[[Path], None]:
+    """Changes what `model_index.json` lists."""
+
+    def spoil(folder: Path) -> None:
+        file = folder / "model_index.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | entries))
+
+    return spoil
+
+
+def pickled(part: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        file = folder / part / f"{PART[part]}.safetensors"
+        name = "pytorch_model.bin" if part == "text_encoder" else f"{PART[part]}.bin"
+        torch.save(load_file(file), file.with_name(name))
+        file.unlink()
+
+    return spoil
+
+
+def config(part: str, **entries: Any) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        file = folder / part / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | entries))
+
+    return spoil
+
+
+def removed(name: str) -> Callable[[Path], None]:
+    return lambda folder: (
+        shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+    )
+
+
+XL = {"_class_name": "StableDiffusionXLPipeline", "text_encoder_2": ["transformers", "CLIPText"]}
+FLUX = {"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}
+SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no weights of the text encoder": (removed("text_encoder/model.safetensors"), "text_encoder"),
+    "no weights of the unet": (removed("unet/diffusion_pytorch_model.safetensors"), "unet"),
+    "no text encoder": (removed("text_encoder"), "no Stable Diffusion pipeline"),
+    "no tokenizer": (removed("tokenizer"), "no vocabulary"),
+    "no scheduler": (removed("scheduler"), "no Stable Diffusion pipeline"),
+    "an embedding is missing": (without("text_encoder", "position_embedding.weight"), "lacks 1"),
+    "layers are missing": (without("text_encoder", "norm.weight"), "lacks 1"),
+    "a layer of the unet is missing": (without("unet", "conv_in.weight"), "'conv_in.weight'"),
+    "all of the unet's text layers are missing": (without("unet", "attn2.to_k.weight"), "lacks 4"),
+    "a layer of the vae is missing": (without("vae", "post_quant_conv.weight"), "lacks 1"),
+    "a pickled unet": (pickled("unet"), "pickles"),
+    "a pickled text encoder": (pickled("text_encoder"), "pickles"),
+    "a pickled vae": (pickled("vae"), "pickles"),
+    "Stable Diffusion XL": (listed(**XL), "second text encoder"),
+    "FLUX": (listed(**FLUX, unet=[None, None]), "no layer sees the text alone"),
+    "no class for the unet": (listed(unet=[None, None]), "its unet is missing"),
+    "code of its own": (listed(unet=["my_unet", "MyUNet"]), "its unet is MyUNet"),
+    "a unet of another kind": (listed(unet=["diffusers", "UNet3DConditionModel"]), "its unet"),
+    "another text encoder": (listed(text_encoder=["transformers", "T5EncoderModel"]), "T5Encoder"),
+    "another tokenizer": (listed(tokenizer=["transformers", "BertTokenizer"]), "its tokenizer"),
+    "another width": (config("unet", cross_attention_dim=64), "no Stable Diffusion pipeline"),
+    "words for numbers": (config("unet", sample_size="large"), "'large'"),
+    "nested too deep": (
+        lambda folder: (folder / "unet" / "config.json").write_text("[" * 100_000),
+        "no Stable Diffusion pipeline",
+    ),
+    "an index that is a list": (
+        lambda folder: (folder / "model_index.json").write_text("[1]"),
+        "no Stable Diffusion pipeline",
+    ),
+    "an index of strings": (listed(unet="UNet2DConditionModel"), "its unet is missing"),
+    "a tokenizer of numbers": (
+        lambda folder: [f.write_text("3") for f in (folder / "tokenizer").iterdir()],
+        "no Stable Diffusion pipeline",
+    ),
+    "fewer embeddings than tokens": (
+        lambda folder: text_encoder(60, 96, 2, 96, 10).save_pretrained(folder / "text_encoder"),
+        "embeddings",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_a_folder_that_is_not_a_whole_model_is_refused(folder: Path, how: str) -> None:
+    spoil, said = SPOILT[how]
+    spoil(folder)
+    before = everything(folder.parent)
+    with refused(said):
+        Backbone.load(folder, device="cpu").generate(["neon"], steps=1)
+    assert everything(folder.parent) == before
+
+
+def test_the_same_folder_unspoilt_draws(folder: Path) -> None:
+    assert Backbone.load(folder, device="cpu").generate(["neon"], steps=1).isfinite().all()
+
+
+# ---------------------------------------------------------------------- how it is sampled
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        "null",
+        '"fast"',
+        '{"guidance_scale": "4"}',
+        '{"guidance_scale": null}',
+        '{"guidance_scale": -1}',
+        '{"guidance_scale": 0.5}',
+        '{"guidance_scale": NaN}',
+        '{"guidance_scale": Infinity}',
+        '{"guidance_scale": 1e999}',
+        '{"guidance_scale": true}',
+        '{"num_inference_steps": 0}',
+        '{"num_inference_steps": -3}',
+        '{"num_inference_steps": 2.5}',
+        '{"num_inference_steps": "25"}',
+        '{"num_inference_steps": true}',
+        '{"num_inference_steps": 1001}',
+        '{"num_inference_steps": 1e400}',
+        "[" * 100_000,
+        "\ufeff{}",
+    ],
+)
+def test_sampling_that_cannot_be_done_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "generation.json").write_text(text)
+    with refused("generation.json", "guidance_scale"):
+        Sampling.beside(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "guidance", "steps"),
+    [
+        ("{}", 7.5, 100),
+        ('{"guidance_scale": 4}', 4.0, 100),
+        ('{"guidance_scale": 0, "num_inference_steps": 1}', 0.0, 1),
+        ('{"num_inference_steps": 1000, "scheduler": "DDIM"}', 7.5, 1000),
+    ],
+)
+def test_sampling_that_can(tmp_path: Path, text: str, guidance: float, steps: int) -> None:
+    (tmp_path / "generation.json").write_text(text)
+    found = Sampling.beside(tmp_path)
+    assert (found.guidance_scale, found.num_inference_steps) == (guidance, steps)
+    assert Sampling.beside(tmp_path / "elsewhere") == Sampling()
+
+
+# ---------------------------------------------------------------------- pipelines of the user's own
+def test_a_pipeline_that_was_given_in_half_precision_takes_deltas_made_in_float32() -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        backbone = Backbone(make_tiny_pipeline().to(dtype), "mine")
+        with Composition(backbone, three_deltas()) as composition:
+            composition.erase("neon")
+
+
+def test_tokens_that_were_added_leave_the_model_what_it_is() -> None:
+    pipe = make_tiny_pipeline()
+    pipe.tokenizer.add_tokens(["<my-style>", "<my-cat>"])
+    pipe.text_encoder.resize_token_embeddings(len(pipe.tokenizer))
+    backbone = Backbone(pipe, "with inversions", guidance=4.0, steps=3)
+    assert backbone.fingerprint == shared().fingerprint
+    with Composition(backbone, three_deltas()) as composition:
+        composition.erase("neon")
+    assert torch.equal(latents(backbone), latents(shared()))
+
+
+def changed_embedding(pipe: StableDiffusionPipeline) -> None:
+    pipe.text_encoder.get_input_embeddings().weight.data[3] += 0.1
+
+
+def changed_projection(pipe: StableDiffusionPipeline) -> None:
+    pipe.unet.mid_block.attentions[0].proj_out.weight.data.mul_(1.01)
+
+
+@pytest.mark.parametrize("change", [changed_embedding, changed_projection])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_other_weights_are_another_model_in_every_type(
+    change: Callable[[StableDiffusionPipeline], None], dtype: torch.dtype
+) -> None:
+    pipe = make_tiny_pipeline()
+    change(pipe)
+    assert not same_model(Backbone(pipe.to(dtype), "mine").fingerprint, shared().fingerprint)
+
+
+def meta(part: str) -> Callable[[StableDiffusionPipeline], None]:
+    return lambda pipe: getattr(pipe, part).to("meta")
+
+
+def unet_config(**entries: Any) -> Callable[[StableDiffusionPipeline], None]:
+    return lambda pipe: pipe.unet.register_to_config(**entries)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (meta("unet"), "never loaded"),
+        (meta("text_encoder"), "never loaded"),
+        (meta("vae"), "never loaded"),
+        (lambda pipe: setattr(pipe, "tokenizer", None), "no tokenizer"),
+        (lambda pipe: setattr(pipe, "vae", None), "no vae"),
+        (lambda pipe: setattr(pipe, "text_encoder", None), "no text_encoder"),
+        (lambda pipe: pipe.tokenizer.add_tokens(["<mine>"]), "embeddings"),
+        (unet_config(in_channels=9), "paint into a given picture"),
+        (unet_config(in_channels=8), "8 channels"),
+        (unet_config(out_channels=8), "gives 8"),
+        (unet_config(addition_embed_type="text_time"), "addition_embed_type"),
+        (unet_config(class_embed_type="timestep"), "class_embed_type"),
+    ],
+)
+def test_a_pipeline_that_cannot_draw_from_words_is_refused(spoil: Callable, said: str) -> None:
+    pipe = make_tiny_pipeline()
+    spoil(pipe)
+    with refused(said):
+        Backbone(pipe, "mine")
+
+
+def test_another_kind_of_pipeline_is_refused() -> None:
+    pipe = make_tiny_pipeline()
+    with refused("StableDiffusionImg2ImgPipeline"):
+        check_pipeline(
+            StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+        )
+
+
+def test_a_tokenizer_that_forgot_its_length_takes_the_text_encoder_s() -> None:
+    pipe = make_tiny_pipeline()
+    pipe.tokenizer.model_max_length = 10**30
+    backbone = Backbone(pipe, "mine", guidance=4.0, steps=3)
+    assert torch.equal(latents(backbone), latents(shared()))
+
+
+def test_what_a_scheduler_of_another_class_does_not_name_is_off() -> None:
+    """PNDM's configs do not name `clip_sample`, and DDIM's default would clip latents at 1."""
+    for other in (PNDMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler):
+        config = other(beta_schedule="scaled_linear", steps_offset=1).config
+        for said in (config, {n: v for n, v in config.items() if n != "_use_default_values"}):
+            made = as_ddim(said).config
+            assert (made.clip_sample, made.set_alpha_to_one) == (False, False)
+            assert (made.beta_schedule, made.steps_offset) == ("scaled_linear", 1)
+    own = fresh().pipe.scheduler.config
+    assert dict(as_ddim(own).config) == dict(own)
+    assert as_ddim({"clip_sample": True}).config.clip_sample  # what is said stays
+
+
+# ---------------------------------------------------------------------- one file
+needs_clip = pytest.mark.skipif(
+    CLIP_MERGES.path() is None, reason="open-clip-torch is not installed (make does it)"
+)
+
+
+def own_shape(backbone: Backbone) -> dict[str, dict[str, Any]]:
+    """The configs of a miniature's parts, in place of Stable Diffusion's."""
+    parts = {name: getattr(backbone.pipe, name).config for name in loading.PARTS}
+    parts["text_encoder"] = parts["text_encoder"].to_dict()
+    return {
+        name: {key: value for key, value in found.items() if not key.startswith("_")}
+        for name, found in parts.items()
+    }
+
+
+@needs_clip
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_single_file_is_the_model_of_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    original = Backbone.load(save_miniature_sd(tmp_path / "folder"), device="cpu")
+    file = one_file(original.pipe.to(dtype), tmp_path / "model.safetensors")
+    original.pipe.to(torch.float32)
+    monkeypatch.setitem(loading.SHAPES, 768, own_shape(original))
+    before = everything(tmp_path)
+    loaded = Backbone.load(file, device="cpu")
+    assert same_model(loaded.fingerprint, original.fingerprint)
+    assert loaded.name == "model.safetensors"
+    prompts = ["a painting by Van Gogh, 1889", ""]
+    if dtype == torch.float32:
+        assert torch.equal(latents(loaded, prompts), latents(original, prompts))
+    assert loaded.reads(prompts[0]) == original.reads(prompts[0])
+    assert everything(tmp_path) == before
+
+
+@needs_clip
+@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction"])
+def test_a_single_file_of_2x_is_asked_what_it_predicts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, predicts: str
+) -> None:
+    shape = own_shape(shared())
+    shape["text_encoder"] |= {"hidden_size": 1024, "vocab_size": 49408, "hidden_act": "gelu"}
+    shape["text_encoder"] |= {"max_position_embeddings": 77}
+    shape["text_encoder"] |= {"bos_token_id": 49406, "eos_token_id": 49407}
+    shape["unet"] |= {"cross_attention_dim": 1024, "block_out_channels": (8, 8, 16, 16)}
+    del shape["unet"]["down_block_types"], shape["unet"]["up_block_types"]
+    shape["unet"] |= {"layers_per_block": 2, "use_linear_projection": True}
+    shape["vae"] |= {"block_out_channels": (8,) * 4, "layers_per_block": 2}
+    shape["vae"] |= {"down_block_types": ("DownEncoderBlock2D",) * 4}
+    shape["vae"] |= {"up_block_types": ("UpDecoderBlock2D",) * 4}
+    monkeypatch.setitem(loading.SHAPES, 1024, shape)
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    loading._write_configs(folder, 1024)
+    parts = {
+        name: kind.from_config(folder / name)
+        if name != "text_encoder"
+        else kind(kind.config_class.from_pretrained(folder, subfolder=name))
+        for name, kind in loading.PARTS.items()
+    }
+    pipe = make_tiny_pipeline()
+    for name, part in parts.items():
+        setattr(pipe, name, part.eval().requires_grad_(False))
+    monkeypatch.setattr(loading, "_predicts_noise", lambda _: predicts == "epsilon")
+    loaded = Backbone.load(one_file(pipe, tmp_path / "two.safetensors"), device="cpu")
+    assert loaded.prediction_type == predicts
+    assert loaded.latent_shape[1] == (64 if predicts == "epsilon" else 8)
+    for name in ("text_encoder", "unet", "vae"):
+        own, other = (getattr(p, name).state_dict() for p in (pipe, loaded.pipe))
+        assert all(torch.equal(own[key], other[key]) for key in own)
+
+
+class Echo(torch.nn.Module):
+    """A UNet that gives back a mixture of what it was given and of something else."""
+
+    config = type("config", (), {"in_channels": 4, "cross_attention_dim": 8})
+    dtype = torch.float32
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x_t: torch.Tensor, t: int, text: torch.Tensor) -> Any:
+        other = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(1))
+        return type("output", (), {"sample": self.share * x_t + (1 - self.share) * other})
+
+
+@pytest.mark.parametrize(("share", "noise"), [(1.0, True), (0.8, True), (0.1, False), (0, False)])
+def test_a_model_that_gives_noise_back_predicts_noise(share: float, noise: bool) -> None:
+    assert loading._predicts_noise(type("pipe", (), {"unet": Echo(share)})) == noise
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "said"),
+    [
+        ("lora.safetensors", {"unet.lora_A.weight": torch.zeros(2, 2)}, "no checkpoint of Stable"),
+        ("xl.safetensors", {loading._TO_K: torch.zeros(2, 2048)}, "here 2048"),
+        ("half.safetensors", {loading._TO_K: torch.zeros(2, 768)}, "no Stable Diffusion pipeline"),
+        ("cut.safetensors", b"\x10\0\0\0\0\0\0\0{", "no Stable Diffusion pipeline"),
+        ("empty.safetensors", b"", "no Stable Diffusion pipeline"),
+        ("model.ckpt", b"\x80\x02", "a file and no Stable Diffusion pipeline"),
+        ("model.bin", b"", "a file and no Stable Diffusion pipeline"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_refused(
+    tmp_path: Path, name: str, tensors: dict[str, torch.Tensor] | bytes, said: str
+) -> None:
+    file = tmp_path / name
+    file.write_bytes(tensors) if isinstance(tensors, bytes) else save_file(tensors, file)
+    with refused(said, str(file)):
+        Backbone.load(file, device="cpu")
+    assert everything(tmp_path) == [file]
+
+
+def test_without_clip_s_vocabulary_a_single_file_is_refused_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(CLIP_MERGES), "path", lambda _: None)
+    file = tmp_path / "model.safetensors"
+    save_file({loading._TO_K: torch.zeros(2, 768)}, file)
+    with refused("open-clip-torch"):
+        Backbone.load(file, device="cpu")
