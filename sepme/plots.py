@@ -6,26 +6,31 @@ dashes, so that a grey print can still be read.
 """
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from textwrap import fill
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, fontManager, get_font
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from sepme.errors import SepmeError
+from sepme.errors import SepmeError, warn
 
 __all__ = [
     "ERASED",
@@ -37,6 +42,7 @@ __all__ = [
     "interference_map",
     "layer_bars",
     "line_style",
+    "literal",
     "noise_maps",
     "png",
     "predicted_and_measured",
@@ -53,6 +59,10 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 
 GREY = "#666666"
 #: The frame of a picture whose concept was erased.
 ERASED = VERMILLION
+#: Labels of ours in which `$` stands for mathematics; in every other one it is a letter.
+MOMENTUM, STOPPED = MATHEMATICS = ("momentum $m_n$", "stopped by $m_n$")
+
+Drawn = TypeVar("Drawn", bound=Artist)
 
 
 def line_style(index: int) -> dict[str, Any]:
@@ -69,6 +79,71 @@ def _axes(ax: Axes | None, width: float = 6.4, height: float = 3.8) -> Axes:
 def _legend_beside(ax: Axes, handles: Sequence[Any] | None = None) -> None:
     handles = handles or ax.get_legend_handles_labels()[0]
     ax.legend(handles=handles, frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+# ------------------------------------------------------------------ words
+#: Letter -> a family of fonts on this system that has it, or None; of those looked for so far.
+_FAMILIES: dict[str, str | None] = {}
+
+
+def literal(drawn: Drawn) -> Drawn:
+    """Draw the words of a figure or of axes as they are written, in fonts that have their letters.
+
+    A name like `Li$a $t$` is no mathematics. A letter that no font of this system has is shown as
+    its number, like U+845B, with one `SepmeWarning`. Every function here does so with its own.
+    """
+    lacking: dict[Text, set[str]] = {}
+    for text in drawn.findobj(Text):
+        words = text.get_text()
+        if "$" in words and words not in MATHEMATICS and not words.startswith(r"$\mathdefault{"):
+            text.set_parse_math(False)
+        has = get_font(findfont(text.get_fontproperties())).get_char_index
+        lacking[text] = {letter for letter in words if letter != "\n" and not has(ord(letter))}
+    if missing := set().union(*lacking.values()):
+        _look_for(missing - _FAMILIES.keys())
+        for text, letters in lacking.items():
+            text.set_text(_readable(text.get_text()))
+            if found := {_FAMILIES[letter] for letter in letters} - {None}:
+                upright = {"style": "normal", "weight": "normal"}  # other faces have fewer letters
+                text.set(fontfamily=[*text.get_fontfamily(), *sorted(found)], **upright)
+        for axis in drawn.findobj(Axis):  # sets the words of its ticks anew whenever it is drawn
+            words = [text.get_text() for text in axis.get_ticklabels()]
+            if words != (readable := [*map(_readable, words)]):
+                axis.set_ticklabels(readable)
+    return drawn
+
+
+def _look_for(letters: set[str]) -> None:
+    """Find a family of fonts for each letter, or say that there is none."""
+    for font in sorted(fontManager.ttflist, key=lambda font: ("Sans" not in font.name, font.name)):
+        if letters and "Last" not in font.name:  # the last resort has a box for every letter
+            with suppress(OSError, RuntimeError):  # what matplotlib cannot draw with
+                has = get_font(font.fname).get_char_index
+                found = {letter for letter in letters if has(ord(letter))}
+                _FAMILIES.update(dict.fromkeys(found, font.name))
+                letters = letters - found
+    _FAMILIES.update(dict.fromkeys(letters))
+    if letters:
+        more = f" and {len(letters) - 3} more" if len(letters) > 3 else ""
+        warn(
+            f"No font of this system has {_numbers(sorted(letters)[:3])}{more}, so figures show "
+            "numbers in place of letters: install one that has them, like Noto Sans CJK."
+        )
+
+
+def _readable(words: str) -> str:
+    """The words, with the number of every letter that no font has; three or four on a line."""
+    gone = re.escape("".join(letter for letter, family in _FAMILIES.items() if family is None))
+    return re.sub(f"[{gone}]+", lambda run: fill(_numbers(run[0]), 22), words) if gone else words
+
+
+def _numbers(letters: Iterable[str]) -> str:
+    return " ".join(f"U+{ord(letter):04X}" for letter in letters)
+
+
+def _entry(name: str) -> str:
+    """A name for a legend, where matplotlib leaves out all that begin with "_"."""
+    return f"\u200b{name}" if name.startswith("_") else name
 
 
 # ------------------------------------------------------------------ curves and bars
@@ -89,7 +164,7 @@ def training_lines(
     style = line_style(index)
     thin = {"label": "" if label else "each iteration", "color": style["color"]}
     ax.plot(n, each, linewidth=0.8, alpha=0.45, **thin)
-    ax.plot(n, momentum, linewidth=2, label=label or "momentum $m_n$", **style)
+    ax.plot(n, momentum, linewidth=2, label=label or MOMENTUM, **style)
 
 
 def correlation_decay(
@@ -121,20 +196,20 @@ def correlation_decay(
     for index, (name, steps) in enumerate(steps_by_concept.items()):
         color, n = line_style(index)["color"], [step.iteration for step in steps]
         each = [float(np.mean(step.correlation)) for step in steps]
-        training_lines(ax, n, each, [step.momentum for step in steps], name, index)
+        training_lines(ax, n, each, [step.momentum for step in steps], _entry(name), index)
         if limit is not None and steps:
             stopped = n[-1] < limit or (tau is not None and steps[-1].momentum <= tau)
-            how = "stopped by $m_n$" if stopped else f"limit of {limit} iterations"
+            how = STOPPED if stopped else f"limit of {limit} iterations"
             mark = {"linestyle": "", "marker": "o" if stopped else "x", "markersize": 8}
             mark |= {"markeredgewidth": 2, "zorder": 5}
             ax.plot(n[-1:], [steps[-1].momentum], color=color, **mark)
             ends[how] = Line2D([], [], color=GREY, label=how, **mark)
     handles, _ = ax.get_legend_handles_labels()
-    handles.append(Line2D([], [], color=GREY, linewidth=2, label="momentum $m_n$"))
+    handles.append(Line2D([], [], color=GREY, linewidth=2, label=MOMENTUM))
     handles.append(Line2D([], [], color=GREY, linewidth=0.8, alpha=0.6, label="each iteration"))
     _legend_beside(ax, [*handles, *(ends[how] for how in sorted(ends, reverse=True))])
     ax.set(xlabel="iteration", ylabel="correlation with the original concept")
-    return ax
+    return literal(ax)
 
 
 def recorded_decay(recording: Any, ax: Axes | None = None) -> Axes:
@@ -164,7 +239,7 @@ def recorded_decay(recording: Any, ax: Axes | None = None) -> Axes:
     of_square = unit == 1 and settings.get("statistic") == "loss"
     also = "\n(blue: its square, which is minimised)" if of_square else ""
     ax.set(xlabel="iterations", ylabel=f"correlation with the original concept{also}")
-    return ax
+    return literal(ax)
 
 
 def correlation_over_timesteps(
@@ -179,10 +254,11 @@ def correlation_over_timesteps(
     ax.axhline(0, color=BLACK, linewidth=0.8)
     ax.axhline(1, color=GREY, linewidth=0.8, linestyle="--")
     for index, (label, curve) in enumerate(curves.items()):
-        ax.plot(timesteps, curve, marker="o", markersize=3.5, label=label, **line_style(index))
+        style = {"marker": "o", "markersize": 3.5, **line_style(index)}
+        ax.plot(timesteps, curve, label=_entry(label), **style)
     ax.set(xlabel="timestep t (right: nearly pure noise)", ylabel="correlation at this timestep")
     _legend_beside(ax)
-    return ax
+    return literal(ax)
 
 
 def spectrum(
@@ -198,14 +274,14 @@ def spectrum(
     for index, (label, singular) in enumerate(values.items()):
         sizes = np.asarray(singular, dtype=float)
         shown = np.where(sizes > 0, sizes, np.nan)  # zero has no place on a logarithmic scale
-        style = line_style(index)
-        ax.plot(range(1, len(sizes) + 1), shown, marker=".", linewidth=1.2, label=label, **style)
+        style = {"marker": ".", "linewidth": 1.2, **line_style(index)}
+        ax.plot(range(1, len(sizes) + 1), shown, label=_entry(label), **style)
     if threshold is not None:
         ax.axhline(threshold, color=GREY, linewidth=0.8, linestyle=":", label="threshold")
     ax.set(yscale="log", xlabel="index", ylabel="singular value")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(frameon=False, fontsize=8)
-    return ax
+    return literal(ax)
 
 
 def layer_bars(values: Mapping[str, float], ax: Axes | None = None, label: str = "") -> Axes:
@@ -225,7 +301,7 @@ def layer_bars(values: Mapping[str, float], ax: Axes | None = None, label: str =
     ax.axvline(0, color=BLACK, linewidth=0.8)
     ax.margins(x=0.12)
     ax.set(xlabel=label)
-    return ax
+    return literal(ax)
 
 
 def _short_path(path: str) -> str:
@@ -259,12 +335,12 @@ def cosine_distribution(
     for index, (name, values) in enumerate({"random subspaces": random, **observed}.items()):
         wide = {"color": GREY, "linewidth": 4, "alpha": 0.45}
         style = {"linewidth": 1.8, **line_style(index - 1)} if index else wide
-        ax.ecdf(values, label=f"{name} (median {np.median(values):.2f})", **style)
+        ax.ecdf(values, label=f"{_entry(name)} (median {np.median(values):.2f})", **style)
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.set(xlim=(0, 1.04), ylim=(0, 1.02), xlabel="largest principal cosine of a pair")
     ax.set(ylabel="share of the pairs below")
     _legend_beside(ax)
-    return ax
+    return literal(ax)
 
 
 def predicted_and_measured(
@@ -294,6 +370,7 @@ def predicted_and_measured(
             if axis.get_scale() == "log":
                 _few_ticks(axis)
         panel.set_title(f"rank correlation {spearmanr(x, y).statistic:.2f}", fontsize=9)
+        literal(panel)
     ax[0].set_ylabel("measured change, %")
     return ax
 
@@ -341,19 +418,20 @@ def heat_map(
         annot=table.map(numbers) if numbers and not many else None,
         fmt="",
         annot_kws={"fontsize": 7.5},
-        xticklabels=True,  # all of them
-        yticklabels=True,
+        xticklabels=False,  # seaborn draws them to see whether they overlap
+        yticklabels=False,
         cbar=label is not None,
         cbar_kws={"extend": "max" if largest > limit and not diverging else "neither"},
     )
     if label is not None:
         ax.collections[0].colorbar.set_label(label, fontsize=8.5)
+        literal(ax.collections[0].colorbar.ax)
     ax.set_facecolor("#dddddd")
     ax.tick_params(length=0, labelsize=6.5 if many else 8.5)
-    ax.tick_params("y", rotation=0)
-    slanted = {"rotation": 90 if many else 40, "ha": "right", "va": "center"}
-    plt.setp(ax.get_xticklabels(), rotation_mode="anchor", **slanted)
-    return ax
+    slanted = {"rotation": 90 if many else 40, "rotation_mode": "anchor", "ha": "right"}
+    ax.set_xticks(np.arange(columns) + 0.5, table.columns, va="center", **slanted)
+    ax.set_yticks(np.arange(rows) + 0.5, table.index, va="center")
+    return literal(ax)
 
 
 def interference_map(report: Any, ax: Axes | None = None, *, limit: float | None = None) -> Axes:
@@ -376,7 +454,7 @@ def interference_map(report: Any, ax: Axes | None = None, *, limit: float | None
         label=f"change of {report.measure},\n% of its own delta's (grey)",
     )
     ax.set(xlabel="what is drawn", ylabel="whose delta is on")
-    return ax
+    return literal(ax)
 
 
 def _two_digits(percent: float) -> str:
@@ -442,7 +520,7 @@ def image_grid(
         write(0.15, ys[row] - 0.1, label, "left", "bottom", **look)
     write(0.15, 0.3, title, "left", "center", fontsize=12, fontweight="bold")
     write(0.15, height - 0.08, footer, "left", "bottom", fontsize=8, color=GREY)
-    return figure
+    return literal(figure)
 
 
 def _grid_shape(images: Any, rows: Any, columns: Any, *details: Any) -> tuple[int, int]:
@@ -511,7 +589,7 @@ def noise_maps(
         ax.set_ylabel(fill(label, 18), labelpad=8, **style)
     if title:
         figure.suptitle(title, fontsize=11, fontweight="bold")
-    return figure
+    return literal(figure)
 
 
 # ------------------------------------------------------------------ pictures as files

@@ -201,7 +201,7 @@ def draw_figures(
     for name in only or FIGURES:
         sources.used.clear()
         try:
-            figure = FIGURES[name].draw(sources)
+            figure = plots.literal(FIGURES[name].draw(sources))
         except NotMeasured as error:
             say(f"{name}: left out. {error}")
             continue

@@ -18,7 +18,7 @@ from sepme.erasure import PRESETS
 from sepme.errors import SepmeError
 from sepme.model import Backbone
 from sepme.nullspace import Constraint, constrain, pivot_rows
-from sepme.plots import BLACK, BLUE, ORANGE, SKY, VERMILLION, spectrum
+from sepme.plots import BLACK, BLUE, ORANGE, SKY, VERMILLION, literal, spectrum
 from sepme.widgets._parts import NARROW, Explorer, Ticks, row
 
 __all__ = ["BudgetState", "describe", "measure", "null_space_budget", "render"]
@@ -83,12 +83,12 @@ def render(state: BudgetState, budget: Budget) -> Figure:
     found = budget.constraint
     figure = Figure(figsize=(10, 5), dpi=100, layout="constrained")
     kept = f"keep {len(found.kept)} prompts at tolerance {state.tolerance:g}"
-    figure.suptitle(f"Forget {state.forget}, {kept}", fontsize=11, parse_math=False)
+    figure.suptitle(f"Forget {state.forget}, {kept}", fontsize=11)
     grid = figure.add_gridspec(2, 2, width_ratios=(1.1, 1), height_ratios=(1, 4))
     _spectra(figure.add_subplot(grid[:, 0]), state, found)
     _bar(figure.add_subplot(grid[0, 1]), found)
     _prompts(figure.add_subplot(grid[1, 1]), budget.taken)
-    return figure
+    return literal(figure)
 
 
 def _spectra(ax: Axes, state: BudgetState, found: Constraint) -> None:

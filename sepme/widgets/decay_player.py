@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sepme.errors import SepmeError
-from sepme.plots import BLACK, correlation_over_timesteps, recorded_decay
+from sepme.plots import BLACK, correlation_over_timesteps, literal, recorded_decay
 from sepme.probe import Recording, correlation_map, magnitude
 from sepme.widgets._parts import MENU, Explorer, Report, Stopped, row, show_image
 
@@ -53,7 +53,7 @@ def render(state: DecayState, recording: Recording) -> Figure:
     snapshot, t = state.place(recording)
     figure = Figure(figsize=(10, 6.9), dpi=100, layout="constrained")
     moment = f"after {state.iteration} iterations, at timestep {state.timestep}"
-    figure.suptitle(f"{state.recording} {moment}", fontsize=11, parse_math=False)
+    figure.suptitle(f"{state.recording} {moment}", fontsize=11)
     maps, curves = figure.subfigures(2, 1, height_ratios=(1, 1.05))
     _maps(maps.subplots(1, 4), recording, snapshot, t)
     over_iterations, over_timesteps = curves.subplots(1, 2)
@@ -68,7 +68,7 @@ def render(state: DecayState, recording: Recording) -> Figure:
     above = {"loc": "lower left", "bbox_to_anchor": (0, 1.01), "borderaxespad": 0}
     for ax in (over_iterations, over_timesteps):
         ax.legend(frameon=False, fontsize=8, ncols=2, **above)
-    return figure
+    return literal(figure)
 
 
 def _maps(axes: NDArray, recording: Recording, snapshot: int, t: int) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from sepme.errors import SepmeError
 from sepme.interference import Interference
 from sepme.model import Backbone
-from sepme.plots import ERASED, GREY, interference_map
+from sepme.plots import ERASED, GREY, interference_map, literal
 from sepme.widgets._parts import Explorer, Report, part, row, show_image
 
 __all__ = ["PairState", "interference_explorer", "render"]
@@ -85,9 +85,9 @@ def render(state: PairState, report: Interference, pictures: Pictures | None = N
         _pictures(below, state, pictures)
     table = right.subplots()
     title = f"the delta of {state.erased} is on, {state.evaluated} is drawn"
-    table.set_title(title, fontsize=10.5, loc="left", parse_math=False)
+    table.set_title(title, fontsize=10.5, loc="left")
     _table(table, found)
-    return figure
+    return literal(figure)
 
 
 def _table(ax: Axes, found: list[tuple[str, str]]) -> None:

@@ -27,7 +27,7 @@ from sepme.delta import ConceptDelta
 from sepme.erasure import PRESETS, ErasureStep, erase
 from sepme.errors import SepmeError, SepmeWarning
 from sepme.model import Backbone
-from sepme.plots import ERASED, SKY
+from sepme.plots import ERASED, SKY, literal
 from sepme.training import Trainer
 from sepme.widgets._parts import Report, Shell, Ticks, part, row, show_image
 
@@ -146,13 +146,13 @@ def render(state: MixerState, drawing: Drawing) -> Figure:
     heights = [(2.2 if state.pictures == 2 else 3.6) + 0.16 * lines] + [2.7] * bool(drawing.seen)
     figure = Figure(figsize=(6.4, sum(heights)), dpi=120, layout="constrained")
     rows = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    rows[0].suptitle(heading, fontsize=9, parse_math=False)
+    rows[0].suptitle(heading, fontsize=9)
     left, right = rows[0].subfigures(1, 2)
     _pictures(left, drawing.before, titles[0], None)
     _pictures(right, drawing.after, titles[1], ERASED if state.erased else None)
     if drawing.seen:
         _bars(rows[1], drawing.seen)
-    return figure
+    return literal(figure)
 
 
 def _seeds(state: MixerState) -> str:
@@ -171,7 +171,7 @@ def _title(state: MixerState) -> str:
 
 def _pictures(figure: SubFigure, images: Tensor, title: str, frame: str | None) -> None:
     """One large picture, or up to four smaller ones."""
-    figure.suptitle(title, fontsize=10, fontweight="bold", parse_math=False)
+    figure.suptitle(title, fontsize=10, fontweight="bold")
     axes = figure.subplots(math.ceil(len(images) / 2), min(len(images), 2), squeeze=False).flatten()
     for ax, image in zip(axes, images, strict=False):
         show_image(image, ax, frame=frame)

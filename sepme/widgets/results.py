@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
-from sepme.plots import BLACK
+from sepme.plots import BLACK, literal
 from sepme.scenes import EVALUATED, SCENES, moments
 from sepme.scenes.figures import method_looks
 from sepme.scenes.images import MEASURES
@@ -88,7 +88,7 @@ def render(state: ResultsState, rows: DataFrame, printed: DataFrame) -> Figure:
         ax.set_title(label, fontsize=10)
         _bars(ax, state, cells_of(state, table))
     figure.suptitle(f"{state.scene}, {state.time}, {state.kind}s", fontweight="bold")
-    return figure
+    return literal(figure)
 
 
 def _bars(ax: Axes, state: ResultsState, cells: DataFrame) -> None:

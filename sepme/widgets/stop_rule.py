@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from sepme.correlation import Momentum
 from sepme.errors import SepmeError
-from sepme.plots import BLACK, BLUE, GREY, SKY, training_lines
+from sepme.plots import BLACK, BLUE, GREY, SKY, literal, training_lines
 from sepme.widgets._parts import MENU, Explorer, row
 
 __all__ = ["StopRuleState", "render", "stop_rule_playground"]
@@ -65,10 +65,10 @@ def render(state: StopRuleState, losses: Sequence[float]) -> Figure:
         ax.plot([stopped], [values[stopped - 1]], "o", color=BLUE, markersize=8)
         ax.axvspan(stopped, len(losses), color=GREY, alpha=0.15, linewidth=0, label="never run")
     ax.set(xlabel="iteration", ylabel="correlation with the original concept")
-    ax.set_title(describe(state, losses), fontsize=10, parse_math=False)
+    ax.set_title(describe(state, losses), fontsize=10)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
-    return figure
+    return literal(figure)
 
 
 def _scale(losses: Iterable[float]) -> tuple[float, float, float]:
