@@ -1,6 +1,7 @@
-"""How settings are checked, each in one sentence."""
+"""How settings and words are checked, each in one sentence."""
 
 import math
+import unicodedata
 from collections.abc import Sequence
 
 from sepme.errors import SepmeError
@@ -32,3 +33,18 @@ def below_one(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not 0 <= value < 1:
             raise SepmeError(f"{name} = {value} makes no sense: give at least 0, below 1.")
+
+
+def plain(text: str) -> str:
+    """The text in Unicode's composed form (NFC).
+
+    Raises:
+        SepmeError: it contains a character that no screen shows, like a terminal's escape.
+    """
+    text = unicodedata.normalize("NFC", text)
+    if hidden := [c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Co", "Cn")]:
+        raise SepmeError(
+            f"{text!r} contains the character U+{ord(hidden[0]):04X}, which cannot be printed: "
+            "take it out."
+        )
+    return text

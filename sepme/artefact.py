@@ -12,24 +12,32 @@ import os
 import platform
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from sepme.errors import SepmeError
+from sepme._checks import plain
+from sepme.errors import SepmeError, in_words
 
 __all__ = [
     "Provenance",
-    "canonical_json",
     "digest_of",
     "load_artefact",
-    "same_model",
     "save_artefact",
     "save_json",
     "versions",
@@ -42,6 +50,21 @@ PACKAGES = ("sepme", "torch", "diffusers", "transformers", "peft")
 
 
 # ------------------------------------------------------------------ where it comes from
+class _Known(BaseModel):
+    """The settings that are looked up in a delta's provenance, whatever else is there."""
+
+    eraser: str = ""
+    parametrisation: str = ""
+    keep_rtol: float | None = None
+    jointly: list[str] = []
+    scale: float = 1.0
+
+
+def _known(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    _Known.model_validate(settings, strict=True)
+    return settings
+
+
 @dataclass(frozen=True)
 class Provenance:
     """How a delta was made. It holds no time and no place: same seed, same bytes."""
@@ -55,15 +78,21 @@ class Provenance:
     """The forget set: prompts that it makes the model forget."""
     kept: tuple[str, ...]
     """The retain set: prompts that it must not change."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Annotated[Mapping[str, JsonValue], AfterValidator(_known)] = field(
+        default_factory=dict
+    )
     """Everything else that was chosen; JSON values only."""
     seed: int = 0
-    iterations: int = 0
+    iterations: Annotated[int, Field(ge=0)] = 0
     after: tuple[str, ...] = ()
     """Digests of the deltas that were on while it was trained (iterative erasure)."""
     versions: Mapping[str, str] = field(default_factory=dict)
 
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
     def __post_init__(self) -> None:
+        for text in (self.concept, self.kind, self.base_name, *self.forgotten, *self.kept):
+            plain(text)
         for name in ("forgotten", "kept", "after"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         # As JSON would return them (tuples become lists), so that a round trip changes nothing.
@@ -78,14 +107,15 @@ class Provenance:
         """Read what `to_dict` wrote.
 
         Raises:
-            SepmeError: a field is missing or unknown.
+            SepmeError: a field is missing, unknown, or of another type.
         """
-        if not isinstance(content, dict) or set(content) != {entry.name for entry in fields(cls)}:
+        try:
+            return TypeAdapter(cls).validate_json(canonical_json(content), strict=True)
+        except ValidationError as error:
             raise SepmeError(
-                "The provenance does not have the fields that this version of sepme writes: "
-                "make the delta again, or use the sepme that wrote it."
-            )
-        return cls(**content)
+                "The provenance is not what this version of sepme writes "
+                f"({in_words(error)}): make the delta again, or use the sepme that wrote it."
+            ) from error
 
 
 def versions() -> dict[str, str]:
@@ -143,12 +173,14 @@ def load_artefact(path: str | Path, kind: str) -> tuple[Any, dict[str, Tensor]]:
     Raises:
         SepmeError: a missing, truncated, edited or foreign file.
     """
+    if not Path(path).is_file():  # a pipe would be waited for
+        raise SepmeError(f"{path} cannot be opened: check that the file exists.")
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(kind)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except OSError as error:
-        raise SepmeError(f"{path} cannot be opened: check that the file exists.") from error
+        raise SepmeError(f"{path} cannot be read ({in_words(error)}): check its rights.") from error
     except SafetensorError as error:
         raise SepmeError(
             f"{path} is not a whole safetensors file: it may be truncated, make or copy it again."
@@ -160,7 +192,7 @@ def load_artefact(path: str | Path, kind: str) -> tuple[Any, dict[str, Tensor]]:
     try:
         header = json.loads(text)
         intact = header["sha256"] == digest_of(header["provenance"], tensors)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         intact = False
     if not intact:
         raise SepmeError(f"{path} was changed after sepme wrote it: make it again.")

@@ -202,7 +202,7 @@ class Composition:
                 f"than those that '{delta.concept}' was erased with: take it off, or erase "
                 f"'{delta.concept}' again on this pipeline."
             )
-        delta.check_base(self._backbone.fingerprint)
+        delta.check_model(self._backbone)
         if delta.concept in self._deltas:
             raise SepmeError(f"Two deltas are given for '{delta.concept}': attach one of them.")
 
@@ -332,14 +332,8 @@ class _Edited:
     """A dense delta on a live pipeline. A `Composition` made meanwhile closes it."""
 
     def __init__(self, model: Backbone, delta: DenseDelta) -> None:
-        delta.check_base(model.fingerprint)
+        delta.check_model(model)
         parameters = dict(model.unet.named_parameters())
-        for path, change in delta.changes.items():
-            if path not in parameters or parameters[path].shape != change.shape:
-                raise SepmeError(
-                    f"The UNet has no parameter '{path}' of shape {list(change.shape)}: make the "
-                    "delta again on this model."
-                )
         self._model = model
         self._originals = {path: parameters[path].data for path in delta.changes}
         for path, change in delta.changes.items():

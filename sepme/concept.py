@@ -9,10 +9,13 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sepme._checks import plain
 from sepme.artefact import write_atomically
-from sepme.errors import SepmeError
+from sepme.errors import SepmeError, in_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,8 +45,11 @@ class Concept:
     """Something that a model can be made to forget.
 
     Raises:
-        SepmeError: no name, no prompts, a blank prompt, or anchors that do not match the prompts.
+        SepmeError: no name, no prompts, a blank prompt, characters that cannot be printed, or
+            anchors that do not match the prompts.
     """
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")  # in files
 
     name: str
     prompts: tuple[str, ...]
@@ -58,6 +64,8 @@ class Concept:
         anchors = (self.anchors,) if isinstance(self.anchors, str) else tuple(self.anchors)
         object.__setattr__(self, "prompts", prompts)
         object.__setattr__(self, "anchors", anchors or ("",) * len(prompts))
+        for text in (self.name, self.kind, *prompts, *anchors):
+            plain(text)
         if not self.name.strip():
             raise SepmeError("A concept needs a name: give at least one word.")
         if not prompts:
@@ -153,19 +161,22 @@ class Catalogue:
             SepmeError: something else, or nothing.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            concepts = [Concept(**entry) for entry in content["concepts"]]
-            aliases = dict(content.get("aliases", {}))
-        except SepmeError:
-            raise
-        except OSError as error:
-            raise SepmeError(f"The catalogue {path} cannot be read: check the path.") from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            found = _CatalogueFile.model_validate_json(Path(path).read_bytes(), strict=True)
+        except (OSError, ValidationError) as error:
             raise SepmeError(
-                f'{path} is not a catalogue: it must be JSON like {{"concepts": [{{"name": ..., '
-                '"prompts": [...]}], "aliases": {...}}.'
+                f"{path} is not a catalogue ({in_words(error)}): it must be JSON like "
+                '{"concepts": [{"name": ..., "prompts": [...]}], "aliases": {...}}.'
             ) from error
-        return cls({concept.name: concept for concept in concepts}, aliases)
+        if len({_key(concept.name) for concept in found.concepts}) < len(found.concepts):
+            raise SepmeError(f"{path} lists two concepts of one name: rename one of them.")
+        return cls({concept.name: concept for concept in found.concepts}, found.aliases)
+
+
+class _CatalogueFile(BaseModel):
+    """What a `catalogue.json` holds."""
+
+    concepts: list[Concept] = Field(min_length=1)
+    aliases: dict[str, str] = {}
 
 
 # ------------------------------------------------------------------ names
@@ -236,21 +247,6 @@ def evenly(items: Sequence[T], n: int) -> list[T]:
     if n >= len(items):
         return [items[i % len(items)] for i in range(n)]
     return [items[i * len(items) // n] for i in range(n)]
-
-
-def plain(text: str) -> str:
-    """The text in Unicode's composed form (NFC).
-
-    Raises:
-        SepmeError: it contains a character that no screen shows, like a terminal's escape.
-    """
-    text = unicodedata.normalize("NFC", text)
-    if hidden := [c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Co", "Cn")]:
-        raise SepmeError(
-            f"{text!r} contains the character U+{ord(hidden[0]):04X}, which cannot be printed: "
-            "take it out."
-        )
-    return text
 
 
 def _key(word: str) -> str:

@@ -6,12 +6,13 @@ pair, so its file is a LoRA file: stock diffusers loads it without sepme. `Dense
 baseline did to the weights: one float32 difference per trained parameter.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,7 +20,14 @@ from torch import Tensor
 from sepme.artefact import Provenance, digest_of, load_artefact, same_model, save_artefact
 from sepme.errors import SepmeError
 
+if TYPE_CHECKING:
+    from sepme.model import Backbone
+
 __all__ = ["ConceptDelta", "DenseDelta"]
+
+#: The number types of a delta's tensors.
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_FACTOR = re.compile(r"unet\.(?P<path>[\w.]+)\.lora_(?P<factor>[AB])\.weight")
 
 _Self = TypeVar("_Self", bound="_Delta")
 
@@ -70,6 +78,22 @@ class _Delta:
                 f"({fingerprint[:12]}): erase '{self.concept}' again on this one."
             )
 
+    def check_model(self, model: "Backbone") -> None:
+        """Raise SepmeError if it was not made for this model, or changes what the UNet lacks."""
+        self.check_base(model.fingerprint)
+        parameters = model.unet.named_parameters()
+        there = {name.replace(".base_layer", ""): list(p.shape) for name, p in parameters}
+        for path, shape in self._shapes().items():
+            if there.get(path) != shape:
+                raise SepmeError(
+                    f"The UNet has no parameter '{path}' of shape {shape}: make the delta of "
+                    f"'{self.concept}' again on this model."
+                )
+
+    def _shapes(self) -> dict[str, list[int]]:
+        """Parameter path -> shape of its change."""
+        raise NotImplementedError
+
     def _check_finite(self) -> None:
         for path, tensor in self._tensors().items():
             if not tensor.isfinite().all():
@@ -97,6 +121,10 @@ class _Delta:
             SepmeError: missing, truncated, edited or foreign file, a NaN in it, or another base.
         """
         description, tensors = load_artefact(path, cls._HEADER)
+        if wrong := [n for n, t in tensors.items() if t.dtype not in FLOATS]:
+            raise SepmeError(
+                f"{path} holds {wrong[0]!r} in {tensors[wrong[0]].dtype}: make it again in float32."
+            )
         delta = cls._of(tensors, Provenance.from_dict(description))
         if base is not None:
             delta.check_base(base)
@@ -177,12 +205,18 @@ class ConceptDelta(_Delta):
 
     _tensors = lora_state_dict
 
+    def _shapes(self) -> dict[str, list[int]]:
+        return {f"{p}.weight": [len(self.up[p]), self.down[p].shape[1]] for p in self.paths}
+
     @classmethod
     def _of(cls, tensors: Mapping[str, Tensor], provenance: Provenance) -> "ConceptDelta":
         factors: dict[str, dict[str, Tensor]] = {"A": {}, "B": {}}
         for name, tensor in tensors.items():
-            path, factor = name.removeprefix("unet.").removesuffix(".weight").split(".lora_")
-            factors[factor][path] = tensor
+            if not (found := _FACTOR.fullmatch(name)):
+                raise SepmeError(
+                    f"{name!r} is no factor of a layer of a UNet: make the file again."
+                )
+            factors[found["factor"]][found["path"]] = tensor
         return cls(factors["A"], factors["B"], provenance)
 
     # ------------------------------------------------------------------ algebra
@@ -264,6 +298,9 @@ class DenseDelta(_Delta):
 
     def _tensors(self) -> Mapping[str, Tensor]:
         return self.changes
+
+    def _shapes(self) -> dict[str, list[int]]:
+        return {path: list(change.shape) for path, change in self.changes.items()}
 
     @classmethod
     def _of(cls, tensors: Mapping[str, Tensor], provenance: Provenance) -> "DenseDelta":

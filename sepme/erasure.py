@@ -305,7 +305,7 @@ def _checked_group(
     if not group:
         raise SepmeError("There is no concept to erase: name at least one.")
     for delta in after:
-        delta.check_base(model.fingerprint)
+        delta.check_model(model)
     names = [*(delta.concept for delta in after), *(concept.name for concept in group)]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:

@@ -30,7 +30,7 @@ from transformers.utils import logging as transformers_log
 from sepme._data import WeightsFile
 from sepme.errors import SepmeError, in_words
 
-__all__ = ["Sampling", "load_pipeline"]
+__all__ = ["load_pipeline"]
 
 #: The parts that hold weights, as Stable Diffusion's pipelines have them.
 PARTS: dict[str, type[ModelMixin] | type[PreTrainedModel]] = {
@@ -114,7 +114,7 @@ def load_pipeline(
 
 def _from_parts(model: str, dtype: torch.dtype) -> StableDiffusionPipeline:
     _check_index(model, StableDiffusionPipeline.load_config(model))
-    return StableDiffusionPipeline(
+    pipe = StableDiffusionPipeline(
         **{name: _part(name, model, dtype) for name in PARTS},
         tokenizer=CLIPTokenizer.from_pretrained(model, subfolder="tokenizer"),
         scheduler=as_ddim(DDIMScheduler.load_config(model, subfolder="scheduler")),
@@ -122,6 +122,8 @@ def _from_parts(model: str, dtype: torch.dtype) -> StableDiffusionPipeline:
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    pipe.register_to_config(_name_or_path=model)
+    return pipe
 
 
 def _check_place(path: Path) -> None:

@@ -130,7 +130,7 @@ def noise_differences(
     references = _one_each(references, probe)
     changed = {}
     if delta is not None:
-        delta.check_base(backbone.fingerprint)
+        delta.check_model(backbone)
         theta = backbone.cross_attention()
         changed = {path: theta[path] + delta.dense(path).to(theta[path]) for path in delta.paths}
     with backbone.original():

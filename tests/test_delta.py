@@ -298,7 +298,7 @@ def test_a_provenance_of_another_version_is_refused(tmp_path: Path, monkeypatch)
     delta = make()
     monkeypatch.setattr(Provenance, "to_dict", lambda self: {"concept": "neon"})
     path = delta.save(tmp_path / "neon.safetensors")
-    with refused("fields"):
+    with refused("provenance", "Field required"):
         ConceptDelta.load(path)
 
 

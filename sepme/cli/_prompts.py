@@ -5,7 +5,7 @@ import csv
 from io import StringIO
 from pathlib import Path
 
-from sepme.concept import plain
+from sepme._checks import plain
 from sepme.errors import SepmeError
 
 __all__ = ["read_prompts"]

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from sepme._checks import plain
 from sepme.cli._prompts import read_prompts
-from sepme.concept import Concept, parse_names, plain, refuse_overlap, slug
+from sepme.concept import Concept, parse_names, refuse_overlap, slug
 from sepme.errors import SepmeWarning
 from sepme.model import Backbone
 from tests.miniature import KEPT, shared
