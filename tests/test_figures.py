@@ -91,7 +91,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = [row for method in methods for row in every_cell(method, *scenes, kind=kind)]
         write_table(folder / f"scenes_{kind}.csv", table(rows))
         (folder / f"scenes_{kind}.json").write_text(
-            json.dumps({"model": "atelier", "images": 100, "methods": {}})
+            json.dumps({"model": "atelier", "fingerprint": "", "seed": 0, "methods": {}})
         )
     return folder
 

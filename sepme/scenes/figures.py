@@ -43,6 +43,7 @@ from sepme.probe import Probe, noise_differences, record
 from sepme.scenes.images import MEASURES
 from sepme.scenes.methods import METHODS
 from sepme.scenes.protocol import ALONE, EVALUATED, ROLES, SCENES, WATERMARK, moments
+from sepme.scenes.run import read_manifest
 from sepme.scenes.tables import (
     LEGEND,
     MEASURED,
@@ -122,9 +123,8 @@ class Sources:
                 f"{file.name} has no row of {', '.join(methods)} in {', '.join(scenes)}: run "
                 "'sepme scenes run' with them first."
             )
-        manifest = file.with_suffix(".json")
-        if manifest.is_file():
-            made = json.loads(manifest.read_text(encoding="utf-8"))
+        if file.with_suffix(".json").is_file():
+            made = read_manifest(file)
             keys = ("model", "fingerprint", "seed", "versions", "hardware")
             drawn = {
                 name: {key: about.get(key) for key in ("images", "sampling")}

@@ -17,13 +17,15 @@ from typing import Any
 import pandas as pd
 import torch
 from pandas import DataFrame
+from pydantic import BaseModel, Field, JsonValue, ValidationError
+from pydantic_core import from_json
 from tqdm.auto import tqdm
 
 from sepme._checks import choose
 from sepme.artefact import versions, writable_folder, write_atomically
 from sepme.atelier.judge import Judge
 from sepme.concept import Catalogue
-from sepme.errors import SepmeError
+from sepme.errors import SepmeError, in_words
 from sepme.metrics import alexnet_available, inception_available
 from sepme.model import Backbone
 from sepme.scenes.images import ImageCache, Sampling, measure
@@ -115,7 +117,7 @@ def run_scenes(
     rows, manifest = DataFrame(columns=COLUMNS), _manifest(backbone, plan)
     planned, manifest["methods"] = manifest["methods"], {}
     if table.is_file():
-        rows, before = read_table(table), _read_manifest(table)
+        rows, before = read_table(table), read_manifest(table)
         _refuse_other(table, before, manifest | {"methods": planned})
         manifest["methods"] = before["methods"]
         say(f"{table}: {len(rows)} rows are there already, the rest is measured now")
@@ -197,7 +199,7 @@ def merge_tables(tables: Sequence[str | Path], out: str | Path) -> list[Path]:
     rows: dict[str, list[DataFrame]] = {}
     manifests: dict[str, dict[str, Any]] = {}
     for table in map(Path, tables):
-        whole, manifest = read_table(table), _read_manifest(table)
+        whole, manifest = read_table(table), read_manifest(table)
         for kind, part in whole.groupby("kind"):
             rows.setdefault(kind, []).append(part)
             before = manifests.setdefault(kind, manifest | {"methods": {}})
@@ -240,18 +242,41 @@ def _manifest(backbone: Backbone, plan: Plan) -> dict[str, Any]:
     return json.loads(json.dumps(content))
 
 
-def _read_manifest(table: Path) -> dict[str, Any]:
+class _Method(BaseModel):
+    """What a manifest may say of one method."""
+
+    title: str = ""
+    settings: dict[str, JsonValue] = {}
+    sampling: dict[str, JsonValue] = {}
+    images: int = 0
+    seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
+
+
+class _Manifest(BaseModel):
+    """What a manifest says, at the least."""
+
+    model: str
+    fingerprint: str
+    seed: int
+    methods: dict[str, _Method]
+
+
+def read_manifest(table: Path) -> dict[str, Any]:
+    """The manifest beside a table of scenes.
+
+    Raises:
+        SepmeError: there is none, or something else.
+    """
     file = table.with_suffix(".json")
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        if {*FIXED, "methods"} <= set(manifest) and isinstance(manifest["methods"], dict):
-            return manifest
-    except (OSError, ValueError, TypeError):
-        pass
-    raise SepmeError(
-        f"{file} is missing or is no manifest of a table of scenes, which says what the table is "
-        "about: restore it, or start anew in another folder (--out)."
-    )
+        text = file.read_bytes()
+        _Manifest.model_validate_json(text, strict=True)
+        return from_json(text)
+    except (OSError, ValidationError) as error:
+        raise SepmeError(
+            f"{file} is no manifest of a table of scenes, which says what the table is about "
+            f"({in_words(error)}): restore it, or start anew in another folder (--out)."
+        ) from error
 
 
 def _write_manifest(table: Path, manifest: dict[str, Any]) -> None:

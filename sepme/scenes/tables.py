@@ -26,6 +26,7 @@ from sepme.scenes.protocol import (
     PROTOCOLS,
     ROLES,
     SCENES,
+    SEAL,
     WATERMARK,
     moments,
 )
@@ -82,21 +83,41 @@ def read_table(table: str | Path) -> DataFrame:
         raise SepmeError(f"{table} cannot be read ({reason}): {remedy}.") from error
     if list(rows) != COLUMNS:
         raise SepmeError(f"{table} is no table of scenes: {remedy}.")
-    numbers = rows[NUMBERS].apply(pd.to_numeric, errors="coerce")
-    damaged = (
-        (rows["cell"] == "")  # the line was cut off
-        | (numbers.isna() & (rows[NUMBERS] != "")).any(axis=1)
-        | ~rows["kind"].isin([*EVALUATED])  # the name of a file is made of it
-        | ~rows["scene"].isin([*SCENES, *ALONE])
-        | ~rows["concept_index"].isin([str(index) for index in range(WATERMARK + 1)])
-    )
-    if damaged.any():
+    numbers = rows[NUMBERS].apply(pd.to_numeric, errors="coerce").astype(float)
+    if (damaged := _damaged(rows, numbers)).any():
         raise SepmeError(
             f"Line {damaged.idxmax() + 2} of {table} is damaged: delete it, and run the scenes "
             "again."
         )
     rows[NUMBERS] = numbers
     return rows.astype({"concept_index": int, **dict.fromkeys(NUMBERS, float)})
+
+
+def _damaged(rows: DataFrame, numbers: DataFrame) -> Series:
+    """Which rows hold a word or a number that no run writes, or repeat the place of another."""
+    places = {
+        (kind, scene, moment.time, str(index), name)
+        for kind, evaluated in EVALUATED.items()
+        for scene in (*SCENES, *ALONE)
+        for moment in moments(scene)
+        for index, name in enumerate((*evaluated.names, SEAL))
+    }
+    place = ["kind", "scene", "time", "concept_index", "concept"]
+    shares = ["acc", "acc_low", "acc_high", "identical"]
+    low, high = (numbers[[f"{m}{end}" for m in MEASURES]].to_numpy() for end in ("_low", "_high"))
+    signed = [name for name in NUMBERS if name.startswith("kid")]  # only KID can be negative
+    return (
+        ~pd.MultiIndex.from_frame(rows[place]).isin(places)
+        | rows.duplicated(["method", *place])
+        | ~rows["method"].isin([*METHODS])
+        | ~rows["role"].isin(ROLES)
+        | (rows["cell"] == "")  # the line was cut off
+        | (numbers.isna() & (rows[NUMBERS] != "")).any(axis=1)
+        | np.isinf(numbers).any(axis=1)
+        | (numbers.drop(columns=signed) < 0).any(axis=1)
+        | (numbers[shares] > 1).any(axis=1)
+        | (low > high).any(axis=1)
+    )
 
 
 def write_table(table: Path, rows: DataFrame) -> Path:
