@@ -42,7 +42,6 @@ __all__ = [
     "interference_map",
     "layer_bars",
     "line_style",
-    "literal",
     "noise_maps",
     "png",
     "predicted_and_measured",

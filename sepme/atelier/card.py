@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sepme._words import in_markdown
 from sepme.artefact import write_atomically
 from sepme.atelier.evaluate import BARS
 
@@ -49,12 +50,12 @@ def write_card(
         share={name: _share(v) for name, v in figures.items() if isinstance(v, float)},
         minutes=round(training["seconds"] / 60),
         short=", ".join(quality["short_of_the_bar"]) or "nothing",
-        styles=", ".join(quality["by_style"]),
-        objects=", ".join(quality["by_object"]),
+        styles=", ".join(map(in_markdown, quality["by_style"])),
+        objects=", ".join(map(in_markdown, quality["by_object"])),
         by_style=_table("style", quality),
         by_object=_table("object", quality),
         rows="\n".join(_row(name, prefix, quality) for name, prefix in _ASKED.items()),
-        hashes="\n".join(f"| {name} | `{digest}` |" for name, digest in _hashes(model)),
+        hashes="\n".join(f"| {in_markdown(n)} | `{digest}` |" for n, digest in _hashes(model)),
         hardware=hardware,
         limits=limits,
     )
@@ -67,7 +68,7 @@ def _share(value: float) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(map(in_markdown, cells))} |"
 
 
 def _table(kind: str, quality: Mapping[str, Any]) -> str:

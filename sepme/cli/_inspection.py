@@ -5,6 +5,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from sepme._words import on_terminal
 from sepme.delta import ConceptDelta
 from sepme.plots import spectrum
 
@@ -60,7 +61,7 @@ def describe(delta: ConceptDelta, *, prompts: bool = False) -> str:
         lines += ["", f"{verb} {len(listed)} prompts", *(f'  "{prompt}"' for prompt in shown)]
         if len(listed) > len(shown):
             lines.append(f"  ... and {len(listed) - FEW} more (--prompts)")
-    return "\n".join([*lines, "", _layers(delta)])
+    return on_terminal("\n".join([*lines, "", _layers(delta)]))
 
 
 def _made_by(delta: ConceptDelta) -> str:
@@ -68,7 +69,7 @@ def _made_by(delta: ConceptDelta) -> str:
     if settings.get("eraser") != "sepme":
         return "arithmetic on other deltas" if "sum" in settings else "not recorded"
     if found.iterations == 0:
-        return f"the closed form, keep_rtol {settings['keep_rtol']:g}"
+        return f"the closed form, keep_rtol {settings['keep_rtol']}"
     jointly = f", jointly: {', '.join(settings['jointly'])}" if "jointly" in settings else ""
     return (
         f"training, {settings['parametrisation']}, {found.iterations} iterations, "

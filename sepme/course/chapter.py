@@ -1,17 +1,20 @@
 """What every chapter opens with: the model in use, the concepts it names, and its claims."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 import torch
-from IPython.display import HTML, DisplayHandle, Markdown, display
+from IPython import display as shown
+from IPython.display import HTML, DisplayHandle, display
 from matplotlib import pyplot as plt
 from torch import Tensor
 
 from sepme._data import cache
+from sepme._words import in_code, in_html, in_markdown
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
 from sepme.cli.tasks import erase_into, plan
 from sepme.composition import shipped_deltas
@@ -25,6 +28,7 @@ from sepme.plots import correlation_decay
 __all__ = [
     "Claims",
     "LiveDecay",
+    "Markdown",
     "banner",
     "choose_concepts",
     "deltas_of",
@@ -178,6 +182,13 @@ def deltas_of(
 
 
 # ------------------------------------------------------------------ what it says of itself
+class Markdown(shown.Markdown):
+    """Text of a cell. HTML in it, which can only come from a name, is shown and not obeyed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", text))
+
+
 def is_shipped(backbone: Backbone) -> bool:
     """Whether the chapters were written about this very model."""
     return backbone.name == ATELIER.name
@@ -190,7 +201,7 @@ def banner(
     *,
     minutes: float,
     gigabytes: float,
-) -> Markdown:
+) -> shown.Markdown:
     """The model in use, what the reader chose for it, and what the chapter costs."""
     whose = (
         "the small model that ships with sepme. The text is about this model; none of its figures "
@@ -199,24 +210,24 @@ def banner(
         else "a model of your own. The text was written about the Atelier's pictures, not these."
     )
     lines = [
-        f"**The model in use: `{backbone.name}`**, {whose}",
+        f"**The model in use: {in_code(backbone.name)}**, {whose}",
         f"On {backbone.device.type}, {backbone.steps} sampling steps, guidance "
         f"{backbone.guidance:g}, weights `{backbone.fingerprint[:12]}`.",
         f"Expect about {minutes:g} minute{'s' * (minutes != 1)} and {gigabytes:g} GB with the "
         "Atelier on two CPU cores.",
     ]
-    read = [f"*{new}* for {old}" for old, new in (chosen or {}).items() if new != old]
+    read = [f"*{in_markdown(new)}* for {old}" for old, new in (chosen or {}).items() if new != old]
     if read:
         lines.append("Where the text names the Atelier's concepts, read " + ", ".join(read) + ".")
     lines += _own_choices(catalogue)
-    return Markdown("  \n".join(f"> {line}" for line in lines))
+    return shown.Markdown("  \n".join(f"> {line}" for line in lines))
 
 
 def _own_choices(catalogue: ChapterCatalogue | None) -> list[str]:
     """A sentence for the retain set and one for the tolerance, where the reader chose them."""
     lines = []
     if catalogue and catalogue.keep:
-        more = ", ".join(f"*{prompt}*" for prompt in catalogue.keep)
+        more = ", ".join(f"*{in_markdown(prompt)}*" for prompt in catalogue.keep)
         lines.append(f"Your retain set: all prompts of the other concepts, and {more}.")
     if catalogue and catalogue.keep_rtol is not None:
         lines.append(f"Your tolerance of the null space: {catalogue.keep_rtol:g}.")
@@ -257,17 +268,18 @@ class Claims:
         if holds is False:
             if self.strict:
                 raise AssertionError(f"The text says that {what}, and here that is not so.")
-            display(Markdown(f"> **Otherwise on this model.** The text says that {what}."))
+            otherwise = f"> **Otherwise on this model.** The text says that {in_markdown(what)}."
+            display(shown.Markdown(otherwise))
 
     def table(self) -> HTML:
         """Every claim of the chapter, and whether it holds for the model in use."""
         run = [holds for _, holds in self.made if holds is not None]
         left = len(self.made) - len(run)
         words = {True: "yes", False: "NO", None: "not run"}
-        rows = [(what, words[holds]) for what, holds in self.made]
+        rows = [(in_html(what), words[holds]) for what, holds in self.made]
         frame = pd.DataFrame(rows, columns=["the text says that", "holds"])
         with pd.option_context("display.max_colwidth", None):
-            table = frame.to_html(index=False, justify="left")
+            table = frame.to_html(index=False, justify="left", escape=False)
         told = (
             f"{sum(run)} of {len(run)} claims of this chapter hold for this model." if run else ""
         )

@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from sepme._words import in_html
 from sepme.concept import slug
 from sepme.errors import SepmeError
 from sepme.model import IN_USE
@@ -235,7 +236,8 @@ class Shell(widgets.VBox):
         """
         if "continuous_update" in kind.class_trait_names():
             options["continuous_update"] = False
-        made = kind(description=label, tooltip=tooltip, style=LABEL, **options)
+        words = {"description": in_html(label), "description_allow_html": True, "tooltip": tooltip}
+        made = kind(**words, style=LABEL, **options)
         made.observe((lambda _: act()) if act else self._on_value, "value")
         setattr(self, name, made.add_class(f"{self.hook}-{name}"))
         return made
