@@ -14,8 +14,12 @@ class SepmeError(ValueError):
     """Bad input, in one sentence: what was wrong and what to do about it.
 
     Raised before any work starts and before anything is written, so that whoever meets it can
-    correct the input and run again. Every other exception that escapes sepme is a bug.
+    correct the input and run again. Every other exception that escapes sepme is a bug. What cannot
+    be printed, and would act on a terminal, is escaped.
     """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(_printable(sentence))
 
 
 class SepmeWarning(UserWarning):
@@ -27,7 +31,11 @@ def warn(sentence: str) -> None:
     level, frame = 1, sys._getframe()
     while frame.f_back and frame.f_globals.get("__name__", "").startswith("sepme."):
         level, frame = level + 1, frame.f_back
-    warnings.warn(sentence, SepmeWarning, stacklevel=level)
+    warnings.warn(_printable(sentence), SepmeWarning, stacklevel=level)
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def in_words(error: "ValidationError | OSError") -> str:
@@ -35,5 +43,4 @@ def in_words(error: "ValidationError | OSError") -> str:
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
     first = error.errors(include_url=False, include_input=False)[0]
-    words = ": ".join([".".join(map(str, first["loc"])), first["msg"]]).removeprefix(": ")
-    return "".join(c if c.isprintable() else "?" for c in words)[:200]
+    return ": ".join([".".join(map(str, first["loc"])), first["msg"]]).removeprefix(": ")[:200]

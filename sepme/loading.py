@@ -178,14 +178,8 @@ def _part(name: str, model: str, dtype: torch.dtype) -> ModelMixin | PreTrainedM
             )
             break
         except OSError as error:
-            if variant == variants[-1] and Path(model, name).is_dir():
-                pickled = any(Path(model, name).glob("*.bin"))
-                why = "only as pickles, which can run code" if pickled else "not at all"
-                raise SepmeError(
-                    f"'{model}' holds the weights of its {name} {why}: give a folder that "
-                    "diffusers' save_pretrained wrote, with safetensors."
-                ) from error
             if variant == variants[-1]:
+                _refuse_without_weights(Path(model, name), error)
                 raise
     if missing := sorted(info["missing_keys"]):
         raise SepmeError(
@@ -193,6 +187,15 @@ def _part(name: str, model: str, dtype: torch.dtype) -> ModelMixin | PreTrainedM
             "copy the whole model again."
         )
     return part
+
+
+def _refuse_without_weights(folder: Path, error: OSError) -> None:
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        how = "only as pickles, which can run code" if any(folder.glob("*.bin")) else "not at all"
+        raise SepmeError(
+            f"'{folder.parent}' holds the weights of its {folder.name} {how}: give a folder that "
+            "diffusers' save_pretrained wrote, with safetensors."
+        ) from error
 
 
 def as_ddim(config: Mapping[str, Any]) -> DDIMScheduler:

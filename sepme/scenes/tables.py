@@ -248,7 +248,7 @@ def role_table(rows: DataFrame, measure: str) -> DataFrame:
             "another with --measure."
         )
     table = DataFrame.from_dict(body, orient="index").reindex(columns=[*ROLES, "watermark"])
-    return table.fillna("-").rename_axis(columns=measure)
+    return table.astype(object).fillna("-").rename_axis(columns=measure)
 
 
 def _in_words(bar: Series, measure: str) -> str:
