@@ -4,6 +4,7 @@
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.10 python3; do \
 	$$python -c 'import ensurepip, sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
 	2>/dev/null && echo $$python && break; done)
+TRACEBACKS ?= False
 BIN := .venv/bin
 INSTALLED := .venv/installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -13,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 help:
 	@echo "make demo       erase, compose and restore concepts; pictures in figures/demo"
 	@echo "make lab        open the notebooks in JupyterLab"
-	@echo "make app        open the concept mixer as a web page"
+	@echo "make app        serve the concept mixer as a web page; TRACEBACKS=True shows errors whole"
 	@echo "make test       lint, then run the tests but those of whole notebooks"
 	@echo "make long       run every notebook and solution, and draw shipped cells again"
 	@echo "make browser    run the mixer's tests in Chromium; screenshots in build/browser"
@@ -36,13 +37,14 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# Both serve this machine alone, and whoever has the token in the address that they print.
 lab: $(INSTALLED)
-	$(BIN)/jupyter-lab --ServerApp.root_dir=notebooks
+	$(BIN)/jupyter-lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=notebooks
 
 # JUPYTER_PATH is where Voila finds the page's template.
 app: $(INSTALLED)
-	JUPYTER_PATH=notebooks/app $(BIN)/voila --template=mixer --show_tracebacks=True \
-		notebooks/app/mixer.ipynb
+	JUPYTER_PATH=notebooks/app $(BIN)/voila --Voila.ip=127.0.0.1 --Voila.auto_token=True --no-browser \
+		--template=mixer --show_tracebacks=$(TRACEBACKS) notebooks/app/mixer.ipynb
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build sepme.egg-info

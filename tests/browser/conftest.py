@@ -126,8 +126,9 @@ def voila(folder: Path, log: Path) -> Iterator[tuple[str, Run]]:
     )
     url = f"http://127.0.0.1:{port}"
     command = ["make", "--directory", str(FOLDER.parent), "app"]
-    with serving(command, f"{url}/voila/static/voila.js", log, settled_in(folder)):
-        yield url, lambda page: None
+    environment = settled_in(folder) | {"JUPYTER_TOKEN": "a-token"}  # else it makes one up
+    with serving(command, f"{url}/voila/static/voila.js", log, environment):
+        yield f"{url}/?token=a-token", lambda page: None
 
 
 PAGES = {name: partial(chapter, name) for name in ADDRESS} | {"voila": voila}
