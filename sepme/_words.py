@@ -1,7 +1,6 @@
-"""Words from outside, shown as they are written: in HTML, in Markdown and on a terminal."""
+"""Words from outside, shown as they are written: in HTML and in Markdown."""
 
 import re
-import unicodedata
 from html import escape
 
 
@@ -21,11 +20,3 @@ def in_code(words: object) -> str:
     line = " ".join(str(words).split())
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     return f"{fence}{line}{fence}" if fence == "`" else f"{fence} {line} {fence}"
-
-
-def on_terminal(text: str) -> str:
-    r"""The text with a code like \x1b in place of what a terminal would obey, but for line ends."""
-    hidden = ("Cc", "Cs", "Co", "Cn")
-    return "".join(
-        repr(c)[1:-1] if c != "\n" and unicodedata.category(c) in hidden else c for c in text
-    )
