@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 from sepme.errors import SepmeError
 
+#: In Persian, in Indian scripts and in emoji (zero width non-joiner and joiner).
+JOINERS = "\u200c\u200d"
+
 
 def choose(known: Sequence[str], **values: str) -> None:
     """Refuse a word that is none of the known ones."""
@@ -39,10 +42,12 @@ def plain(text: str) -> str:
     """The text in Unicode's composed form (NFC).
 
     Raises:
-        SepmeError: it contains a character that no screen shows, like a terminal's escape.
+        SepmeError: it contains a character that no screen shows, like a terminal's escape or a mark
+            that turns the direction of reading; those that join letters are none of these.
     """
     text = unicodedata.normalize("NFC", text)
-    if hidden := [c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Co", "Cn")]:
+    hidden = [c for c in text if unicodedata.category(c)[0] == "C" and c not in JOINERS]
+    if hidden:
         raise SepmeError(
             f"{text!r} contains the character U+{ord(hidden[0]):04X}, which cannot be printed: "
             "take it out."

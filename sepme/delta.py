@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["ConceptDelta", "DenseDelta"]
 
 #: The number types of a delta's tensors.
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+FLOATS = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
 _FACTOR = re.compile(r"unet\.(?P<path>[\w.]+)\.lora_(?P<factor>[AB])\.weight")
 
 _Self = TypeVar("_Self", bound="_Delta")
@@ -121,9 +121,10 @@ class _Delta:
             SepmeError: missing, truncated, edited or foreign file, a NaN in it, or another base.
         """
         description, tensors = load_artefact(path, cls._HEADER)
-        if wrong := [n for n, t in tensors.items() if t.dtype not in FLOATS]:
+        types = {tensor.dtype for tensor in tensors.values()}
+        if len(types) != 1 or not types <= FLOATS:
             raise SepmeError(
-                f"{path} holds {wrong[0]!r} in {tensors[wrong[0]].dtype}: make it again in float32."
+                f"{path} does not hold numbers of one type, floating point: make it again."
             )
         delta = cls._of(tensors, Provenance.from_dict(description))
         if base is not None:

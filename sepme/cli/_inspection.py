@@ -69,10 +69,10 @@ def _made_by(delta: ConceptDelta) -> str:
     if settings.get("eraser") != "sepme":
         return "arithmetic on other deltas" if "sum" in settings else "not recorded"
     if found.iterations == 0:
-        return f"the closed form, keep_rtol {settings['keep_rtol']}"
+        return f"the closed form, keep_rtol {settings.get('keep_rtol')}"
     jointly = f", jointly: {', '.join(settings['jointly'])}" if "jointly" in settings else ""
     return (
-        f"training, {settings['parametrisation']}, {found.iterations} iterations, "
+        f"training, {settings.get('parametrisation')}, {found.iterations} iterations, "
         f"seed {found.seed}{jointly}"
     )
 

@@ -7,6 +7,7 @@ import copy
 import json
 import os
 import re
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -153,7 +154,6 @@ def test_catalogues(file: Callable, content: bytes) -> None:
     path = file("catalogue.json", content)
     with understood_or_refused(path):
         catalogue = Catalogue.load(path)
-        assert all(name.isprintable() for name in catalogue.concepts)
         first = next(iter(catalogue.concepts.values()))
         assert "" in catalogue.kept_prompts([first])
         assert catalogue[first.name] == first
@@ -224,7 +224,6 @@ def test_deltas_of_which_the_hash_is_right(
         return
     with understood_or_refused(path):
         delta = kind.load(path)
-        assert delta.concept.isprintable()
         if kind is ConceptDelta:
             assert describe(delta, prompts=True)
             assert (2 * delta + -delta).concept
@@ -315,7 +314,8 @@ def test_lists_of_prompts(file: Callable, content: bytes, name: str) -> None:
         prompts = read_prompts(path)
         assert prompts
         assert len(set(prompts)) == len(prompts)
-        assert all(prompt.isprintable() and prompt == prompt.strip() for prompt in prompts)
+        joined = "".join(prompts).replace("\u200c", "").replace("\u200d", "")
+        assert all(c.isprintable() or unicodedata.category(c) == "Zs" for c in joined)
 
 
 def test_what_is_meant_to_catch_a_traceback_does(file: Callable) -> None:

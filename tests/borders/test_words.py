@@ -35,6 +35,8 @@ from tests.refusals import refused
         ("50%", ["50%"]),
         ("a/b", ["a/b"]),
         ("🦊", ["🦊"]),
+        ("👩\u200d🎨", ["👩\u200d🎨"]),
+        ("می\u200cخواهم", ["می\u200cخواهم"]),
         ("tab\tbetween", ["tab between"]),
     ],
 )
@@ -57,6 +59,9 @@ def test_names_that_are_understood(typed: str, names: list[str]) -> None:
         ("neon\nboat", "one line"),
         ("\ud800", "U+D800"),
         ("neon\ufffe", "U+FFFE"),
+        ("ne\u00adon", "U+00AD"),
+        ("neon\u202egp", "U+202E"),
+        ("\u2066neon", "U+2066"),
     ],
 )
 def test_names_that_are_refused(typed: str, said: str) -> None:
