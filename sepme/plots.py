@@ -7,7 +7,7 @@ dashes, so that a grey print can still be read.
 
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from textwrap import fill
 from typing import Any, TypeVar
@@ -97,47 +97,48 @@ def literal(drawn: Drawn) -> Drawn:
         if "$" in words and words not in MATHEMATICS and not words.startswith(r"$\mathdefault{"):
             text.set_parse_math(False)
         has = get_font(findfont(text.get_fontproperties())).get_char_index
-        lacking[text] = {letter for letter in words if letter != "\n" and not has(ord(letter))}
-    if missing := set().union(*lacking.values()):
-        _look_for(missing - _FAMILIES.keys())
-        for text, letters in lacking.items():
-            text.set_text(_readable(text.get_text()))
-            if found := {_FAMILIES[letter] for letter in letters} - {None}:
-                upright = {"style": "normal", "weight": "normal"}  # other faces have fewer letters
-                text.set(fontfamily=[*text.get_fontfamily(), *sorted(found)], **upright)
-        for axis in drawn.findobj(Axis):  # sets the words of its ticks anew whenever it is drawn
-            words = [text.get_text() for text in axis.get_ticklabels()]
-            if words != (readable := [*map(_readable, words)]):
-                axis.set_ticklabels(readable)
+        if letters := {letter for letter in words if letter != "\n" and not has(ord(letter))}:
+            lacking[text] = letters
+    _look_for(set().union(*lacking.values()) - _FAMILIES.keys())
+    for text, letters in lacking.items():
+        text.set_text(_readable(text.get_text()))
+        if found := {_FAMILIES[letter] for letter in letters} - {None}:
+            upright = {"style": "normal", "weight": "normal"}  # other faces have fewer letters
+            text.set(fontfamily=[*text.get_fontfamily(), *sorted(found)], **upright)
+    for axis in drawn.findobj(Axis) if lacking else ():  # sets its ticks anew whenever it is drawn
+        words = [text.get_text() for text in axis.get_ticklabels()]
+        if words != (readable := [*map(_readable, words)]):
+            axis.set_ticklabels(readable)
     return drawn
 
 
 def _look_for(letters: set[str]) -> None:
     """Find a family of fonts for each letter, or say that there is none."""
-    for font in sorted(fontManager.ttflist, key=lambda font: ("Sans" not in font.name, font.name)):
+    for font in sorted(fontManager.ttflist, key=lambda font: "Sans" not in font.name):
         if letters and "Last" not in font.name:  # the last resort has a box for every letter
             with suppress(OSError, RuntimeError):  # what matplotlib cannot draw with
                 has = get_font(font.fname).get_char_index
                 found = {letter for letter in letters if has(ord(letter))}
                 _FAMILIES.update(dict.fromkeys(found, font.name))
                 letters = letters - found
-    _FAMILIES.update(dict.fromkeys(letters))
     if letters:
-        more = f" and {len(letters) - 3} more" if len(letters) > 3 else ""
+        _FAMILIES.update(dict.fromkeys(letters))
         warn(
-            f"No font of this system has {_numbers(sorted(letters)[:3])}{more}, so figures show "
-            "numbers in place of letters: install one that has them, like Noto Sans CJK."
+            f"No font of this system has {' '.join(map(_number, sorted(letters)[:9]))}, so figures "
+            "show numbers for letters: install a font that has them, like Noto Sans CJK."
         )
 
 
+def _number(letter: str) -> str:
+    return f"U+{ord(letter):04X}"
+
+
 def _readable(words: str) -> str:
-    """The words, with the number of every letter that no font has; three or four on a line."""
+    """The words, with the number of every letter that no font has; three on a line."""
     gone = re.escape("".join(letter for letter, family in _FAMILIES.items() if family is None))
-    return re.sub(f"[{gone}]+", lambda run: fill(_numbers(run[0]), 22), words) if gone else words
-
-
-def _numbers(letters: Iterable[str]) -> str:
-    return " ".join(f"U+{ord(letter):04X}" for letter in letters)
+    runs = re.split(f"([{gone}]+)", words) if gone else [words]
+    runs[1::2] = [fill(" ".join(map(_number, run)), 22) for run in runs[1::2]]
+    return "".join(runs)
 
 
 def _entry(name: str) -> str:
@@ -504,7 +505,7 @@ def image_grid(
     for r, c in np.ndindex(rows, columns):
         place = (xs[c] / width, 1 - (ys[r] + cell) / height, cell / width, cell / height)
         frame, note = frames[r][c] if frames else None, notes[r][c] if notes else ""
-        _picture(figure.add_axes(place), images[r][c], frame, note)
+        show_picture(figure.add_axes(place), images[r][c], frame, note)
 
     def write(x: float, y: float, text: str, ha: str, va: str, **style: Any) -> None:
         figure.text(x / width, 1 - y / height, text, ha=ha, va=va, **style)
@@ -535,14 +536,17 @@ def _grid_shape(images: Any, rows: Any, columns: Any, *details: Any) -> tuple[in
     return shape
 
 
-def _picture(ax: Axes, image: Tensor | NDArray | None, frame: str | None, note: str) -> None:
+def show_picture(
+    ax: Axes, image: Tensor | NDArray | None, frame: str | None = None, note: str = ""
+) -> None:
+    """One picture, enlarged without smoothing, with a frame and a note below it."""
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set(visible=frame is not None, color=frame, linewidth=3)
     if image is None:
         return
     if isinstance(image, Tensor):
         image = image.detach().to("cpu", torch.float32).movedim(0, -1).clamp(0, 1).numpy()
-    ax.imshow(image, interpolation="nearest", aspect="auto")
+    ax.imshow(image, interpolation="nearest")
     if note:
         below = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center"}
         ax.annotate(note, (0.5, 0), xytext=(0, -4), va="top", fontsize=6.5, color=GREY, **below)

@@ -15,7 +15,7 @@ from torch import Tensor
 from sepme.concept import Concept
 from sepme.course.build import TEACHER, is_answer, read, solution
 from sepme.course.checks import NotYet, check
-from sepme.course.checks._feedback import CHECKS, checks
+from sepme.course.checks._reply import CHECKS, checks
 from sepme.course.notebook import FOLDER
 from sepme.delta import ConceptDelta
 from sepme.erasure import PRESETS, erase
@@ -42,7 +42,7 @@ def says(words: str, name: str, answer: Callable, *context: object) -> None:
 def test_a_blank_answer_is_called_blank_and_a_right_one_ok(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sepme.course.checks._feedback.CHECKS", known := {})
+    monkeypatch.setattr("sepme.course.checks._reply.CHECKS", known := {})
 
     def one(answer: Callable[[], int]) -> None:
         if answer() != 1:

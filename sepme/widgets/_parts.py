@@ -15,9 +15,7 @@ from html import escape
 from typing import Any
 
 import ipywidgets as widgets
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from sepme._words import in_html
 from sepme.concept import slug
@@ -334,11 +332,3 @@ def row(*children: widgets.Widget, gap: str = "2px 12px", align: str = "center")
     """Controls beside one another, in as many lines as they need."""
     layout = {"display": "flex", "flex_flow": "row wrap", "grid_gap": gap, "align_items": align}
     return widgets.Box(children, layout=layout)
-
-
-def show_image(image: Tensor, ax: Axes, title: str = "", frame: str | None = None) -> None:
-    """One picture `[3, h, w]` in [0, 1], enlarged without smoothing, with a title and a frame."""
-    ax.set(xticks=[], yticks=[])
-    ax.set_title(title, fontsize=10)
-    ax.imshow(image.clamp(0, 1).movedim(0, -1).numpy(), interpolation="nearest")
-    ax.spines[:].set(visible=frame is not None, color=frame, linewidth=3)

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sepme.errors import SepmeError
-from sepme.plots import BLACK, correlation_over_timesteps, literal, recorded_decay
+from sepme.plots import BLACK, correlation_over_timesteps, literal, recorded_decay, show_picture
 from sepme.probe import Recording, correlation_map, magnitude
-from sepme.widgets._parts import MENU, Explorer, Report, Stopped, row, show_image
+from sepme.widgets._parts import MENU, Explorer, Report, Stopped, row
 
 __all__ = ["decay_player"]
 
@@ -75,7 +75,8 @@ def _maps(axes: NDArray, recording: Recording, snapshot: int, t: int) -> None:
     """The picture, r before, r now on the same scale, and their product (eq. 2 at each pixel)."""
     r0, r = recording.original[t], recording.maps[snapshot, t]
     size, product = float(magnitude(r0).max()), float(correlation_map(r0, r0).max())
-    show_image(recording.image, axes[0], fill(f"“{recording.prompt}”", 24))
+    show_picture(axes[0], recording.image)
+    axes[0].set_title(fill(f"“{recording.prompt}”", 24), fontsize=10)
     _map(axes[1], magnitude(r0), "|r| of the original", "magma", 0.0, size)
     _map(axes[2], magnitude(r), "|r| now", "magma", 0.0, size)
     _map(axes[3], correlation_map(r, r0), "r now × r original", "RdBu_r", -product, product)

@@ -18,8 +18,8 @@ from torch import Tensor
 from sepme.errors import SepmeError
 from sepme.interference import Interference
 from sepme.model import Backbone
-from sepme.plots import ERASED, GREY, interference_map, literal
-from sepme.widgets._parts import Explorer, Report, part, row, show_image
+from sepme.plots import ERASED, GREY, interference_map, literal, show_picture
+from sepme.widgets._parts import Explorer, Report, part, row
 
 __all__ = ["PairState", "interference_explorer", "render"]
 
@@ -108,7 +108,7 @@ def _pictures(figure: SubFigure, state: PairState, pictures: Pictures) -> None:
     sides = (("before", None), (f"{state.erased}'s delta on", must_go))
     for line, images, (label, frame) in zip(axes, pictures, sides, strict=True):
         for ax, image in zip(line, images[:n], strict=True):
-            show_image(image, ax, frame=frame)
+            show_picture(ax, image, frame)
         line[0].set_ylabel(label, fontsize=9)
 
 

@@ -27,9 +27,9 @@ from sepme.delta import ConceptDelta
 from sepme.erasure import PRESETS, ErasureStep, erase
 from sepme.errors import SepmeError, SepmeWarning
 from sepme.model import Backbone
-from sepme.plots import ERASED, SKY, literal
+from sepme.plots import ERASED, SKY, literal, show_picture
 from sepme.training import Trainer
-from sepme.widgets._parts import Report, Shell, Ticks, part, row, show_image
+from sepme.widgets._parts import Report, Shell, Ticks, part, row
 
 __all__ = ["Mixer", "concept_mixer"]
 
@@ -174,7 +174,7 @@ def _pictures(figure: SubFigure, images: Tensor, title: str, frame: str | None) 
     figure.suptitle(title, fontsize=10, fontweight="bold")
     axes = figure.subplots(math.ceil(len(images) / 2), min(len(images), 2), squeeze=False).flatten()
     for ax, image in zip(axes, images, strict=False):
-        show_image(image, ax, frame=frame)
+        show_picture(ax, image, frame)
     for ax in axes[len(images) :]:
         ax.set_axis_off()
 

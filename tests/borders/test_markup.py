@@ -17,7 +17,7 @@ from sepme.atelier.card import _table
 from sepme.cli._inspection import describe
 from sepme.concept import Catalogue, Concept
 from sepme.course.chapter import ChapterCatalogue, Claims, Markdown, banner
-from sepme.course.checks._feedback import NotYet
+from sepme.course.checks._reply import NotYet
 from sepme.course.notebook import FOLDER
 from sepme.widgets import concept_mixer, decay_player, interference_explorer, null_space_budget
 from sepme.widgets._parts import Shell

@@ -6,7 +6,7 @@ There is one file of checks a chapter.
 
 from importlib import import_module
 
-from sepme.course.checks._feedback import NotYet, check
+from sepme.course.checks._reply import NotYet, check
 
 __all__ = ["NotYet", "check"]
 

@@ -8,15 +8,7 @@ from torch import Tensor
 from sepme.baselines.esd import esd_target
 from sepme.baselines.speed import speed_shift
 from sepme.baselines.uce import UCESettings, uce_shift
-from sepme.course.checks._feedback import (
-    as_number,
-    as_tensor,
-    checks,
-    compare,
-    near,
-    normal,
-    require,
-)
+from sepme.course.checks._reply import as_number, as_tensor, checks, compare, near, normal, require
 
 
 @checks

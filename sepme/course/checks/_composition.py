@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sepme.composition import Composition
 from sepme.concept import Concept
-from sepme.course.checks._feedback import checks, compare, require
+from sepme.course.checks._reply import checks, compare, require
 from sepme.delta import ConceptDelta
 from sepme.model import Backbone
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sepme.correlation import Momentum, balance, correlation_loss, normalised_correlation
-from sepme.course.checks._feedback import NotYet, as_tensor, checks, compare, near, normal, require
+from sepme.course.checks._reply import NotYet, as_tensor, checks, compare, near, normal, require
 
 
 @checks

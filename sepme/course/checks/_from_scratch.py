@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sepme.concept import Concept
-from sepme.course.checks._feedback import as_tensor, checks, compare, near, normal, require
+from sepme.course.checks._reply import as_tensor, checks, compare, near, normal, require
 from sepme.erasure import ErasureSettings, erase
 from sepme.model import Backbone
 from sepme.nullspace import constrain, null_space

@@ -6,15 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from sepme.course.checks._feedback import (
-    as_number,
-    as_tensor,
-    checks,
-    compare,
-    near,
-    normal,
-    require,
-)
+from sepme.course.checks._reply import as_number, as_tensor, checks, compare, near, normal, require
 from sepme.delta import ConceptDelta
 
 

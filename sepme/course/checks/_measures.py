@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scipy.stats import binomtest, norm
 
-from sepme.course.checks._feedback import as_number, as_tensor, checks, compare, require
+from sepme.course.checks._reply import as_number, as_tensor, checks, compare, require
 from sepme.scenes.protocol import ROLES
 
 #: Erased sets up to now, a concept, and its role (by hand).

@@ -5,15 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sepme.course.checks._feedback import (
-    as_number,
-    as_tensor,
-    checks,
-    compare,
-    near,
-    normal,
-    require,
-)
+from sepme.course.checks._reply import as_number, as_tensor, checks, compare, near, normal, require
 from sepme.model import Backbone
 
 

@@ -6,15 +6,7 @@ import torch
 from torch import Tensor
 
 from sepme.concept import evenly
-from sepme.course.checks._feedback import (
-    NotYet,
-    as_number,
-    as_tensor,
-    checks,
-    near,
-    normal,
-    require,
-)
+from sepme.course.checks._reply import NotYet, as_number, as_tensor, checks, near, normal, require
 from sepme.errors import SepmeError
 from sepme.nullspace import null_space, reduced_row_echelon
 

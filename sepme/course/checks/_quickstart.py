@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from sepme.concept import Concept
-from sepme.course.checks._feedback import checks, compare, require
+from sepme.course.checks._reply import checks, compare, require
 from sepme.model import Backbone
 from sepme.nullspace import constrain
 

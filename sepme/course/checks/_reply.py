@@ -1,4 +1,4 @@
-"""How a check speaks: one helpful sentence in place of a traceback."""
+"""How a check replies: one helpful sentence in place of a traceback."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
