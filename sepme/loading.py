@@ -320,6 +320,7 @@ _VAE = {
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "layers_per_block": 2,
 }
+_UNET = {"block_out_channels": (320, 640, 1280, 1280), "layers_per_block": 2}
 #: The parts of Stable Diffusion by the width of their text embeddings, where they differ from what
 #: diffusers and transformers take for granted (their published configs).
 SHAPES: dict[int, dict[str, dict[str, Any]]] = {
@@ -327,14 +328,15 @@ SHAPES: dict[int, dict[str, dict[str, Any]]] = {
         "text_encoder": _CLIP
         | {"hidden_size": 768, "intermediate_size": 3072}
         | {"num_hidden_layers": 12, "num_attention_heads": 12},
-        "unet": {"cross_attention_dim": 768, "sample_size": 64},
+        "unet": _UNET | {"cross_attention_dim": 768, "sample_size": 64},
         "vae": _VAE,
     },
     1024: {  # 2.x
         "text_encoder": _CLIP
         | {"hidden_size": 1024, "intermediate_size": 4096, "hidden_act": "gelu"}
         | {"num_hidden_layers": 23, "num_attention_heads": 16},
-        "unet": {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20)}
+        "unet": _UNET
+        | {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20)}
         | {"use_linear_projection": True, "sample_size": 96},
         "vae": _VAE,
     },

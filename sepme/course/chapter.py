@@ -78,7 +78,7 @@ def open_model(
     """The model of a chapter, the judge that comes with it, if any, and its concepts.
 
     Args:
-        model: a diffusers directory or a hub id; by default the environment variable SEPME_MODEL,
+        model: a diffusers folder, a `.safetensors` file or a hub id; by default the environment variable SEPME_MODEL,
             and without one the model that ships with the project.
         styles, objects: names with commas between them, like "Van Gogh, Monet"; by default
             SEPME_STYLES and SEPME_OBJECTS. They replace the model's own catalogue. A model without

@@ -358,6 +358,17 @@ def own_shape(backbone: Backbone) -> dict[str, dict[str, Any]]:
     }
 
 
+def parts_of(folder: Path) -> dict[str, torch.nn.Module]:
+    """The parts of a pipeline by their configs, with weights of their own."""
+    kinds = loading.PARTS.items()
+    return {
+        name: kind(kind.config_class.from_pretrained(folder, subfolder=name))
+        if name == "text_encoder"
+        else kind.from_config(kind.load_config(folder, subfolder=name))
+        for name, kind in kinds
+    }
+
+
 @needs_clip
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_single_file_is_the_model_of_its_folder(
@@ -397,12 +408,7 @@ def test_a_single_file_of_2x_is_asked_what_it_predicts(
     folder = tmp_path / "configs"
     folder.mkdir()
     loading._write_configs(folder, 1024)
-    parts = {
-        name: kind.from_config(folder / name)
-        if name != "text_encoder"
-        else kind(kind.config_class.from_pretrained(folder, subfolder=name))
-        for name, kind in loading.PARTS.items()
-    }
+    parts = parts_of(folder)
     pipe = make_tiny_pipeline()
     for name, part in parts.items():
         setattr(pipe, name, part.eval().requires_grad_(False))
@@ -413,6 +419,23 @@ def test_a_single_file_of_2x_is_asked_what_it_predicts(
     for name in ("text_encoder", "unet", "vae"):
         own, other = (getattr(p, name).state_dict() for p in (pipe, loaded.pipe))
         assert all(torch.equal(own[key], other[key]) for key in own)
+
+
+@needs_clip
+@pytest.mark.parametrize(
+    ("width", "unet", "text"), [(768, 859_520_964, 123_060_480), (1024, 865_910_724, 340_387_840)]
+)
+def test_the_shapes_are_those_that_were_published(
+    tmp_path: Path, width: int, unet: int, text: int
+) -> None:
+    """By the number of their parameters, and by the names that the converters look up."""
+    loading._write_configs(tmp_path, width)
+    with torch.device("meta"):
+        made = parts_of(tmp_path)
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in made.items()}
+    assert sizes == {"unet": unet, "text_encoder": text, "vae": 83_653_863}
+    assert made["unet"].config.cross_attention_dim == width
+    assert {"block_out_channels", "layers_per_block"} <= loading.SHAPES[width]["unet"].keys()
 
 
 class Echo(torch.nn.Module):
