@@ -7,7 +7,7 @@ dashes, so that a grey print can still be read.
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from textwrap import fill
 from typing import Any, TypeVar
@@ -83,18 +83,21 @@ def _legend_beside(ax: Axes, handles: Sequence[Any] | None = None) -> None:
 # ------------------------------------------------------------------ words
 #: Letter -> a family of fonts on this system that has it, or None; of those looked for so far.
 _FAMILIES: dict[str, str | None] = {}
+#: How matplotlib writes the numbers on a logarithmic axis.
+_POWER = re.compile(r"\$\\mathdefault\{-?[\d.]*(\\times)?(10\^\{-?\d+\})?\}\$")
 
 
 def literal(drawn: Drawn) -> Drawn:
     """Draw the words of a figure or of axes as they are written, in fonts that have their letters.
 
     A name like `Li$a $t$` is no mathematics. A letter that no font of this system has is shown as
-    its number, like U+845B, with one `SepmeWarning`. Every function here does so with its own.
+    its number, like U+845B, with one `SepmeWarning`. Every function here does this to all words of
+    the axes that it draws on.
     """
     lacking: dict[Text, set[str]] = {}
     for text in drawn.findobj(Text):
         words = text.get_text()
-        if "$" in words and words not in MATHEMATICS and not words.startswith(r"$\mathdefault{"):
+        if "$" in words and words not in MATHEMATICS and not _POWER.fullmatch(words):
             text.set_parse_math(False)
         has = get_font(findfont(text.get_fontproperties())).get_char_index
         if letters := {letter for letter in words if letter != "\n" and not has(ord(letter))}:
@@ -124,20 +127,20 @@ def _look_for(letters: set[str]) -> None:
     if letters:
         _FAMILIES.update(dict.fromkeys(letters))
         warn(
-            f"No font of this system has {' '.join(map(_number, sorted(letters)[:9]))}, so figures "
-            "show numbers for letters: install a font that has them, like Noto Sans CJK."
+            f"No font of this system has {_numbers(sorted(letters)[:9])}, so figures show numbers "
+            "for letters: install a font that has them, like Noto Sans CJK."
         )
 
 
-def _number(letter: str) -> str:
-    return f"U+{ord(letter):04X}"
+def _numbers(letters: Iterable[str]) -> str:
+    return "U+" + " ".join(f"{ord(letter):04X}" for letter in letters)
 
 
 def _readable(words: str) -> str:
-    """The words, with the number of every letter that no font has; three on a line."""
+    """The words, with the number of every letter that no font has; four on a line."""
     gone = re.escape("".join(letter for letter, family in _FAMILIES.items() if family is None))
     runs = re.split(f"([{gone}]+)", words) if gone else [words]
-    runs[1::2] = [fill(" ".join(map(_number, run)), 22) for run in runs[1::2]]
+    runs[1::2] = [fill(_numbers(run), 22) for run in runs[1::2]]
     return "".join(runs)
 
 
@@ -454,7 +457,7 @@ def interference_map(report: Any, ax: Axes | None = None, *, limit: float | None
         label=f"change of {report.measure},\n% of its own delta's (grey)",
     )
     ax.set(xlabel="what is drawn", ylabel="whose delta is on")
-    return literal(ax)
+    return ax
 
 
 def _two_digits(percent: float) -> str:

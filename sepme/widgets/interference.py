@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from html import escape
+from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
@@ -109,7 +110,7 @@ def _pictures(figure: SubFigure, state: PairState, pictures: Pictures) -> None:
     for line, images, (label, frame) in zip(axes, pictures, sides, strict=True):
         for ax, image in zip(line, images[:n], strict=True):
             show_picture(ax, image, frame)
-        line[0].set_ylabel(label, fontsize=9)
+        line[0].set_ylabel(fill(label, 16), fontsize=9)
 
 
 #: A click in the map chooses the pair of the cell, as the two menus do.

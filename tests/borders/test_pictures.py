@@ -44,7 +44,19 @@ from tests.test_plots import STEPS
 from tests.test_results_widget import ROWS
 from tests.test_widgets import drawing
 
-NAMES = ("Li$a$", "$x_1$", r"$\frac$", r"\$x\$", r"\alpha", "50%", "a_b^c", "_why", "{x:g}", "<b>&")
+NAMES = (
+    "Li$a$",
+    "$x_1$",
+    r"$\frac$",
+    r"$\mathdefault{\frac}$",
+    r"\$x\$",
+    r"\alpha",
+    "50%",
+    "a_b^c",
+    "_why",
+    "{x:g}",
+    "<b>&",
+)
 #: All in one, with letters beyond ASCII that matplotlib's own font has.
 HOSTILE = r"_$\x$\$5%^Кف"
 #: A name with a letter that no font here has -> where in it that letter stands first.
@@ -184,8 +196,8 @@ def test_our_own_mathematics_and_numbers_on_axes_stay() -> None:
     own = {text.get_text() for text in ax.get_legend().get_texts() if text.get_parse_math()}
     assert {plots.MOMENTUM, plots.STOPPED} & own
     ax = plots.spectrum({"a": [1e3, 1, 1e-3]}, Figure().subplots())
-    ticks = [line for line in lines(plots.literal(ax.figure)) if "mathdefault" in line]
-    assert ticks == []
+    for _ in range(2):  # the second time the numbers are there
+        assert not any("mathdefault" in line for line in lines(plots.literal(ax.figure)))
 
 
 def test_a_figure_of_the_paper_is_drawn_so_too(
