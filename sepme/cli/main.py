@@ -79,7 +79,7 @@ app.add_typer(scenes, name="scenes")
 
 Model = Annotated[
     str | None,
-    Option(help="A diffusers folder, a .safetensors file or a hub id.", show_default="the shipped model"),
+    Option(help="A folder, .safetensors file or hub id.", show_default="the shipped model"),
 ]
 Seed = Annotated[int, Option(min=0, help="Decides everything that is random.")]
 Picture = Annotated[Path, Option(help="The PNG file to write.")]

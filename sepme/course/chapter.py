@@ -78,8 +78,8 @@ def open_model(
     """The model of a chapter, the judge that comes with it, if any, and its concepts.
 
     Args:
-        model: a diffusers folder, a `.safetensors` file or a hub id; by default the environment variable SEPME_MODEL,
-            and without one the model that ships with the project.
+        model: what `Backbone.load` takes; by default the environment variable SEPME_MODEL, and
+            without one the model that ships with the project.
         styles, objects: names with commas between them, like "Van Gogh, Monet"; by default
             SEPME_STYLES and SEPME_OBJECTS. They replace the model's own catalogue. A model without
             a catalogue gets the concepts that the paper erases from Stable Diffusion v1.4.
