@@ -17,6 +17,7 @@ from sepme.course.chapter import (
     Claims,
     banner,
     choose_concepts,
+    is_shipped,
     of_kind,
     open_model,
     seen,
@@ -40,10 +41,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def shipped() -> Backbone:
-    """A miniature that takes itself for the shipped model."""
+def shipped(monkeypatch: pytest.MonkeyPatch) -> Backbone:
+    """A miniature that is taken for the shipped model."""
     backbone = fresh()
     backbone.name = "atelier"
+    manifest = {"fingerprint": backbone.fingerprint}
+    monkeypatch.setattr(chapter, "read_manifest", lambda _: manifest)
     return backbone
 
 
@@ -139,7 +142,7 @@ def test_deltas_that_are_missing_are_erased_and_found_again(
 
 # ---------------------------------------------------------------- what it says of itself
 def test_the_banner_names_the_model_and_what_stands_for_what(shipped: Backbone) -> None:
-    text = banner(fresh(), {"neon": "Monet", "ink": "ink"}, minutes=2, gigabytes=1.5).data
+    text = banner(fresh(seed=1), {"neon": "Monet", "ink": "ink"}, minutes=2, gigabytes=1.5).data
     for part in ("`tiny`", "a model of your own", "cpu", "2 minutes", "1.5 GB"):
         assert part in text
     assert "read *Monet* for neon." in text
@@ -163,7 +166,7 @@ def test_a_claim_that_fails_ends_the_chapter_only_as_it_was_written(shipped: Bac
     for own in (
         Claims(shipped, {"neon": "Monet"}),
         Claims(shipped, {"neon": "neon"}, more),
-        Claims(fresh(), {"neon": "neon"}),
+        Claims(fresh(seed=1), {"neon": "neon"}),
     ):
         own("one is one", torch.tensor([True, True]))
         own("one is two", False)
@@ -197,3 +200,8 @@ def test_the_live_decay_collects_every_step() -> None:
     live = chapter.LiveDecay("neon", every=2)
     erase(fresh(), NEON, ["a cat"], QUICK, trainer=Trainer(callback=live, progress=False))
     assert [step.iteration for step in live.steps] == [1, 2, 3, 4, 5]
+
+
+def test_the_shipped_model_is_known_by_its_weights(backbone: Backbone) -> None:
+    assert is_shipped(Backbone(backbone.pipe, "elsewhere"))
+    assert not is_shipped(Backbone(fresh().pipe, "atelier"))

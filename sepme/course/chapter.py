@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sepme._data import cache
 from sepme._words import in_code, in_html, in_markdown
+from sepme.artefact import same_model
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
 from sepme.cli.tasks import erase_into, plan
 from sepme.composition import shipped_deltas
@@ -24,6 +25,8 @@ from sepme.erasure import PRESETS, ErasureSettings, ErasureStep
 from sepme.errors import SepmeError
 from sepme.model import ATELIER, Backbone, load_catalogue
 from sepme.plots import correlation_decay
+from sepme.scenes.run import read_manifest
+from sepme.scenes.tables import RESULTS
 
 __all__ = [
     "Claims",
@@ -190,8 +193,9 @@ class Markdown(shown.Markdown):
 
 
 def is_shipped(backbone: Backbone) -> bool:
-    """Whether the chapters were written about this very model."""
-    return backbone.name == ATELIER.name
+    """Whether the chapters were written about this very model, whatever its folder is called."""
+    measured = read_manifest(RESULTS / "scenes_style.csv")["fingerprint"]
+    return same_model(backbone.fingerprint, measured)
 
 
 def banner(
