@@ -4,10 +4,7 @@ import math
 import unicodedata
 from collections.abc import Sequence
 
-from sepme.errors import SepmeError
-
-#: In Persian, in Indian scripts and in emoji (zero width non-joiner and joiner).
-JOINERS = "\u200c\u200d"
+from sepme.errors import JOINERS, SepmeError
 
 
 def choose(known: Sequence[str], **values: str) -> None:
@@ -36,6 +33,15 @@ def below_one(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not 0 <= value < 1:
             raise SepmeError(f"{name} = {value} makes no sense: give at least 0, below 1.")
+
+
+def guided(guidance: float) -> None:
+    """Refuse a guidance scale that diffusers would not draw with."""
+    if guidance != 0 and not 1 <= guidance < math.inf:
+        raise SepmeError(
+            f"guidance = {guidance} cannot be drawn with: give 0 (no words), 1 (the prompt's own "
+            "prediction), or more."
+        )
 
 
 def plain(text: str) -> str:

@@ -9,6 +9,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SepmeError", "SepmeWarning", "warn"]
 
+#: In Persian, in Indian scripts and in emoji (zero width non-joiner and joiner).
+JOINERS = "\u200c\u200d"
+
 
 class SepmeError(ValueError):
     """Bad input, in one sentence: what was wrong and what to do about it.
@@ -19,7 +22,7 @@ class SepmeError(ValueError):
     """
 
     def __init__(self, sentence: str) -> None:
-        super().__init__(_printable(sentence))
+        super().__init__(printable(sentence))
 
 
 class SepmeWarning(UserWarning):
@@ -31,11 +34,14 @@ def warn(sentence: str) -> None:
     level, frame = 1, sys._getframe()
     while frame.f_back and frame.f_globals.get("__name__", "").startswith("sepme."):
         level, frame = level + 1, frame.f_back
-    warnings.warn(_printable(sentence), SepmeWarning, stacklevel=level)
+    warnings.warn(printable(sentence), SepmeWarning, stacklevel=level)
 
 
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def printable(text: str) -> str:
+    """The text, with an escape in place of each character that a screen does not show."""
+    return "".join(
+        c if c.isprintable() or c in JOINERS else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def in_words(error: "ValidationError | OSError") -> str:

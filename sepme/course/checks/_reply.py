@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sepme.errors import _printable
+from sepme.errors import printable
 
 #: Every check, by the name of the answer that it looks at.
 CHECKS: dict[str, Callable[..., None]] = {}
@@ -16,7 +16,7 @@ class NotYet(AssertionError):
     """The answer is not right yet, and this is why. JupyterLab shows the sentence alone."""
 
     def _render_traceback_(self) -> list[str]:  # the name that IPython looks for
-        return [_printable(f"Not yet: {self}")]
+        return [printable(f"Not yet: {self}")]
 
 
 def check(answer: Callable[..., Any], *context: Any) -> None:
