@@ -10,13 +10,17 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import psutil
 import torch
 from pydantic import (
     AfterValidator,
@@ -38,8 +42,10 @@ __all__ = [
     "Provenance",
     "digest_of",
     "load_artefact",
+    "refuse_overwriting",
     "save_artefact",
     "save_json",
+    "temporary",
     "versions",
     "writable_folder",
     "write_atomically",
@@ -210,20 +216,33 @@ def write_atomically(path: str | Path, content: bytes) -> Path:
         SepmeError: the folder or the file cannot be written; nothing is left behind.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    new = temporary(path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        new.write_bytes(content)
+        os.replace(new, path)
     except OSError as error:
-        reason = error.strerror or type(error).__name__
         raise SepmeError(
-            f"{path} cannot be written ({reason}): choose a file in a folder that you may write to."
+            f"{path} cannot be written ({in_words(error)}): choose a file in a folder that you may "
+            "write to."
         ) from error
     finally:  # also when interrupted: no half-written file stays
         with contextlib.suppress(OSError):
-            temporary.unlink()
+            new.unlink()
     return path
+
+
+def temporary(folder: Path) -> Path:
+    """A name for what is not whole yet, of this thread alone; those of dead processes are deleted.
+
+    A process that is killed while it writes leaves its file behind, and whoever writes next into
+    the same folder sweeps it up.
+    """
+    for left in folder.glob(".sepme-*.tmp*"):
+        with contextlib.suppress(OSError, ValueError):  # another's file, another's name
+            if not psutil.pid_exists(int(left.name.split("-")[1])):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return folder / f".sepme-{os.getpid()}-{threading.get_native_id()}.tmp"
 
 
 def save_json(path: str | Path, content: Any) -> Path:
@@ -233,19 +252,38 @@ def save_json(path: str | Path, content: Any) -> Path:
 
 
 def writable_folder(path: str | Path) -> Path:
-    """The folder, created if it is missing.
+    """The folder, which need not exist: the first file that is written into it creates it.
 
     Raises:
         SepmeError: it cannot be created or written to.
     """
     path = Path(path)
+    there, missing = path.absolute(), [path.absolute()]
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
+        while not os.path.lexists(there):
+            there, missing = there.parent, [*missing, Path(there.name)]
+        with tempfile.TemporaryFile(dir=there):
             pass
+        for name in missing:  # one of them may be too long
+            with contextlib.suppress(FileNotFoundError):
+                os.lstat(there / name)
     except OSError as error:
-        reason = error.strerror or type(error).__name__
         raise SepmeError(
-            f"The folder {path} cannot be written to ({reason}): choose another with --out."
+            f"{path} cannot be written to ({in_words(error)}): choose another place with --out."
         ) from error
     return path
+
+
+def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Refuse, before any work, to write over what is read, by whatever name.
+
+    Raises:
+        SepmeError: an output is an input, or lies in a folder that is one.
+    """
+    for output, place in product(outputs, list(inputs)):
+        real, read = output.resolve(), place.resolve()
+        linked = output.exists() and place.exists() and output.samefile(place)
+        if linked or read in (real, *real.parents):
+            raise SepmeError(
+                f"'{output}' would overwrite '{place}', which is read: choose another with --out."
+            )

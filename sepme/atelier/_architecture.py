@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from sepme._data import shipped
+from sepme.artefact import temporary
 
 TOKENS = 16  #: prompt length, with begin- and end-of-text
 #: How pictures are made unless told otherwise; written to generation.json.
@@ -69,8 +70,8 @@ def load_vae(directory: Path) -> AutoencoderKL:
 
 def replace_folder(path: Path, fill: Callable[[Path], object]) -> None:
     """Let `fill` write a folder, then put it in the place of `path`."""
-    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
-        new, old = Path(temporary, "new"), Path(temporary, "old")
+    with TemporaryDirectory(dir=path.parent, prefix=temporary(path.parent).name) as folder:
+        new, old = Path(folder, "new"), Path(folder, "old")
         new.mkdir()
         fill(new)
         if path.exists():

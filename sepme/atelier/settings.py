@@ -17,7 +17,7 @@ class TrainSettings:
     """Settings of `sepme atelier train`; the defaults made what ships.
 
     Raises:
-        SepmeError: a count below 1, or an unknown precision.
+        SepmeError: a count below 1, an unknown precision, or a device that is not there.
     """
 
     steps: int = 8600  #: of the U-Net and the text encoder; may change before the decay starts
@@ -44,6 +44,12 @@ class TrainSettings:
                 raise SepmeError(f"{name} must be at least 1, not {value}.")
         if self.precision not in ("auto", "bf16", "fp32"):
             raise SepmeError(f"Precision is auto, bf16 or fp32, not {self.precision!r}.")
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:  # torch's answers to a device it lacks
+            raise SepmeError(
+                f"The device '{self.device}' is not there for this torch: choose another, like cpu."
+            ) from error
 
     @property
     def half(self) -> bool:

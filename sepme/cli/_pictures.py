@@ -1,5 +1,6 @@
 """Pictures that commands read and write."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from sepme.artefact import writable_folder
+from sepme.artefact import refuse_overwriting, writable_folder
 from sepme.errors import SepmeError
 
 __all__ = ["check_name", "read_picture"]
@@ -41,14 +42,16 @@ def read_picture(file: Path, size: int) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1) / 255
 
 
-def check_name(path: Path) -> None:
+def check_name(path: Path, *inputs: Path) -> None:
     """Refuse, before any work, a name that no PNG file can be written to.
 
     Raises:
-        SepmeError: another ending, a folder of that name, or a folder that cannot be written to.
+        SepmeError: another ending, a folder of that name, a folder that cannot be written to, or
+            one of the files that are read.
     """
     if path.suffix.lower() != ".png":
         raise SepmeError(f"{path} is not a name for a picture: end it in .png.")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise SepmeError(f"{path} is a folder: name a file in it.")
-    writable_folder(path.parent)
+    writable_folder(path.parent if os.path.lexists(path) else path)
+    refuse_overwriting([path], inputs)

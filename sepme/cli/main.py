@@ -4,6 +4,7 @@ Bad input gets one line on stderr and exit code 2. Libraries that take seconds t
 imported by the commands that need them.
 """
 
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -17,7 +18,9 @@ from typer import Argument, Option, echo
 from typer.core import TyperGroup
 
 from sepme import __version__
-from sepme.artefact import write_atomically
+from sepme._checks import guided
+from sepme._data import shipped
+from sepme.artefact import refuse_overwriting, writable_folder, write_atomically
 from sepme.errors import SepmeError, SepmeWarning, warn
 
 if TYPE_CHECKING:
@@ -32,6 +35,12 @@ RESUME = {
     "atelier": "The same command goes on from the last checkpoint, if it was training.",
     "scenes": "The same command goes on from the last finished state.",
 }
+#: The files and folders that are read of a model's folder.
+MODEL = "unet vae text_encoder tokenizer scheduler".split()
+MODEL += [f"{name}.json" for name in ("model_index", "generation", "catalogue", "training")]
+MODEL += ["judge.safetensors"]
+#: What was typed wrong: of click, or of typer's own copy of it.
+UsageError = typer.BadParameter.__base__
 
 
 @contextmanager
@@ -62,6 +71,12 @@ class _Commands(TyperGroup):
         except SepmeError as error:
             echo(f"sepme: {error}", err=True)
             raise typer.Exit(2) from error
+        except UsageError as error:
+            wrong = error.format_message().rstrip(".?")
+            if "\n" in wrong:  # the help of a command that was given no words
+                raise
+            echo(f"sepme: {wrong}: see '{error.ctx.command_path} --help'.", err=True)
+            raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             how = RESUME.get(ctx.invoked_subcommand, "Nothing was half-written; run it again.")
             echo(f"\nsepme: Interrupted. {how}", err=True)
@@ -81,7 +96,9 @@ Model = Annotated[
     str | None,
     Option(help="A folder, .safetensors file or hub id.", show_default="the shipped model"),
 ]
-Seed = Annotated[int, Option(min=0, help="Decides everything that is random.")]
+Seed = Annotated[int, Option(min=0, max=2**63 - 1, help="Decides everything that is random.")]
+#: The most pictures of a kind that make sense.
+MANY = 10_000
 Picture = Annotated[Path, Option(help="The PNG file to write.")]
 
 
@@ -105,8 +122,8 @@ def _about(
 def demo(
     out: Path = Option(Path("figures/demo"), help="Folder for pictures, deltas and report.json."),
     erase: str = Option("neon, swirl, ink, boat", help="Styles and objects, separated by commas."),
-    samples: int = Option(20, min=1, help="Judged pictures a concept."),
-    retained: int = Option(40, min=1, help="Judged pictures of the rest."),
+    samples: int = Option(20, min=1, max=MANY, help="Judged pictures a concept."),
+    retained: int = Option(40, min=1, max=MANY, help="Judged pictures of the rest."),
     seed: Seed = 0,
     model: Model = None,
 ) -> None:
@@ -115,20 +132,21 @@ def demo(
     Writes before_after.png, correlation_decay.png, report.json and the deltas, and prints a table.
     """
     from sepme.model import Backbone, load_catalogue
-    from sepme.scenes.demo import demo_table, run_demo
+    from sepme.scenes.demo import DemoGrid, demo_table, run_demo
 
     _check_folder(out)
+    refuse_overwriting([out, out / "deltas"], [*_read_of(model), _model_path(model) / "deltas"])
     catalogue = load_catalogue(model)
     if catalogue is None:
         raise SepmeError(
             f"The model '{model}' brings no catalogue.json: give the folder of a model with a "
             "catalogue.json and a judge.safetensors, or leave out --model."
         )
-    names = [concept.name for concept in _concepts(erase, catalogue)]  # before the model is loaded
+    grid, judge = DemoGrid(catalogue, _concepts(erase, catalogue)), _judge(model)
     report = run_demo(
-        *(Backbone.load(model), _judge(model), out),
+        *(Backbone.load(model), judge, out),
         catalogue=catalogue,
-        erase=names,
+        erase=grid.names,
         samples=samples,
         retained=retained,
         seed=seed,
@@ -196,6 +214,8 @@ def erase(
         joint=joint,
         after=[ConceptDelta.load(file) for file in after or ()],
     )
+    files = [file for task in tasks for file in task.files(out)]
+    refuse_overwriting(files, [*(after or ()), *filter(None, [keep_from]), *_read_of(model)])
     options = {"overwrite": overwrite, "progress": sys.stderr.isatty(), "say": echo}
     erase_into(out, tasks, Backbone.load(model), **options)
 
@@ -207,7 +227,9 @@ def generate(
         None, "--erase", help="A delta file to switch on; repeatable."
     ),
     out: Picture = Path("picture.png"),
-    steps: int | None = Option(None, min=1, help="Sampling steps.", show_default="the model's own"),
+    steps: int | None = Option(
+        None, min=1, max=1000, help="Sampling steps.", show_default="the model's own"
+    ),
     guidance: float | None = Option(
         None, help="Guidance scale: 0, or 1 and more.", show_default="the model's own"
     ),
@@ -224,7 +246,9 @@ def generate(
     from sepme.model import Backbone
     from sepme.plots import png
 
-    check_name(out)
+    check_name(out, *(erased or ()), _model_path(model))
+    if guidance is not None:
+        guided(guidance)
     deltas = [ConceptDelta.load(file) for file in erased or ()]
     backbone = Backbone.load(model)
     if remark := backbone.vocabulary.remark([prompt]):
@@ -257,7 +281,7 @@ def inspect(
     from sepme.plots import png
 
     if spectrum is not None:
-        check_name(spectrum)
+        check_name(spectrum, file)
     delta = ConceptDelta.load(file)
     echo(describe(delta, prompts=prompts))
     if spectrum is not None:
@@ -283,10 +307,10 @@ def doctor(model: Model = None) -> None:
 def train(
     out: Path = Option(help="Folder for checkpoints and the finished model."),
     steps: int | None = Option(None, min=1, help="Steps of the UNet."),
-    pictures: int | None = Option(None, min=1, help="Training drawings."),
-    batch: int | None = Option(None, min=1, help="Pictures a step."),
+    pictures: int | None = Option(None, min=1, max=10_000_000, help="Training drawings."),
+    batch: int | None = Option(None, min=1, max=MANY, help="Pictures a step."),
     device: str | None = Option(None, help="cpu, cuda, cuda:1 ..."),
-    seed: int | None = Option(None, min=0, help="Decides everything random."),
+    seed: Seed = 0,
 ) -> None:
     """Train the shipped model from nothing.
 
@@ -296,6 +320,7 @@ def train(
     from sepme.atelier.settings import TrainSettings
 
     _check_folder(out)
+    refuse_overwriting([out / "vae"], _read_of(None))
     options = {"steps": steps, "pictures": pictures, "batch": batch, "device": device, "seed": seed}
     settings = TrainSettings(**{k: v for k, v in options.items() if v is not None})
     echo(f"The model is in {training.train(out, settings)}")
@@ -304,7 +329,7 @@ def train(
 @atelier.command()
 def evaluate(
     out: Path = Option(help="Folder for the figures, the pictures and the card."),
-    seeds: int = Option(10, min=1, help="Pictures of each style and object."),
+    seeds: int = Option(10, min=1, max=MANY, help="Pictures of each style and object."),
     hardware: str = Option("", help="For the card: what trained the model."),
     limits: str = Option("", help="For the card: what its pictures lack."),
     model: Model = None,
@@ -313,18 +338,23 @@ def evaluate(
 
     Writes quality.json, samples.png and the model card, README.md. Takes some ten minutes.
     """
-    from sepme._data import shipped
-    from sepme.artefact import save_json, writable_folder
+    from sepme.artefact import save_json
     from sepme.atelier.card import write_card
     from sepme.atelier.evaluate import evaluate, sample_grid
     from sepme.model import Backbone
     from sepme.plots import png
 
-    out, backbone = writable_folder(out), Backbone.load(model)
-    quality = evaluate(backbone, _judge(model), seeds, progress=sys.stderr.isatty())
+    _check_folder(out)
+    folder = _model_path(model)
+    if not (folder / "training.json").is_file() or not (folder / "generation.json").is_file():
+        raise SepmeError(
+            f"'{folder}' does not say how its model was trained: give a folder that 'sepme atelier "
+            "train' made."
+        )
+    judge, backbone = _judge(model), Backbone.load(model)
+    quality = evaluate(backbone, judge, seeds, progress=sys.stderr.isatty())
     save_json(out / "quality.json", quality)
     write_atomically(out / "samples.png", png(sample_grid(backbone)))
-    folder = shipped("atelier") if model is None else Path(model)
     echo(write_card(folder, quality, out, hardware, limits))
 
 
@@ -358,7 +388,8 @@ def judge(
     from sepme.atelier.objects import SIZE
     from sepme.cli._pictures import read_picture
 
-    seen = _judge(model).judge(torch.stack([read_picture(file, SIZE) for file in files]))
+    pictures = torch.stack([read_picture(file, SIZE) for file in files])
+    seen = _judge(model).judge(pictures)
     table, emblem = pd.DataFrame({"picture": files}), seen.emblem.numpy()
     table["style"] = [STYLE_NAMES[i] for i in seen.style]
     table["object"] = [OBJECT_NAMES[i] for i in seen.object]
@@ -390,7 +421,7 @@ def build_course(
     """
     from sepme.course.build import TEACHER, build
 
-    _check_folder(out)
+    _check_folder(out, students or out)
     for path in build(out, students=students, teacher=teacher or TEACHER):
         echo(path)
 
@@ -459,7 +490,9 @@ def run_the_scenes(
         seed=seed,
         concepts=_indices(concepts),
     )
-    model, folders = (Backbone.load(), _judge(None), load_catalogue()), (wanted["out"], WORK)
+    folders = wanted["out"], WORK
+    _check_folder(*folders)
+    model = Backbone.load(), _judge(None), load_catalogue()
     run_scenes(*model, plan, *folders, say=echo, progress=sys.stderr.isatty())
 
 
@@ -470,7 +503,12 @@ def merge_the_scenes(
 ) -> None:
     """Put tables of several runs together; of a cell that is in two the later one counts."""
     from sepme.scenes import merge_tables
+    from sepme.scenes.protocol import EVALUATED
 
+    _check_folder(out)
+    written = [out / f"scenes_{kind}.csv" for kind in EVALUATED]
+    manifests = [[table.with_suffix(".json") for table in each] for each in (written, tables)]
+    refuse_overwriting([*written, *manifests[0]], [*tables, *manifests[1]])
     for path in merge_tables(tables, out):
         echo(path)
 
@@ -495,8 +533,10 @@ def draw_the_figures(
     """Draw the paper's figures and write its tables, published numbers beside measured ones."""
     from sepme.scenes.figures import RESULTS, draw_figures
 
-    names = None if only is None else _listed(only)
-    draw_figures(out, results or RESULTS, only=names, say=echo)
+    names, results = None if only is None else _listed(only), results or RESULTS
+    _check_folder(out)
+    refuse_overwriting([out], [results, shipped("paper")])
+    draw_figures(out, results, only=names, say=echo)
 
 
 # ------------------------------------------------------------------ helpers
@@ -531,12 +571,25 @@ def _concepts(names: str, catalogue: "Catalogue | None") -> "list[Concept]":
     return [Concept.from_text(name) for name in parse_names(names)]
 
 
-def _check_folder(out: Path) -> None:
-    """Refuse, before any work, a file where a folder of results is wanted."""
-    if out.is_file() or out.suffix == ".safetensors":
-        raise SepmeError(
-            f"'{out}' names a file, and the results need a folder: choose another with --out."
-        )
+def _check_folder(*folders: Path) -> None:
+    """Refuse, before any work, folders that cannot be written to, and the name of a file."""
+    for out in folders:
+        if os.path.isfile(out) or out.suffix == ".safetensors":
+            raise SepmeError(
+                f"'{out}' names a file, and the results need a folder: choose another with --out."
+            )
+        writable_folder(out)
+
+
+def _model_path(model: str | None) -> Path:
+    """Where a model is read from, if it is none of the hub's."""
+    return shipped("atelier") if model is None else Path(model)
+
+
+def _read_of(model: str | None) -> list[Path]:
+    """What is read of a model."""
+    path = _model_path(model)
+    return [path / name for name in MODEL] if path.is_dir() else [path]
 
 
 def _kept(file: Path | None) -> list[str]:
@@ -554,4 +607,4 @@ def _kept(file: Path | None) -> list[str]:
 def _judge(model: str | None) -> "Judge":
     from sepme.atelier.judge import Judge
 
-    return Judge.load(Path(model) / "judge.safetensors" if model is not None else None)
+    return Judge.load(_model_path(model) / "judge.safetensors")

@@ -17,7 +17,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from sepme.artefact import write_atomically
+from sepme.artefact import refuse_overwriting, write_atomically
 from sepme.course.notebook import FOLDER, tidy
 from sepme.errors import SepmeError
 
@@ -62,7 +62,8 @@ def build(
 
     Raises:
         SepmeError: no source, a source that is no notebook, unbalanced markers, metadata that
-            nbgrader would refuse, a repeated grade_id, or an answer that nothing checks.
+            nbgrader would refuse, a repeated grade_id, an answer that nothing checks, or a source
+            that would be overwritten.
     """
     sources = {path.name: read(path) for path in sorted(Path(teacher).glob("*.ipynb"))}
     if not sources:
@@ -73,6 +74,7 @@ def build(
         folder = exercises if name.endswith("_exercises.ipynb") else exercises.parent
         made[folder / name] = student(source)
         made[Path(out) / "solution" / name] = solution(source)
+    refuse_overwriting(made, [Path(teacher, name) for name in sources])
     return [
         write_atomically(path, (nbformat.writes(tidy(notebook)) + "\n").encode())
         for path, notebook in made.items()
@@ -88,7 +90,7 @@ def read(path: Path) -> NotebookNode:
     try:
         notebook = nbformat.read(path, as_version=4)
         nbformat.validate(notebook)
-    except (ValueError, nbformat.ValidationError, AttributeError, KeyError) as error:
+    except (OSError, ValueError, nbformat.ValidationError, AttributeError, KeyError) as error:
         raise SepmeError(
             f"{path.name} is no notebook of format 4: open it in JupyterLab and save it again."
         ) from error

@@ -173,7 +173,7 @@ class EvaluatedConcepts:
 
     def seeds(self, index: int, images: int, seed: int = 0) -> range:
         """Seeds of the images; no two concepts share one (up to ten thousand images)."""
-        first = 100_000 * seed + 10_000 * index
+        first = (100_000 * seed + 10_000 * index) % 2**62
         return range(first, first + images)
 
 
