@@ -4,14 +4,16 @@ import re
 from html import escape
 
 
-def in_html(words: object) -> str:
+def in_html(words: object, *, quote: bool = True) -> str:
     """The words for HTML, where `$` and a backslash begin no formula."""
-    return re.sub(r"[$\\]", lambda sign: f"<span>&#{ord(sign[0])};</span>", escape(str(words)))
+    return re.sub(
+        r"[$\\]", lambda sign: f"<span>&#{ord(sign[0])};</span>", escape(str(words), quote)
+    )
 
 
 def in_markdown(words: object) -> str:
     """The words for a line of Markdown, or for a cell of its tables."""
-    line = in_html(" ".join(str(words).split()))
+    line = in_html(" ".join(str(words).split()), quote=False)
     return re.sub(r"[`*\[\]|~]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", line)
 
 
