@@ -344,6 +344,7 @@ SHAPES: dict[int, dict[str, dict[str, Any]]] = {
 #: The noise schedule of all of them.
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SCHEDULE |= {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+_CONV_IN = "model.diffusion_model.input_blocks.0.0.weight"
 _TO_K = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 
 
@@ -373,12 +374,15 @@ def clip_tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:
 def _from_one_file(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
     with safe_open(path, framework="pt") as file:
         names = set(file.keys())
-        width = file.get_slice(_TO_K).get_shape()[1] if _TO_K in names else None
-    if width not in SHAPES:
+        inputs = {name: file.get_slice(name).get_shape()[1] for name in names & {_CONV_IN, _TO_K}}
+    width, channels = inputs.get(_TO_K), inputs.get(_CONV_IN, 4)
+    if width not in SHAPES or channels != 4:
+        found = "there is none of a UNet" if width is None else f"here {width} and {channels}"
+        if any(name.startswith("conditioner.embedders.1.") for name in names):
+            found = OTHERS["text_encoder_2"]
         raise SepmeError(
-            f"'{path}' is no checkpoint of Stable Diffusion 1.x or 2.x, whose text embeddings have "
-            f"a width of 768 or 1024 (here {width or 'there are none'}): give one, or a diffusers "
-            "folder."
+            f"'{path}' is no checkpoint of Stable Diffusion 1.x or 2.x, whose text is 768 or 1024 "
+            f"wide and whose noise has 4 channels ({found}): give one, or a diffusers folder."
         )
     with tempfile.TemporaryDirectory() as folder:
         _write_configs(Path(folder), width)

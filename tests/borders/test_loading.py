@@ -462,7 +462,13 @@ def test_a_model_that_gives_noise_back_predicts_noise(share: float, noise: bool)
     ("name", "tensors", "said"),
     [
         ("lora.safetensors", {"unet.lora_A.weight": torch.zeros(2, 2)}, "no checkpoint of Stable"),
-        ("xl.safetensors", {loading._TO_K: torch.zeros(2, 2048)}, "here 2048"),
+        ("wide.safetensors", {loading._TO_K: torch.zeros(2, 2048)}, "here 2048"),
+        ("xl.safetensors", {"conditioner.embedders.1.a": torch.zeros(2)}, "second text encoder"),
+        (
+            "inpainting.safetensors",
+            {loading._TO_K: torch.zeros(2, 768), loading._CONV_IN: torch.zeros(2, 9, 3, 3)},
+            "here 768 and 9",
+        ),
         ("half.safetensors", {loading._TO_K: torch.zeros(2, 768)}, "no Stable Diffusion pipeline"),
         ("cut.safetensors", b"\x10\0\0\0\0\0\0\0{", "no Stable Diffusion pipeline"),
         ("empty.safetensors", b"", "no Stable Diffusion pipeline"),
