@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from sepme.metrics import LinearProbe, alexnet_available, fit_probe
-from sepme.metrics.linear_probe import alexnet_means
 from tests.drawings import drawings
 from tests.refusals import refused
 
@@ -87,9 +86,9 @@ def test_its_features_are_the_means_of_torchvision_s_layers(sets: dict[str, Tens
             x = layer(x)
             if isinstance(layer, torch.nn.ReLU):
                 expected.append(x.mean((2, 3)))
-    found = torch.from_numpy(alexnet_means(images)).float()
+    found = _networks.alexnet_means(images, side=224)
     torch.testing.assert_close(found, torch.cat(expected, 1), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(torch.from_numpy(alexnet_means(images[1:])).float(), found[1:])
+    torch.testing.assert_close(_networks.alexnet_means(images[1:], side=224), found[1:])
 
 
 @needs_alexnet

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sepme._data import WeightsFile
 from sepme.errors import SepmeError
@@ -81,11 +82,33 @@ def read_arrays(content: bytes) -> dict[str, Any]:
     return _ArraysOnly(io.BytesIO(content)).load()
 
 
-def check_images(images: Tensor) -> None:
-    """Raise a `SepmeError` unless these are images `[n, 3, h, w]` with values in [0, 1]."""
-    fits = images.ndim == 4 and images.shape[1] == 3 and len(images) and images.is_floating_point()
-    if not (fits and images.min() >= 0 and images.max() <= 1):  # which NaN is not either
-        raise SepmeError(
-            "Images are floating point tensors of shape [n, 3, h, w] with values in [0, 1], not "
-            f"{images.dtype} of shape {list(images.shape)}."
-        )
+@torch.no_grad()
+def alexnet_means(images: Tensor, side: int | None = None) -> Tensor:
+    """The mean of every channel of AlexNet's five layers, after their ReLU: `[n, 1152]`.
+
+    Args:
+        images: `[n, 3, h, w]` in [0, 1].
+        side: pixels a side to resize them to; None for none.
+    """
+    network = alexnet().to(images.device)
+    rows = []
+    for x in images.float().split(32):
+        if side is not None:
+            x = F.interpolate(x, (side, side), mode="bilinear", antialias=True)
+        layers = network.net(network.scaling_layer(2 * x - 1))  # ImageNet's mean and deviation
+        rows.append(torch.cat([layer.mean((2, 3)) for layer in layers], 1))
+    return torch.cat(rows)
+
+
+def check_images(*sets: Tensor) -> None:
+    """Raise a `SepmeError` unless these are images `[n, 3, h, w]` in [0, 1], all of one shape."""
+    for x in sets:
+        fits = x.ndim == 4 and x.shape[1] == 3 and len(x) and x.is_floating_point()
+        if not (fits and x.min() >= 0 and x.max() <= 1):  # which NaN is not either
+            raise SepmeError(
+                "Images are floating point tensors of shape [n, 3, h, w] with values in [0, 1], "
+                f"not {x.dtype} of shape {list(x.shape)}."
+            )
+    if len({x.shape for x in sets}) > 1:
+        shapes = ", ".join(str(list(x.shape)) for x in sets)
+        raise SepmeError(f"Images that are compared one by one have one shape, not {shapes}.")

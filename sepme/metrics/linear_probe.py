@@ -16,10 +16,9 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sepme.errors import SepmeError
-from sepme.metrics._networks import alexnet, check_images
+from sepme.metrics._networks import alexnet_means, check_images
 from sepme.metrics.estimate import Estimate, estimate_share
 
 if TYPE_CHECKING:
@@ -29,8 +28,6 @@ __all__ = ["LinearProbe", "fit_probe"]
 
 #: The fewest images of a concept: two to train on and two to test with.
 _FEWEST = 4
-#: Pixels a side that AlexNet was trained at, and images a pass.
-_SIDE, _BATCH = 224, 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +43,7 @@ class LinearProbe:
 
     def probabilities(self, images: Tensor) -> Tensor:
         """The probability of each concept in each image `[n, 3, h, w]` in [0, 1]: `[n, k]`."""
-        return torch.from_numpy(self.classifier.predict_proba(alexnet_means(images)))
+        return torch.from_numpy(self.classifier.predict_proba(_features(images)))
 
     def sees(self, images: Tensor, name: str) -> Tensor:
         """Whether each image, bool `[n]`, shows this concept rather than any other.
@@ -89,7 +86,7 @@ def fit_probe(images: Mapping[str, Tensor], seed: int = 0) -> LinearProbe:
             f"{counts or 'none'}."
         )
     names = tuple(images)
-    features = np.concatenate([alexnet_means(some) for some in images.values()])
+    features = np.concatenate([_features(some) for some in images.values()])
     labels = np.repeat(np.arange(len(names)), [len(some) for some in images.values()])
     x, x_test, y, y_test = train_test_split(
         features, labels, test_size=0.3, stratify=labels, random_state=seed
@@ -99,18 +96,7 @@ def fit_probe(images: Mapping[str, Tensor], seed: int = 0) -> LinearProbe:
     return LinearProbe(names, classifier, pd.DataFrame(counts, names, names))
 
 
-@torch.no_grad()
-def alexnet_means(images: Tensor) -> np.ndarray:
-    """The mean of every channel of AlexNet's five layers, after their ReLU: `[n, 1152]`.
-
-    Raises:
-        SepmeError: AlexNet's weights are not installed, or the tensor holds no images.
-    """
+def _features(images: Tensor) -> np.ndarray:
+    """`alexnet_means` at the size that AlexNet was trained at, in double precision."""
     check_images(images)
-    network = alexnet().to(images.device)
-    rows = []
-    for x in images.float().split(_BATCH):
-        x = F.interpolate(x, (_SIDE, _SIDE), mode="bilinear", antialias=True)
-        layers = network.net(network.scaling_layer(2 * x - 1))  # ImageNet's mean and deviation
-        rows.append(torch.cat([layer.mean((2, 3)) for layer in layers], 1).double().cpu())
-    return torch.cat(rows).numpy()
+    return alexnet_means(images, side=224).double().cpu().numpy()

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sepme.errors import SepmeError
 from sepme.metrics._networks import ALEXNET, alexnet, check_images
 from sepme.metrics.estimate import Estimate, estimate_mean
 
@@ -43,13 +42,7 @@ def lpips_distance(a: Tensor, b: Tensor, size: int | None = None) -> Tensor:
     Raises:
         SepmeError: the weights are not installed, or the tensors hold no images of one shape.
     """
-    for images in (a, b):
-        check_images(images)
-    if a.shape != b.shape:
-        raise SepmeError(
-            f"Images that are compared in pairs have one shape, not {list(a.shape)} and "
-            f"{list(b.shape)}."
-        )
+    check_images(a, b)
     network = alexnet().to(a.device)
     pairs = zip(a.float().split(_BATCH), b.float().to(a.device).split(_BATCH), strict=True)
     distances = [network(_resized(x, size), _resized(y, size), normalize=True) for x, y in pairs]
