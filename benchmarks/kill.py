@@ -1,0 +1,209 @@
+"""A command that is killed at any moment, and started again, ends as if it had never been killed.
+
+    python benchmarks/kill.py                                    # everything: hours
+    python benchmarks/kill.py erase course --signals KILL --kills 3
+
+Each command runs once to its end. Then, for each signal, it runs in a folder of its own, is killed
+at a random moment after its imports, runs again in the same folder, is killed again, and at last
+runs to its end. All files there must have the bytes of the first run, and there must be no others.
+Only "seconds" in JSON files may differ. A run that ends before it is killed is compared as well,
+and the next one begins in another folder.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import typer
+
+TEACHER = Path(__file__).resolve().parent.parent / "notebooks" / "teacher"
+#: What is typed in an empty folder. The options make the commands as short as they can be.
+COMMANDS = {
+    "erase": ["erase", "neon", "--preset", "from_zero"],
+    "closed": ["erase", "neon, boat", "--closed-form"],
+    "course": ["course", "build", "--teacher", str(TEACHER)],
+    "figures": ["figures", "--only", "alone_style, watermark_style, before_after_style_scene1"],
+    "tables": ["figures", "--only", "watermark_object"],
+    "scenes": ["scenes", "run", "--quick", "--images", "4", "--concepts", "0, 6"],
+    "demo": ["demo", "--erase", "neon, boat", "--samples", "2", "--retained", "2"],
+}
+#: Those that go on from where they were killed, so that ten kills are spread over one run.
+RESUMED = ("erase", "scenes")
+#: What every command does first.
+LOADING = "from sepme.model import Backbone; import sepme.cli; Backbone.load()"
+
+
+@dataclass
+class Run:
+    """How a command ended."""
+
+    code: int
+    said: str
+    """On stderr."""
+    seconds: float
+    """After its imports, or after it first wrote something."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether it did its work; a signal that comes while Python itself ends may kill it."""
+        return self.code == 0 or (self.code == -signal.SIGINT and not self.said)
+
+
+def seen(folder: Path) -> dict[Path, tuple[int, int]]:
+    """What is in a folder, and when it was written."""
+    found = {}
+    for path in folder.rglob("*"):
+        try:
+            about = path.stat()
+        except FileNotFoundError:  # a temporary name, gone again
+            continue
+        found[path] = (about.st_mtime_ns, about.st_size)
+    return found
+
+
+def run(words: list[str], folder: Path, loading: float, kill: tuple[int, float] | None) -> Run:
+    """Run a command in a folder; after so many seconds of work it gets a signal."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log, before, start = folder.parent / "stderr", seen(folder), time.monotonic()
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sepme.cli", *words],
+            cwd=folder,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+        )
+    while process.poll() is None and time.monotonic() < start + loading and seen(folder) == before:
+        time.sleep(0.002)
+    begin = time.monotonic()
+    if kill is not None:
+        number, delay = kill
+        try:
+            process.wait(delay)
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+    code = process.wait()
+    return Run(code, log.read_text(), time.monotonic() - begin)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What is left of a run: its files, and its empty folders."""
+    found = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file():
+            found[name] = path.read_bytes()
+            if path.suffix == ".json":
+                found[name] = json.dumps(timeless(json.loads(found[name]))).encode()
+        elif not any(path.iterdir()):
+            found[f"{name}/"] = b""
+    return found
+
+
+def timeless(content: Any) -> Any:
+    """JSON values without what a clock measured."""
+    if isinstance(content, dict):
+        return {key: timeless(value) for key, value in content.items() if key != "seconds"}
+    return content
+
+
+def differences(folder: Path, reference: dict[str, bytes]) -> list[str]:
+    """Names of files that are missing, left over, or other than in the reference."""
+    found = files(folder)
+    return sorted(name for name in {*found, *reference} if found.get(name) != reference.get(name))
+
+
+@dataclass
+class Outcome:
+    """What became of a chain of kills."""
+
+    kills: int = 0
+    finished: int = 0
+    """Runs that ended before they were killed."""
+    wrong: tuple[str, ...] = ()
+    """What should not have happened, in words."""
+
+
+class Kills:
+    """A command, its reference, and chains of kills."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.words, self.folder = name, COMMANDS[name], folder
+        start = time.monotonic()
+        subprocess.run([sys.executable, "-c", LOADING], check=True)
+        self.loading = time.monotonic() - start
+        whole = run(self.words, folder / "reference" / "run", self.loading, None)
+        if whole.code:
+            raise SystemExit(f"{name}: the reference ended with {whole.code}. {whole.said}")
+        self.seconds, self.reference = whole.seconds, files(folder / "reference" / "run")
+
+    def chain(self, which: signal.Signals, kills: int, seed: int) -> Outcome:
+        """Kill the command so many times in one folder, and let it end at last."""
+        choose = random.Random(f"{seed} {self.name} {which.name}")
+        longest = self.seconds * (min(1, 2 / kills) if self.name in RESUMED else 1)
+        outcome, wrong = Outcome(), []
+        folders = (self.folder / f"{which.name} {n}" / "run" for n in range(10**6))
+        folder, limit = next(folders), 3 * kills
+        while outcome.kills < kills and outcome.kills + outcome.finished < limit:
+            kill = (which, choose.uniform(0, longest))
+            ended = run(self.words, folder, self.loading, kill)
+            wrong += complaints(ended, which)
+            if ended.finished:
+                outcome.finished += 1
+                wrong += differences(folder, self.reference)
+                folder = next(folders)
+            else:
+                outcome.kills += 1
+        last = run(self.words, folder, self.loading, None)
+        wrong += [f"the last run ended with {last.code}: {last.said}"] if last.code else []
+        outcome.wrong = (*wrong, *differences(folder, self.reference))
+        return outcome
+
+
+def complaints(ended: Run, which: signal.Signals) -> Iterator[str]:
+    """What a killed process must not do. Ctrl-C is answered with a sentence and the code 130."""
+    expected = 130 if which == signal.SIGINT else -which
+    if ended.code != expected and not ended.finished:
+        yield f"code {ended.code}: {ended.said[-500:]}"
+    if "Traceback" in ended.said:
+        yield f"a traceback: {ended.said[-500:]}"
+    if ended.code == 130 and "sepme: Interrupted" not in ended.said.strip().splitlines()[-1]:
+        yield f"no sentence: {ended.said[-500:]}"
+
+
+def main(
+    commands: Annotated[list[str] | None, typer.Argument(help=", ".join(COMMANDS))] = None,
+    signals: Annotated[str, typer.Option(help="With commas between.")] = "KILL,TERM,INT",
+    kills: Annotated[int, typer.Option(min=1, help="Kills a command and signal.")] = 10,
+    seed: Annotated[int, typer.Option(help="Decides the moments.")] = 0,
+) -> None:
+    """Print a line a command and signal; end with code 1 if anything was wrong."""
+    found: Counter[bool] = Counter()
+    for name in commands or COMMANDS:
+        with TemporaryDirectory() as folder:
+            killed = Kills(name, Path(folder))
+            typer.echo(
+                f"{name}: {len(killed.reference)} files, {killed.loading:.1f} s of imports, then "
+                f"{killed.seconds:.1f} s"
+            )
+            for word in signals.split(","):
+                outcome = killed.chain(signal.Signals[f"SIG{word.strip()}"], kills, seed)
+                found[bool(outcome.wrong)] += 1
+                typer.echo(f"  {word}: {outcome.kills} killed, {outcome.finished} ended before")
+                for sentence in outcome.wrong:
+                    typer.echo(f"    WRONG {sentence}")
+    raise typer.Exit(int(found[True] > 0))
+
+
+if __name__ == "__main__":
+    typer.run(main)
