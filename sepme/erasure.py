@@ -30,16 +30,7 @@ from sepme.model import Backbone
 from sepme.nullspace import Constraint, constrain
 from sepme.training import Step, Trainer, mix
 
-__all__ = [
-    "PRESETS",
-    "ErasureSettings",
-    "ErasureStep",
-    "erase",
-    "preset",
-    "recorded_settings",
-    "retain_set",
-]
-
+__all__ = ["PRESETS", "ErasureSettings", "ErasureStep", "erase", "preset"]
 
 Weights = Mapping[str, Tensor]
 

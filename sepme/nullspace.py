@@ -32,7 +32,6 @@ __all__ = [
     "damped_projection",
     "null_space",
     "pivot_rows",
-    "refuse_meaningless",
     "row_basis",
 ]
 

@@ -8,13 +8,12 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from sepme.baselines import BASELINES, sampling
-from sepme.baselines._train import Student, TrainingSettings
+from sepme.baselines._train import Student, TrainingSettings, distillation
 from sepme.baselines.abconcept import PRESETS as ABLATION
 from sepme.baselines.abconcept import AbConceptSettings, ablation_loss, prior_loss
 from sepme.baselines.esd import ESDSettings, esd_target
 from sepme.baselines.fmn import attention_logits, attention_loss, logits_loss, recorded
 from sepme.baselines.prompts import OWN
-from sepme.baselines.sdd import sdd_loss
 from sepme.concept import Concept
 from sepme.training import mix
 from tests.miniature import NEON, PREDICTIONS, QUIET, shared, watched
@@ -119,7 +118,7 @@ def test_esd_learns() -> None:
 @pytest.mark.parametrize("prediction_type", PREDICTIONS)
 def test_sdd_s_loss_by_hand_with_a_constant_target(prediction_type: str) -> None:
     case = Case(prediction_type)
-    loss = sdd_loss(case.student, case.x_t, case.t, case.c, case.c_0)
+    loss = distillation(case.student, case.student, case.x_t, case.t, case.c, case.c_0)
     target = case.theta(case.c_0).detach()
     assert_close(loss, mse(case.theta(case.c), target))
     expected = case.gradients(mse(case.theta(case.c), target))

@@ -39,9 +39,6 @@ def with_new_words(
     """Token ids of a prompt with new words in place of the concept's name, and a mask of bool.
 
     The mask marks the new words and the end-of-text positions `end`; both are `[tokens]`.
-
-    Raises:
-        SepmeError: the prompt does not name the concept, or the new words do not fit into it.
     """
     known = len(_table(backbone))
     ids = backbone.pipe.tokenizer(prompt, truncation=False).input_ids
@@ -71,9 +68,7 @@ def invert(
 ) -> Tensor:
     """Learn new words `[words, d_in]`: they minimise `MSE(eps(x_t, e(prompt), t), noise)`.
 
-    Args:
-        prompts: one an image; each names the concept.
-        images: latents `[n, c, h, w]`.
+    The images are latents `[n, c, h, w]`, with one prompt each that names the concept.
     """
     found = [with_new_words(backbone, prompt, name, settings.words)[0] for prompt in prompts]
     ids = torch.stack(found).to(backbone.device)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -34,11 +35,7 @@ SELECTORS: Mapping[str, Callable[[str], bool]] = {
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How a baseline is trained, whatever its loss. Subclasses add the loss.
-
-    Raises:
-        SepmeError: a value that makes no sense.
-    """
+    """How a baseline is trained, whatever its loss. Subclasses add the loss."""
 
     iterations: int = 1000
     learning_rate: float = 1e-5
@@ -80,8 +77,7 @@ def select(backbone: Backbone, trains: str) -> dict[str, Tensor]:
 class Student:
     """theta: the UNet with trained copies of some parameters, put in place for one call at a time.
 
-    The frozen original theta* is then the UNet itself: there is no second model, and nothing is
-    ever written to the pipeline.
+    The frozen original theta* is the UNet itself, and nothing is ever written to the pipeline.
     """
 
     def __init__(self, backbone: Backbone, settings: TrainingSettings) -> None:
@@ -192,6 +188,25 @@ def provenance(
         versions=versions(),
         **how,
     )
+
+
+#: What the SepME authors' own settings of a baseline have in common.
+SEPME_PAPER: Mapping[str, Any] = {
+    "learning_rate": 1e-5,
+    "trains": "attn2",
+    "optimiser": "adam",
+    "weight_decay": 0.0,
+    "clip": None,
+}
+
+
+def distillation(
+    student: Student, teacher: Student | Backbone, x_t: Tensor, t: Tensor, c: Tensor, target: Tensor
+) -> Tensor:
+    """`MSE(eps_theta(x_t, c, t), sg eps_teacher(x_t, target, t))`, embeddings `[n, tokens, d]`."""
+    with torch.no_grad():
+        goal = teacher.epsilon(x_t, t, target)
+    return mse_loss(student.epsilon(x_t, t, c), goal)
 
 
 def noised(

@@ -28,7 +28,14 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from sepme._checks import at_least, choose
-from sepme.baselines._train import Objective, Student, TrainingSettings, noised
+from sepme.baselines._train import (
+    SEPME_PAPER,
+    Objective,
+    Student,
+    TrainingSettings,
+    distillation,
+    noised,
+)
 from sepme.baselines.prompts import OWN, check_prompt, pairs
 from sepme.concept import Concept, evenly
 from sepme.errors import SepmeError
@@ -42,8 +49,7 @@ class AbConceptSettings(TrainingSettings):
     """How concept ablation is trained."""
 
     iterations: int = 100
-    learning_rate: float = 1.6e-5
-    """The effective one: 2e-6 times the batch."""
+    learning_rate: float = 1.6e-5  # the effective one: 2e-6 times the batch
     batch: int = 8
     trains: str = "attn2_kv"
     optimiser: str = "adamw"
@@ -93,13 +99,9 @@ PRESETS: Mapping[str, AbConceptSettings] = {
     "official": AbConceptSettings(),
     "official_prior": AbConceptSettings(prior="noise"),
     "sepme_paper": AbConceptSettings(
+        **SEPME_PAPER,
         iterations=150,
-        learning_rate=1e-5,
         batch=1,
-        trains="attn2",
-        optimiser="adam",
-        weight_decay=0.0,
-        clip=None,
         prompt="{name} painting",
         anchor="painting",
         teacher="original",
@@ -124,11 +126,7 @@ PRESETS_RETAINED: Mapping[str, AbConceptSettings] = {
 def objective(
     student: Student, concept: Concept, settings: AbConceptSettings, keep: Sequence[str] = ()
 ) -> Objective:
-    """The loss of concept ablation for one concept, on images that the original draws once.
-
-    Raises:
-        SepmeError: prompts to keep without the prior that uses them, or the other way round.
-    """
+    """The loss of concept ablation for one concept, on images that the original draws once."""
     if bool(keep) != (settings.prior == "retained"):
         raise SepmeError("AbConcept takes prompts to keep and prior='retained' only together.")
     backbone = student.backbone
@@ -167,16 +165,14 @@ def ablation_loss(
     x_t: Tensor,
     t: Tensor,
     noise: Tensor,
-    target: Tensor,
+    c: Tensor,
     anchor: Tensor,
 ) -> Tensor:
     """The first term, for embeddings `[n, tokens, d_in]` of concept and anchor."""
-    goal = noise
-    if settings.target == "model":  # what the anchor's prompt predicts, a constant
-        teacher = student if settings.teacher == "current" else student.backbone
-        with torch.no_grad():
-            goal = teacher.epsilon(x_t, t, anchor)
-    return mse_loss(student.epsilon(x_t, t, target), goal)
+    if settings.target == "noise":
+        return mse_loss(student.epsilon(x_t, t, c), noise)
+    teacher = student if settings.teacher == "current" else student.backbone
+    return distillation(student, teacher, x_t, t, c, anchor)
 
 
 def prior_loss(
@@ -185,8 +181,6 @@ def prior_loss(
     """The prior without its weight, for embeddings `[n, tokens, d_in]` of what it holds."""
     if settings.prior == "none":
         return x_t.new_zeros(())
-    goal = noise
-    if settings.prior != "noise":
-        with torch.no_grad():
-            goal = student.backbone.epsilon(x_t, t, c)
-    return mse_loss(student.epsilon(x_t, t, c), goal)
+    if settings.prior == "noise":
+        return mse_loss(student.epsilon(x_t, t, c), noise)
+    return distillation(student, student.backbone, x_t, t, c, c)

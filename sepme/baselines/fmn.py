@@ -10,9 +10,8 @@ The published code first inverts the concept into new words (textual inversion),
 end-of-text token among S. On Stable Diffusion 1.x, whose padding is that same token, this means
 all of the padding; on 2.x, which the code was written for, one position.
 
-The inverted embedding is used only in the prompt with which the attention is measured. The result
-changes the UNet alone and is drawn with ordinary prompts; it forgets these as far as the new words
-resemble the concept's name.
+The inverted embedding is used only where the attention is measured. The result changes the UNet
+alone, and forgets ordinary prompts as far as the new words resemble the concept's name.
 
 The SepME authors ran another loss, on the logits before the softmax, which draws the concept's
 prompt to the same prompt without it; gradients flow into both:
@@ -34,7 +33,7 @@ from torch.nn.functional import mse_loss
 
 from sepme._checks import at_least, choose
 from sepme.baselines._inversion import InversionSettings, encode, invert, with_new_words
-from sepme.baselines._train import Objective, Student, TrainingSettings, noised
+from sepme.baselines._train import SEPME_PAPER, Objective, Student, TrainingSettings, noised
 from sepme.baselines.prompts import ENDS, OWN, check_prompt, concept_mask, pairs, token_ids
 from sepme.concept import Concept, evenly
 from sepme.errors import SepmeError
@@ -92,12 +91,8 @@ PRESETS: Mapping[str, FMNSettings] = {
     "official": FMNSettings(),
     "official_attn2": FMNSettings(trains="attn2"),
     "sepme_paper": FMNSettings(
+        **SEPME_PAPER,
         iterations=50,
-        learning_rate=1e-5,
-        trains="attn2",
-        optimiser="adam",
-        weight_decay=0.0,
-        clip=None,
         prompt="a painting of {name}",
         style_prompt="a painting of {name}",
         scores="logits",
@@ -149,12 +144,7 @@ def _tokens(backbone: Backbone, prompt: str, name: str, s: FMNSettings) -> tuple
 
 # ---------------------------------------------------------------------- the losses
 def attention_loss(student: Student, x_t: Tensor, t: Tensor, c: Tensor, mask: Tensor) -> Tensor:
-    """`|| A[:, S] ||_F` over all cross-attentions, heads and pixels.
-
-    Args:
-        c: `[n, tokens, d_in]`.
-        mask: S, `[n, tokens]` of bool.
-    """
+    """`|| A[:, S] ||_F` of c `[n, tokens, d_in]`, with the mask S `[n, tokens]` of bool."""
     attention = (logits.softmax(-1) for logits in attention_logits(student, x_t, t, c))
     seen = [A.masked_fill(~mask[:, None, None], 0.0).square().sum() for A in attention]
     return torch.stack(seen).sum().sqrt()

@@ -121,9 +121,7 @@ def sampled(
 ) -> Objective:
     """Train on half-finished pictures: prompts, stop and noise are drawn anew each iteration.
 
-    Args:
-        predict: draws the pictures.
-        loss: of x_t, t, and the embeddings of the prompts and of the empty one.
+    `predict` draws the pictures; the loss is of x_t, t, and the prompts' and empty embeddings.
     """
     backbone, n = student.backbone, settings.batch
     texts = tuple(text for text, _ in pairs(concept, settings.prompt))

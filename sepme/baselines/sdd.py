@@ -16,11 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-from torch import Tensor
-from torch.nn.functional import mse_loss
-
-from sepme.baselines._train import Objective, Student
+from sepme.baselines._train import Objective, Student, distillation
 from sepme.baselines.sampling import SampledSettings, sampled
 from sepme.concept import Concept
 from sepme.errors import SepmeError
@@ -57,12 +53,5 @@ PRESETS: Mapping[str, SDDSettings] = {
 
 def objective(student: Student, concept: Concept, settings: SDDSettings) -> Objective:
     """SDD's loss for one concept, on pictures that the running mean draws half-way."""
-    loss = partial(sdd_loss, student)
+    loss = partial(distillation, student, student)
     return sampled(student, concept, settings, "SDD", student.averaged_epsilon, loss)
-
-
-def sdd_loss(student: Student, x_t: Tensor, t: Tensor, c: Tensor, c_0: Tensor) -> Tensor:
-    """`MSE(eps_theta(x_t, c, t), sg eps_theta(x_t, "", t))`."""
-    with torch.no_grad():
-        target = student.epsilon(x_t, t, c_0)
-    return mse_loss(student.epsilon(x_t, t, c), target)
