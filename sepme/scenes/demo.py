@@ -76,7 +76,7 @@ def run_demo(
     deltas = [entry.delta for entry in trained]
     watch.append(time.perf_counter())
     say(f"Composing the {len(deltas)} deltas, restoring, and drawing before_after.png ...")
-    pictures, proof = _compose(backbone, deltas, grid, seed)
+    pictures, proof = _compose(backbone, deltas, grid, seed % 2**62)  # room for the next
     watch.append(time.perf_counter())
     say(f"Judging {2 * (samples * len(deltas) + retained)} pictures ...")
     report = _judge(backbone, judge, trained, grid, samples, retained)
