@@ -10,7 +10,9 @@ Only "seconds" in JSON files may differ. A run that ends before it is killed is 
 and the next one begins in another folder.
 """
 
+import itertools
 import json
+import math
 import os
 import random
 import signal
@@ -18,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -137,26 +139,23 @@ class Outcome:
 class Kills:
     """A command, its reference, and chains of kills."""
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.words, self.folder = name, COMMANDS[name], folder
-        start = time.monotonic()
-        subprocess.run([sys.executable, "-c", LOADING], check=True)
-        self.loading = time.monotonic() - start
-        whole = run(self.words, folder / "reference" / "run", self.loading, None)
+    def __init__(self, words: list[str], folder: Path, loading: float = math.inf) -> None:
+        self.words, self.folder, self.loading = words, folder, loading
+        whole = run(words, folder / "reference" / "run", loading, None)
         if whole.code:
-            raise SystemExit(f"{name}: the reference ended with {whole.code}. {whole.said}")
+            raise SystemExit(f"{words}: the reference ended with {whole.code}. {whole.said}")
         self.seconds, self.reference = whole.seconds, files(folder / "reference" / "run")
 
-    def chain(self, which: signal.Signals, kills: int, seed: int) -> Outcome:
-        """Kill the command so many times in one folder, and let it end at last."""
-        choose = random.Random(f"{seed} {self.name} {which.name}")
-        longest = self.seconds * (min(1, 2 / kills) if self.name in RESUMED else 1)
+    def chain(self, signals: Sequence[signal.Signals], seed: int = 0) -> Outcome:
+        """Kill the command with one signal after the other in one folder; let it end at last."""
+        choose = random.Random(f"{seed} {self.words} {signals}")
+        resumed = self.words[0] in RESUMED
+        longest = self.seconds * (min(1, 2 / len(signals)) if resumed else 1)
         outcome, wrong = Outcome(), []
-        folders = (self.folder / f"{which.name} {n}" / "run" for n in range(10**6))
-        folder, limit = next(folders), 3 * kills
-        while outcome.kills < kills and outcome.kills + outcome.finished < limit:
-            kill = (which, choose.uniform(0, longest))
-            ended = run(self.words, folder, self.loading, kill)
+        folders = (self.folder / f"{signals[0].name} {n}" / "run" for n in itertools.count())
+        folder = next(folders)
+        for which in signals:
+            ended = run(self.words, folder, self.loading, (which, choose.uniform(0, longest)))
             wrong += complaints(ended, which)
             if ended.finished:
                 outcome.finished += 1
@@ -191,13 +190,13 @@ def main(
     found: Counter[bool] = Counter()
     for name in commands or COMMANDS:
         with TemporaryDirectory() as folder:
-            killed = Kills(name, Path(folder))
-            typer.echo(
-                f"{name}: {len(killed.reference)} files, {killed.loading:.1f} s of imports, then "
-                f"{killed.seconds:.1f} s"
-            )
+            start = time.monotonic()
+            subprocess.run([sys.executable, "-c", LOADING], check=True)
+            killed = Kills(COMMANDS[name], Path(folder), time.monotonic() - start)
+            about = len(killed.reference), killed.loading, killed.seconds
+            typer.echo("{}: {} files, {:.1f} s of imports, then {:.1f} s".format(name, *about))
             for word in signals.split(","):
-                outcome = killed.chain(signal.Signals[f"SIG{word.strip()}"], kills, seed)
+                outcome = killed.chain([signal.Signals[f"SIG{word.strip()}"]] * kills, seed)
                 found[bool(outcome.wrong)] += 1
                 typer.echo(f"  {word}: {outcome.kills} killed, {outcome.finished} ended before")
                 for sentence in outcome.wrong:

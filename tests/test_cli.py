@@ -1,12 +1,6 @@
 """The command line on the miniature pipeline: what it writes, what it refuses, how it resumes."""
 
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -157,53 +151,13 @@ def test_a_later_concept_leaves_the_earlier_ones_alone(model: Path, deltas: Path
     assert "Already erased" in sepme(*command).stdout
 
 
-# ------------------------------------------------------------------ SIGKILL
-def _command(model: Path, out: Path) -> list[str]:
-    return ["erase", "neon, ink", "--out", str(out), "--model", str(model)]
-
-
-def _kill_at_a_random_moment(model: Path, out: Path) -> None:
-    """Start erasing in a process of its own; kill it some time after its first checkpoint."""
-    code = (
-        "from sepme import erasure; from sepme.cli import app; "
-        f"erasure.PRESETS['default'] = erasure.{PRESETS['default']!r}; app()"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *_command(model, out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    while process.poll() is None and not list(out.glob(".*.checkpoint")):
-        time.sleep(0.01)
-    delay = random.SystemRandom().uniform(0, 0.3)
-    print(f"killed {delay:.3f} s after the first checkpoint")  # shown if the test fails
-    time.sleep(delay)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL  # it had not finished
-
-
-def test_killed_and_started_again_it_ends_in_the_same_bytes(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    short = replace(PRESETS["default"], batch=2, images=2, iterations=30, tau=-9.0)
-    monkeypatch.setitem(PRESETS, "default", short)
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    sepme(*_command(model, whole))
-    killed.mkdir()
-    _kill_at_a_random_moment(model, killed)
-    sepme(*_command(model, killed))
-    for name in ("neon.safetensors", "ink.safetensors"):
-        assert (killed / name).read_bytes() == (whole / name).read_bytes()
-    assert list(killed.glob(".*.checkpoint")) == []
-
-
+# ------------------------------------------------------------------ Ctrl-C (tests/borders kills)
 def test_ctrl_c_says_how_to_go_on(model: Path, tmp_path: Path, monkeypatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sepme.cli.tasks.erase_into", interrupt)
-    result = sepme(*_command(model, tmp_path), ok=False)
+    result = sepme("erase", "neon, ink", "--out", tmp_path, "--model", model, ok=False)
     assert result.exit_code == 130
     assert result.stderr.strip() == (
         "sepme: Interrupted. The same command goes on from the last checkpoint."
