@@ -1,11 +1,10 @@
 """How concepts get in one another's way: angles, energies, sums, and measured damage.
 
-A delta `B Q` sees nothing of the text but its part in the row space of Q. So two deltas `B_i Q_i`
-and `B_j Q_j` meet in three places. Their row spaces may share directions of the text embedding
-(principal angles). A prompt of one may have a part in the row space of the other (energy); without
-one, the other cannot touch it (paper eq. 6). And the network between weights and noise is not
-linear, so two changes together need not be the sum of the two (additivity). What it comes to is
-measured: how much does a delta change what is not its own?
+A delta `B Q` sees nothing of the text but its part in the row space of Q. So two deltas meet in
+three places. Their row spaces may share directions (principal angles). A prompt of one may have a
+part in the row space of the other (energy); without one, the other cannot touch it (paper eq. 6).
+And the network is not linear, so two changes together need not be the sum of the two (additivity).
+What it comes to is measured: how much does a delta change what is not its own?
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +16,6 @@ import pandas as pd
 import torch
 from scipy.linalg import subspace_angles
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sepme.artefact import same_model, versions
 from sepme.composition import Composition
@@ -49,8 +47,7 @@ __all__ = [
 def row_space(delta: ConceptDelta) -> Tensor:
     """Orthonormal rows `[q, d_in]`, float64: the directions of the text that a delta reads.
 
-    They span the rows of all layers' `B_l Q_l`. Directions that every B_l maps to zero do not
-    belong to them.
+    They span the rows of all layers' `B_l Q_l`, without what every B_l maps to zero.
 
     Raises:
         SepmeError: the delta is zero.
@@ -65,20 +62,15 @@ def principal_cosines(a: Tensor, b: Tensor) -> Tensor:
     """Cosines of the principal angles of two row spaces, `[min(q_a, q_b)]`, largest first.
 
     1: a direction that both share; 0: one that is orthogonal to all of the other space. They are
-    the singular values of `Q_a Q_b^T` (Björck and Golub 1973), whatever bases are given.
-
-    Args:
-        a, b: `[m, d_in]`, rows that span the spaces; they need not be orthonormal.
+    the singular values of `Q_a Q_b^T` (Björck and Golub 1973), for any rows a, b `[m, d_in]` that
+    span the spaces.
     """
     angles = subspace_angles(a.T.double().cpu().numpy(), b.T.double().cpu().numpy())
     return torch.from_numpy(np.cos(angles)).flip(0)  # scipy gives the largest angle first
 
 
 def largest_cosines(spaces: Mapping[str, Tensor]) -> Tensor:
-    """The largest principal cosine of every two of these row spaces, `[n, n]`, 1 on the diagonal.
-
-    It says how near two spaces come to sharing a direction.
-    """
+    """The largest principal cosine of every two of these row spaces, `[n, n]`, float64."""
     return _pairwise(lambda a, b: principal_cosines(a, b)[0], spaces.values(), spaces.values())
 
 
@@ -123,8 +115,8 @@ def _pairwise(entry: Callable[[Any, Any], Any], rows: Iterable, columns: Iterabl
 def prompt_energy(rows: Mapping[str, Tensor], spaces: Mapping[str, Tensor]) -> Tensor:
     """How much of each prompt's rows lies in each row space: `||E Q^T||_F^2 / ||E||_F^2`, 0 to 1.
 
-    It is directed: what of E lies in Q says nothing of the way back. Where it is 0, a delta that
-    reads Q leaves the prompt alone for every image and every timestep (paper eq. 6).
+    Where it is 0, a delta that reads Q leaves the prompt alone for every image and every timestep
+    (paper eq. 6).
 
     Args:
         rows: name -> embedding rows E `[m, d_in]` of one or more prompts.
@@ -142,11 +134,9 @@ def prompt_energy(rows: Mapping[str, Tensor], spaces: Mapping[str, Tensor]) -> T
 def text_change(deltas: Mapping[str, ConceptDelta], rows: Mapping[str, Tensor]) -> Tensor:
     """How much each delta changes each prompt's keys and values: `||E Delta^T||_F`, all layers.
 
-    It weighs the energy of E in the row space by what the delta makes of it. It is exactly 0 where
-    nothing changes (paper eq. 6).
+    It is exactly 0 where nothing changes (paper eq. 6).
 
     Args:
-        deltas: name -> delta.
         rows: name -> embedding rows E `[m, d_in]` of one or more prompts.
 
     Returns:
@@ -163,8 +153,7 @@ def text_change(deltas: Mapping[str, ConceptDelta], rows: Mapping[str, Tensor]) 
 def gram(deltas: Sequence[ConceptDelta]) -> Tensor:
     """`<Delta_i, Delta_j>_F / (||Delta_i||_F ||Delta_j||_F)` over all layers, `[n, n]`, float64.
 
-    From the factors alone: `<B_i Q_i, B_j Q_j>_F = <B_i^T B_j, Q_i Q_j^T>_F`. A layer that only
-    one of two deltas changes adds nothing.
+    From the factors alone: `<B_i Q_i, B_j Q_j>_F = <B_i^T B_j, Q_i Q_j^T>_F`.
 
     Raises:
         SepmeError: deltas of different models.
@@ -174,7 +163,7 @@ def gram(deltas: Sequence[ConceptDelta]) -> Tensor:
 
     def inner(a: ConceptDelta, b: ConceptDelta) -> float:
         total = 0.0
-        for path in set(a.paths) & set(b.paths):
+        for path in set(a.paths) & set(b.paths):  # a layer that only one changes adds nothing
             B = a.up[path].double().T @ b.up[path].double()
             total += float((B * (a.down[path].double() @ b.down[path].double().T)).sum())
         return total
@@ -189,10 +178,7 @@ def additivity_residual(composition: Composition, a: str, b: str, probe: Probe) 
 
     With `r_I = eps(theta + sum_{k in I} Delta_k) - eps(theta)` on the probe,
     `||r_ab - r_a - r_b|| / (||r_a|| + ||r_b||)`: 0 if the two do not notice each other, and 0
-    where neither changes anything.
-
-    Args:
-        composition: carries the deltas of a and b; it is left as it was.
+    where neither changes anything. The composition carries both, and is left as it was.
 
     Raises:
         SepmeError: one of them is not in the composition.
@@ -212,8 +198,6 @@ def additivity_residual(composition: Composition, a: str, b: str, probe: Probe) 
 @dataclass(frozen=True, eq=False)
 class Interference:
     """How much the delta of each erased concept changes what each evaluated one's prompts give.
-
-    `measure_noise` and `measure_pictures` make one; `to_frame` makes a table of it.
 
     Raises:
         SepmeError: fewer than two concepts, a name twice, or a matrix of another shape or with an
@@ -263,11 +247,7 @@ class Interference:
         return pd.DataFrame({name: m.flatten().numpy() for name, m in matrices.items()}, pairs)
 
     def pair(self, erased: str, evaluated: str) -> dict[str, float]:
-        """The row of `to_frame` of one pair.
-
-        Raises:
-            SepmeError: a name that was not measured.
-        """
+        """The row of `to_frame` of one pair."""
         for name, known in ((erased, self.erased), (evaluated, self.evaluated)):
             if name not in known:
                 raise SepmeError(f"{name!r} was not measured: choose one of {', '.join(known)}.")
@@ -294,9 +274,6 @@ def own_prompts(deltas: Mapping[str, ConceptDelta], n: int = 4) -> dict[str, tup
     """Up to n prompts of each concept, evenly spread, that no other one's delta forgets.
 
     "A boat in neon style" is boat's as much as neon's: that both change it is no damage.
-
-    Raises:
-        SepmeError: a concept has no prompt of its own.
     """
     chosen = {}
     for name, delta in deltas.items():
@@ -314,8 +291,6 @@ def measure_noise(
     composition: Composition,
     probes: Mapping[str, Probe],
     erased: Sequence[str] | None = None,
-    *,
-    progress: bool = False,
 ) -> Interference:
     """The interference in predicted noise: quick, since no picture is drawn with a delta on.
 
@@ -324,8 +299,7 @@ def measure_noise(
 
     Args:
         composition: carries the deltas; it is left as it was.
-        probes: evaluated concept -> noised pictures of its prompts, for example of its
-            `own_prompts`.
+        probes: evaluated concept -> noised pictures of its prompts, like its `own_prompts`.
         erased: concepts whose delta is switched on, alone; all of the composition by default.
 
     Raises:
@@ -340,7 +314,7 @@ def measure_noise(
         return float(difference.flatten(1).norm(dim=1).mean())
 
     prompts = {name: probe.prompts for name, probe in probes.items()}
-    found = _measure(composition, prompts, erased, "predicted noise", look, size, progress)
+    found = _measure(composition, prompts, erased, "predicted noise", look, size)
     return replace(found, before={}, after={})
 
 
@@ -351,18 +325,15 @@ def measure_pictures(
     *,
     judge: _Judge | None = None,
     seed: int = 0,
-    progress: bool = False,
 ) -> Interference:
     """The interference in pictures: the same noise, drawn with each erased concept's delta on.
 
     The change is the mean absolute difference of the pixels (0 to 1), relative to what the
-    evaluated concept's own delta makes of the same pictures. With a judge, the details say in
-    which share of the pictures it sees the evaluated concept, with the delta on ("seen") and
-    before ("seen before").
+    evaluated concept's own delta makes of the same pictures.
 
     Args:
-        prompts: evaluated concept -> what to draw, for example its `own_prompts`.
-        judge: `judge.sees(images, name)` says for each picture whether it shows the concept.
+        prompts: evaluated concept -> what to draw, like its `own_prompts`.
+        judge: adds to the details in which share of the pictures it sees the concept.
         seed: the i-th prompt of a concept is drawn from seed + i.
 
     Other arguments and errors are those of `measure_noise`.
@@ -374,7 +345,7 @@ def measure_pictures(
     def size(difference: Tensor) -> float:
         return float(difference.abs().mean())
 
-    found = _measure(composition, prompts, erased, "pictures", look, size, progress)
+    found = _measure(composition, prompts, erased, "pictures", look, size)
     if judge is None:
         return replace(found, seed=seed)
 
@@ -396,7 +367,6 @@ def _measure(
     measure: str,
     look: Callable[[Backbone, str], Tensor],
     size: Callable[[Tensor], float],
-    progress: bool,
 ) -> Interference:
     """Compare what `look(backbone, name)` shows of each concept before and with each delta on."""
     deltas, prompts = composition.deltas, {name: tuple(given) for name, given in prompts.items()}
@@ -415,7 +385,7 @@ def _measure(
         before = {name: look(backbone, name) for name in prompts}
         rows = {name: backbone.encode(given).flatten(0, 1) for name, given in prompts.items()}
     after = {}
-    for on in tqdm(names, desc="measuring", disable=not progress, leave=False):
+    for on in names:
         # A concept that is not among the erased is switched on as the yardstick of its own prompts.
         seen = prompts if on in erased else [on]
         with composition.erased(on) as backbone:
@@ -452,11 +422,10 @@ def _geometry(
     """What the weights and the text alone say of each pair, `[erased, rows]`."""
     spaces = {name: row_space(delta) for name, delta in deltas.items()}
     own = torch.cat([text_change({j: deltas[j]}, {j: E}) for j, E in rows.items()], dim=1)
+    on, evaluated = [spaces[i] for i in erased], [spaces[j] for j in rows]
     return {
         "keys and values": text_change({i: deltas[i] for i in erased}, rows) / own,
-        "prompt energy": prompt_energy(rows, {i: spaces[i] for i in erased}).T,
-        "overlap": _pairwise(lambda i, j: overlap(spaces[i], spaces[j]), erased, rows),
-        "largest cosine": _pairwise(
-            lambda i, j: principal_cosines(spaces[i], spaces[j])[0], erased, rows
-        ),
+        "prompt energy": prompt_energy(rows, dict(zip(erased, on, strict=True))).T,
+        "overlap": _pairwise(overlap, on, evaluated),
+        "largest cosine": _pairwise(lambda a, b: principal_cosines(a, b)[0], on, evaluated),
     }

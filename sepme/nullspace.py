@@ -86,8 +86,7 @@ class NullSpace:
     def directions(self, rows: Tensor, rtol: float | None = None) -> Tensor:
         """Orthonormal `Q [q, d_in]` that spans the rows of `rows P`, q <= free.
 
-        A delta `B Q` reaches all of the rows that may be reached and nothing that is kept. It
-        equals `row_basis(project(rows), rtol)`, but works in the coordinates of the basis, so
+        It equals `row_basis(project(rows), rtol)`, but works in the coordinates of the basis, so
         that even its weakest direction lies in the null space to the last digit.
 
         Raises:
@@ -165,15 +164,11 @@ def row_basis(E: Tensor, rtol: float | None = None, *, floor: float = 0.0) -> Te
 def damped_projection(A: Tensor, rows: Tensor, rtol: float | None = None) -> Tensor:
     """`rows (I + A^T A / tau^2)^-1 [m, d_in]`: the null space without a cliff, tau = rtol sigma_1.
 
-    The projector onto the null space weighs a right singular vector of A by 0 or 1, cut at the
-    tolerance; this one by `tau^2 / (sigma^2 + tau^2)`. Each row of the result is the
-    `x = argmin |x - e|^2 + |A x|^2 / tau^2`, so that of two directions that reach a concept alike
-    the one that touches less of what is kept wins. It tends to the projector as tau falls, and
-    `|A x| <= tau |e| / 2` (not so for unit vectors in their span; what those touch is
-    `Constraint.leakage_bound`). (Tikhonov regularisation, with tau for its parameter.)
-
-    Raises:
-        SepmeError: a matrix without rows or with a row that is not finite, or a bad tolerance.
+    Tikhonov regularisation. The projector onto the null space weighs a right singular vector of A
+    by 0 or 1, cut at the tolerance; this one by `tau^2 / (sigma^2 + tau^2)`. Each row of the result
+    is the `x = argmin |x - e|^2 + |A x|^2 / tau^2`: of two directions that reach a concept alike,
+    the one that touches less of what is kept wins. And `|A x| <= tau |e| / 2` (not so for unit
+    vectors in their span; what those touch is `Constraint.leakage_bound`).
     """
     rows64 = _checked(rows, "the prompts to forget")
     spectrum, right = _svd(_checked(A, "the prompts to keep"))
@@ -207,9 +202,8 @@ def reduced_row_echelon(A: Tensor, threshold: float = 0.0) -> tuple[Tensor, list
 def _elimination_basis(spectrum: Tensor, rows: Tensor) -> Tensor:
     """One solution per free column, scaled to unit length (paper eq. 8), `[d_in, free]`.
 
-    The reduced echelon form of a matrix depends on its row space only. So the elimination runs on
-    A's right singular vectors above the tolerance, `[rank, d_in]`, not on A itself: the solutions
-    are the same, but the noise below the tolerance is gone before it can pass for a pivot.
+    The elimination runs on A's right singular vectors above the tolerance, `[rank, d_in]`, which
+    have the same solutions: noise below the tolerance cannot pass for a pivot.
     """
     d_in = rows.shape[1]
     # The singular vectors' own rounding error: a pivot of this size is none.
@@ -283,19 +277,14 @@ def pivot_rows(A: Tensor) -> list[int]:
 
 
 # ------------------------------------------------------------------ what one concept may touch
-#: A kept prompt whose relative exposure is at least this is reported as entangled. Of the shipped
-#: model's concepts none exposes a kept prompt by more than 0.22; if another word for the concept is
-#: kept, alone or in every prompt, that one is exposed by 0.87 and more.
+#: A kept prompt whose relative exposure is at least this is reported as entangled. The shipped
+#: model's concepts expose none by more than 0.22, and another word for a concept by 0.87 and more.
 NEAR = 0.5
 
 
 @dataclass(frozen=True, eq=False)
 class Constraint:
-    """The directions in which a concept's delta may act, and how they were found.
-
-    Only the row space of `e(c) P` matters (method, claim 1; P projects onto the null space), and of
-    it only the strong directions matter much.
-    """
+    """The directions in which a concept's delta may act, and how they were found."""
 
     concept: Concept
     kept: tuple[str, ...]
@@ -360,8 +349,7 @@ class Constraint:
         if not self.entangled:
             return None
         named = [repr(prompt) for prompt in self.entangled if prompt][:2]
-        what = f"the kept prompt {named[0]}" if named else "the empty prompt"
-        it = "it"
+        what, it = f"the kept prompt {named[0]}" if named else "the empty prompt", "it"
         if len(named) > 1:
             what, it = f"kept prompts such as {' and '.join(named)}", "them"
         leave = f"leave {it} out of what is kept, " if named else ""
@@ -425,17 +413,14 @@ def constrain(
         ) from error
     found = Constraint(concept, kept, space, basis, kept_rows, concept_rows)
     unknown = backbone.vocabulary.remark((*concept.prompts, *kept))
-    for remark in (None if keep else _lonely(concept), unknown, found.remark()):
-        if remark is not None and not quiet:
-            warn(remark)
-    return found
-
-
-def _lonely(concept: Concept) -> str:
-    return (
+    lonely = (
         f"Nothing but the empty prompt is kept: whatever is like '{concept.name}' will change "
         "too, so name in keep what is to stay (or the empty prompt, if nothing is)."
     )
+    for remark in (None if keep else lonely, unknown, found.remark()):
+        if remark is not None and not quiet:
+            warn(remark)
+    return found
 
 
 def refuse_meaningless(backbone: Backbone, concept: Concept) -> None:

@@ -90,9 +90,8 @@ _POWER = re.compile(r"\$\\mathdefault\{-?[\d.]*(\\times)?(10\^\{-?\d+\})?\}\$")
 def literal(drawn: Drawn) -> Drawn:
     """Draw the words of a figure or of axes as they are written, in fonts that have their letters.
 
-    A name like `Li$a $t$` is no mathematics. A letter that no font of this system has is shown as
-    its number, like U+845B, with one `SepmeWarning`. Every function here does this to all words of
-    the axes that it draws on.
+    A letter that no font of this system has is shown as its number, like U+845B, with one
+    `SepmeWarning`. Every function here does this to all words of the axes that it draws on.
     """
     lacking: dict[Text, set[str]] = {}
     for text in drawn.findobj(Text):
@@ -160,9 +159,7 @@ def training_lines(
 ) -> None:
     """A training over its iterations n, alike in all figures: m_n (eq. 4) thick, each loss thin.
 
-    Args:
-        label: of the thick line; without one both lines are called what they are.
-        index: of the training, where several are drawn.
+    Where several are drawn, `label` names the thick line, and the index chooses its style.
     """
     style = line_style(index)
     thin = {"label": "" if label else "each iteration", "color": style["color"]}
@@ -178,15 +175,14 @@ def correlation_decay(
 ) -> Axes:
     """How the correlation with the original concept decays while its delta is trained.
 
-    The thick line is the momentum m_n of eq. 4, which decides when to stop. The thin one is the
-    mean normalised correlation of each iteration's few noised images: 1 is the original model,
-    0 is erased, below 0 overshot.
+    The thick line is the momentum m_n of eq. 4, the thin one each iteration's mean normalised
+    correlation: 1 is the original model, 0 is erased, below 0 overshot.
 
     Args:
-        steps_by_concept: name -> the `sepme.erasure.Step`s of its training, in order.
+        steps_by_concept: name -> the `sepme.erasure.ErasureStep`s of its training, in order.
         tau: where the momentum stops the training, drawn as a thin line if given.
-        limit: the most iterations that were allowed, once all training is over. It is then marked
-            how each curve ended: a dot where the momentum stopped it, a cross at the limit.
+        limit: the most iterations that were allowed, once all training is over: a dot marks where
+            the momentum stopped a curve, a cross the limit.
     """
     if not any(steps_by_concept.values()):
         raise SepmeError("There is no training step to draw: pass the steps a callback collected.")
@@ -218,9 +214,9 @@ def correlation_decay(
 def recorded_decay(recording: Any, ax: Axes | None = None) -> Axes:
     """A `sepme.probe.Recording` over its iterations: the fixed probe beside the training's own.
 
-    The dots are the probe's mean correlation. The band spans its timesteps, each the mean of its
-    pictures. The thick line is the momentum m_n of eq. 4, and the dotted one its threshold tau,
-    unless that lies out of reach. Losses with a unit (eq. 2) are drawn relative to the first one.
+    The dots are the probe's mean correlation, the band spans its timesteps. The thick line is the
+    momentum m_n of eq. 4, and the dotted one its threshold tau, unless that lies out of reach.
+    Losses with a unit (eq. 2) are drawn relative to the first one.
     """
     ax = _axes(ax, width=7.6)
     ax.axhline(0, color=BLACK, linewidth=0.8)
@@ -267,11 +263,9 @@ def correlation_over_timesteps(
 def spectrum(
     values: Mapping[str, ArrayLike | Tensor], ax: Axes | None = None, threshold: float | None = None
 ) -> Axes:
-    """Singular values on a logarithmic scale, one line for each matrix.
+    """Singular values, largest first, on a logarithmic scale: one line for each label.
 
-    Args:
-        values: label -> singular values, largest first.
-        threshold: what counts as zero, drawn as a line if given.
+    The threshold is what counts as zero, drawn as a line if given.
     """
     ax = _axes(ax)
     for index, (label, singular) in enumerate(values.items()):
@@ -290,9 +284,7 @@ def spectrum(
 def layer_bars(values: Mapping[str, float], ax: Axes | None = None, label: str = "") -> Axes:
     """One bar for each layer or part of a delta. Keys are blue, values orange, the rest grey.
 
-    Args:
-        values: module path (shortened for the label) or any other name -> a number.
-        label: what the number is, for the axis.
+    The names are module paths, which are shortened, or others; `label` says what the numbers are.
     """
     ax = _axes(ax, height=0.8 + 0.32 * len(values))
     colour = {"to_k": BLUE, "to_v": ORANGE}
@@ -323,13 +315,12 @@ def cosine_distribution(
 ) -> Axes:
     """Largest principal cosines of many pairs of subspaces, beside those of random subspaces.
 
-    A curve says which share of the pairs lies below a cosine. A curve to the right of the grey one
-    belongs to pairs that share more than chance would give them.
+    A curve says which share of the pairs lies below a cosine. Pairs whose curve is to the right of
+    the grey one share more than chance would give them.
 
     Args:
         observed: kind of pair -> cosines, 0 to 1.
-        random: cosines of random subspaces of the same dimensions; 95 % of them lie left of the
-            thin line.
+        random: of random subspaces of the same dimensions; 95 % lie left of the thin line.
     """
     ax = _axes(ax, width=7.6)
     rough = float(np.quantile(random, 0.95))
@@ -357,9 +348,8 @@ def predicted_and_measured(
     its order.
 
     Args:
-        predictors: what it is -> a number a pair, above zero.
+        predictors: what it is -> a number a pair, above zero; each has Axes of its own.
         measured: relative change of each pair.
-        ax: one for each predictor.
     """
     if ax is None:
         size = (3.3 * len(predictors), 3.1)
@@ -438,30 +428,22 @@ def heat_map(
 
 
 def interference_map(report: Any, ax: Axes | None = None, *, limit: float | None = None) -> Axes:
-    """Who disturbs whom: one row for each delta, one column for each concept that is evaluated.
+    """Who disturbs whom in a `sepme.interference.Interference`: a row a delta, a column a concept.
 
-    100 % is what the column's own delta changes. Its own cell is meant and left grey.
-
-    Args:
-        report: a `sepme.interference.Interference`.
-        limit: the change with the strongest colour, for maps that are to be compared; by default
-            the largest that is not meant.
+    100 % is what the column's own delta changes. Its own cell is meant and left grey. The limit is
+    the change with the strongest colour, by default the largest that is not meant.
     """
     changes = pd.DataFrame(100 * report.matrix.numpy(), report.erased, report.evaluated)
     own = np.equal.outer(report.erased, report.evaluated)
     ax = heat_map(
         changes.mask(own),
         ax,
-        numbers=_two_digits,
+        numbers=lambda percent: f"{percent:.{0 if percent >= 9.95 else 1}f}",
         limit=limit and 100 * limit,
         label=f"change of {report.measure},\n% of its own delta's (grey)",
     )
     ax.set(xlabel="what is drawn", ylabel="whose delta is on")
     return ax
-
-
-def _two_digits(percent: float) -> str:
-    return f"{percent:.0f}" if percent >= 9.95 else f"{percent:.1f}"
 
 
 # ------------------------------------------------------------------ many pictures
@@ -482,11 +464,9 @@ def image_grid(
     Args:
         images: `[rows][columns]` pictures, `[3, h, w]` tensors or `[h, w, 3]` arrays in [0, 1];
             None leaves a place empty.
-        row_labels, column_labels: what stands beside each row and above each column.
         frames: `[rows][columns]` colour of a frame around a picture, None for no frame.
         notes: `[rows][columns]` a short line or two below each picture.
         groups: first row -> heading above it.
-        title, footer: above and below everything.
         cell: side of a picture in inches.
 
     Raises:

@@ -63,7 +63,7 @@ def test_all_methods_are_listed() -> None:
     ("words", "why"),
     [
         (["--kind", "mood"], "kind = 'mood' is unknown"),
-        (["--scenes", "Scene9"], "Scene 'Scene9' is unknown"),
+        (["--scenes", "Scene9"], "scene = 'Scene9' is unknown"),
         (["--methods", "magic"], "method = 'magic' is unknown"),
         (["--concepts", "neon"], "'neon' is no list of numbers"),
         (["--concepts", "10"], "no concept 10"),

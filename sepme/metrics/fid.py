@@ -5,17 +5,14 @@ each set for a Gaussian and measures the Fréchet distance of the two,
 
     FID = |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)).
 
-KID (Bińkowski et al. 2018) is the squared maximum mean discrepancy with a cubic kernel. FID has
-the longer tradition, but few images overestimate it, by about c / n (Chong and Forsyth 2020), and
-below 2048 images the covariances have not even full rank. The error is large: two sets of drawings
-of the Atelier that were made the same way have the true distance 0, and measure 57 with 250 images
-in each set, 39 with 500. So compare FIDs of the same number of images only. Or use KID, which is
-unbiased at any number (0.0009 and 0.0002 there).
+KID (Bińkowski et al. 2018) is the squared maximum mean discrepancy with a cubic kernel. Few images
+overestimate FID by about c / n (Chong and Forsyth 2020): two sets of drawings of the Atelier that
+were made the same way measure 57 with 250 images each, 39 with 500, and in truth 0. So compare FIDs
+of the same number of images only, or use KID, which is unbiased (0.0009 and 0.0002 there).
 
-Both are computed here and not by torchmetrics 1.9. Its FID takes the eigenvalues of the 2048 x 2048
-product of covariances: 10 s where the singular values below take 0.05 s (100 images a set, one
-core), and -0.0002 where the distance is 0. Its KID is the mean over random subsets of two sets of
-one size, and neither of the two knows paired sets or intervals.
+Both are computed here and not by torchmetrics 1.9, whose FID takes 10 s for the eigenvalues of the
+product of covariances, where the singular values below take 0.05 s (100 images a set, one core).
+Nor does it know paired sets or intervals.
 """
 
 from collections.abc import Callable
@@ -52,13 +49,9 @@ def inception_available() -> bool:
 
 @torch.no_grad()
 def inception_features(images: Tensor) -> Tensor:
-    """The last pooled features of each image, `[n, 2048]` on the CPU, as pytorch-fid takes them.
+    """The last pooled features of images `[n, 3, h, w]` in [0, 1]: `[n, 2048]` on the CPU.
 
-    That is: bilinear without antialiasing to 299 x 299 pixels, then to [-1, 1]. The network runs
-    on the device of the images.
-
-    Args:
-        images: `[n, 3, h, w]` in [0, 1].
+    Resized as by pytorch-fid: bilinear without antialiasing to 299 x 299 pixels, then to [-1, 1].
 
     Raises:
         SepmeError: the network is not installed, or the tensor holds no images.
@@ -77,10 +70,7 @@ def inception_features(images: Tensor) -> Tensor:
 def fid_of_features(
     x: Tensor, y: Tensor, *, paired: bool = False, resamples: int = 200
 ) -> Estimate:
-    """`frechet_distance` with a bootstrap interval.
-
-    The interval says what as many other images might have given. It does not cover the bias of few
-    images (see the module).
+    """`frechet_distance` with a bootstrap interval, which does not cover the bias of few images.
 
     Args:
         x, y: features `[n, d]` and `[m, d]`.
@@ -178,10 +168,9 @@ def _resampled(
 ) -> Estimate:
     """The distance of x and y with its bootstrap interval.
 
-    A resample repeats some images and leaves others out. A distance of sets sees that as a
-    difference, so most resamples lie above the value, and the intervals of `scipy.stats.bootstrap`
-    would miss it. Their scatter tells how the value would vary with other images; their place does
-    not. So the interval here is that of the resamples, moved until their mean lies on the value.
+    A resample repeats some images, which a distance of sets sees as a difference: most resamples
+    lie above the value, and the intervals of `scipy.stats.bootstrap` would miss it. So the interval
+    here is that of the resamples, moved until their mean lies on the value.
     """
     n, m, rng = len(x), len(y), np.random.default_rng(0)
     drawn = np.empty(resamples)

@@ -32,6 +32,7 @@ from matplotlib.figure import Figure
 from pandas import DataFrame
 
 from sepme import plots
+from sepme._checks import choose
 from sepme.artefact import versions, writable_folder, write_atomically
 from sepme.composition import applied, shipped_deltas
 from sepme.concept import BOTH, OBJECT_PHOTO, fill
@@ -98,22 +99,19 @@ def _shipped() -> tuple[Backbone, dict[str, ConceptDelta]]:
 class Sources:
     """What figures are made of: the measured tables, and the shipped model with its deltas.
 
-    Args:
-        results: folder with `scenes_<kind>.csv`.
-        seed: of the images and noises that figures draw.
+    Raises:
+        NotMeasured: a table has no row that was asked for.
     """
 
     results: Path = RESULTS
+    """Folder with `scenes_<kind>.csv`."""
     seed: int = 0
+    """Of the images and noises that figures draw."""
     used: dict[str, Any] = field(default_factory=dict)
     """What the current figure has read, for its manifest."""
 
     def rows(self, kind: str, methods: Iterable[str], scenes: Iterable[str]) -> DataFrame:
-        """The measured rows of these methods and scenes, in the order of the methods.
-
-        Raises:
-            NotMeasured: there are none.
-        """
+        """The measured rows of these methods and scenes in the order of the methods, if any."""
         file, methods, scenes = self.results / f"scenes_{kind}.csv", [*methods], [*scenes]
         if not file.is_file():
             raise NotMeasured(f"{file.name} is not there yet: run 'sepme scenes run' first.")
@@ -141,11 +139,7 @@ class Sources:
         scenes: Iterable[str],
         concepts: Iterable[int] = range(WATERMARK + 1),
     ) -> DataFrame:
-        """The rows of complete methods; see `sepme.scenes.tables.complete`.
-
-        Raises:
-            NotMeasured: there is no such method.
-        """
+        """The rows of complete methods (see `sepme.scenes.tables.complete`), if any."""
         rows = complete(self.rows(kind, methods, scenes), scenes, concepts)
         if rows.empty:
             raise NotMeasured(
@@ -195,8 +189,10 @@ def draw_figures(
         raise SepmeError(f"There is no folder {results}: make it with 'sepme scenes run --out'.")
     if only is not None and not only:
         raise SepmeError(f"No figure was named: choose from {', '.join(FIGURES)}.")
-    if unknown := sorted(set(only or ()) - set(FIGURES)):
-        raise SepmeError(f"Figure '{unknown[0]}' is unknown: choose from {', '.join(FIGURES)}.")
+    for name in only or ():
+        choose(FIGURES, figure=name)
+    for table in sorted(results.glob("scenes_*.csv")):  # a damaged one is refused before any work
+        read_table(table)
     out, sources = writable_folder(out), Sources(results)
     for name in only or FIGURES:
         sources.used.clear()
@@ -283,12 +279,9 @@ def method_looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
 def role_bars(
     means: DataFrame, measure: str, ax: Axes, looks: Mapping[str, dict[str, Any]] | None = None
 ) -> None:
-    """Groups of bars, one group a role and one bar a method, with intervals where there are any.
+    """Groups of bars of `role_means`, one group a role and one bar a method, with intervals if any.
 
-    Args:
-        means: from `role_means`. Seaborn draws only intervals that it computes itself.
-        measure: "acc", "lpips", "fid" or "kid"; an accuracy is drawn in percent.
-        looks: of the methods, by default `method_looks`.
+    Not seaborn's, which draws only intervals that it computes itself. An accuracy is in percent.
     """
     methods = means.index.unique("method")
     roles = [role for role in (*ROLES, "watermark") if role in means.index.unique("role")]
@@ -336,7 +329,8 @@ def _compared(kind: str, scene: str, sources: Sources) -> Figure:
     printed = printed.query("kind == @kind and scene == @scene").sort_values(
         "method", key=lambda c: c.map(lambda m: COMPARED.index(family(m))), kind="stable"
     )
-    lines = _by_protocol(_concepts(sources.complete(kind, COMPARED, [scene])))
+    rows = sources.complete(kind, COMPARED, [scene]).query("concept_index != @WATERMARK")
+    lines = _by_protocol(rows)
     return _panels(f"{scene}, {kind}s", (11, 3 + 3 * len(lines)), {PUBLISHED: printed} | lines)
 
 
@@ -344,11 +338,6 @@ def _by_protocol(rows: DataFrame) -> dict[str, DataFrame]:
     """The rows of each panel that has any."""
     lines = {label: rows[rows["method"].isin(methods)] for label, methods in PANELS.items()}
     return {label: found for label, found in lines.items() if len(found)}
-
-
-def _concepts(rows: DataFrame) -> DataFrame:
-    """The rows without the watermark's."""
-    return rows[rows["concept_index"] != WATERMARK]
 
 
 def _alone(kind: str, sources: Sources) -> Figure:
@@ -375,7 +364,8 @@ def _two_variants(sources: Sources, titles: Mapping[str, str]) -> tuple[DataFram
             f'--methods "{", ".join(titles)}"\' first.'
         )
     looks = dict(zip(titles.values(), method_looks(titles).values(), strict=True))
-    return _concepts(rows).replace({"method": dict(titles)}), looks
+    rows = rows[rows["concept_index"] != WATERMARK]
+    return rows.replace({"method": dict(titles)}), looks
 
 
 def _joint_or_separate(sources: Sources) -> Figure:

@@ -65,8 +65,7 @@ class Method:
     def changes(self, context: Context, scene: str) -> dict[int, Change]:
         """The change of each concept that the scene ever erases, made now or in an earlier run.
 
-        Where the whole catalogue is retained, the order of the requests does not matter. In the
-        paper's protocol a delta is trained with the deltas on that are on when it is requested.
+        In the paper's protocol, a delta is trained with those on that are on when it is requested.
         """
         made: dict[int, Change] = {}
         name = context.evaluated.name

@@ -8,8 +8,8 @@ painters and ImageNet's objects; on the Atelier they are its own styles and obje
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from sepme._checks import choose
 from sepme.concept import BOTH, Catalogue, Concept, fill
-from sepme.errors import SepmeError
 
 __all__ = ["ALONE", "EVALUATED", "PROTOCOLS", "ROLES", "SCENES", "Protocol", "arrivals", "moments"]
 
@@ -51,12 +51,7 @@ class Protocol:
     def retain(
         self, catalogue: Catalogue, forgotten: Sequence[str], others: Sequence[str]
     ) -> tuple[str, ...]:
-        """The retain set, beside the empty prompt.
-
-        Args:
-            forgotten: the names of what is forgotten in one training.
-            others: the names of the other concepts of the scene that are known by now.
-        """
+        """The retain set beside the empty prompt; `others` are what the scene knows so far."""
         if self.name == "paper":
             return (*others, *(name for name in (SEAL,) if name in catalogue.concepts))
         return catalogue.kept_prompts([catalogue[name] for name in forgotten])
@@ -102,16 +97,12 @@ class Moment:
 
 
 def moments(scene: str) -> tuple[Moment, ...]:
-    """The points in time of a scene, in order.
-
-    Raises:
-        SepmeError: no such scene.
-    """
-    if scene not in (known := {**SCENES, **ALONE}):
-        raise SepmeError(f"Scene '{scene}' is unknown: choose one of {', '.join(known)}.")
+    """The points in time of a scene, in order."""
+    scenes = {**SCENES, **ALONE}
+    choose(tuple(scenes), scene=scene)
     found: list[Moment] = []
     before: set[int] = set()
-    for time, erased in known[scene].items():
+    for time, erased in scenes[scene].items():
         found.append(Moment(scene, time, erased, tuple(sorted(before - set(erased)))))
         before |= set(erased)
     return tuple(found)

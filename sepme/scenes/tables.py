@@ -267,8 +267,7 @@ DAGGER = "†"
 def paper_tables(kind: str, measured: DataFrame | None) -> str:
     """All printed and all measured cells of a kind, scene by scene, as one Markdown document.
 
-    Rows are a time and a method, columns the nine concepts. Erased cells are bold, recovered ones
-    italic; a printed cell that the source itself puts in doubt has a dagger.
+    Rows are a time and a method, columns the nine concepts.
     """
     printed = published().query("kind == @kind and scene in @SCENES")
     theirs = printed.assign(
