@@ -52,10 +52,8 @@ class _InThisInterpreter(ExecutePreprocessor):
 def execute(path: Path, folder: Path) -> NotebookNode:
     """The notebook with the outputs of a run from top to bottom, in `folder`.
 
-    Figures are shown inline, whatever is set outside. A cell may take 20 minutes.
-
     Raises:
-        nbconvert.preprocessors.CellExecutionError: a cell raised.
+        nbconvert.preprocessors.CellExecutionError: a cell raised, or took more than 20 minutes.
     """
     arguments = ["--log-level=ERROR", "--matplotlib=inline"]  # not the kernel's own chatter
     run = _InThisInterpreter(timeout=1200, record_timing=False, extra_arguments=arguments)
@@ -64,11 +62,7 @@ def execute(path: Path, folder: Path) -> NotebookNode:
 
 # ------------------------------------------------------------------ fit to be committed
 def tidy(notebook: NotebookNode) -> NotebookNode:
-    """Without what differs from machine to machine, and without widgets that do not answer.
-
-    Versions and the kernel's name go. A widget is alive in its kernel only: a stored one would look
-    as if it could be used, so a line stands in its place that says how to get it.
-    """
+    """Without what differs from machine to machine, and without widgets, which would not answer."""
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook.metadata |= {"kernelspec": kernel, "language_info": {"name": "python"}}
     notebook.metadata.pop("widgets", None)
@@ -91,8 +85,7 @@ def lighter(file: bytes) -> bytes:
 
     A picture of up to 256 colours is kept exactly, with a palette. Others get a palette of 256 if
     red, green and blue are then off by no more than `PALETTE_ERROR` (root mean square), as in plots
-    and maps. In a grid of paintings it would show: shades turn into steps. There all colours stay,
-    rounded to six bits, by at most 2 of 255. The same file always gives the same bytes.
+    and maps. Else all colours stay, rounded to six bits. The same file gives the same bytes.
     """
     with Image.open(BytesIO(file)) as image:
         if image.convert("RGBA").getextrema()[3] != (255, 255):

@@ -17,13 +17,11 @@ def target(answer: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     eps_c, eps_0 = normal(2, 2, 4, 8, 8)
     r = eps_c - eps_0
     for eta in (1.0, 0.0, 2.5):
+        towards, from_c = eps_0 + eta * r, eps_c - eta * r
         mistakes = {
-            "That is guidance towards the concept: ESD turns the sign of r(c) around.": eps_0
-            + eta * r,
+            "That is guidance towards the concept: ESD turns the sign of r(c) around.": towards,
             "That is where r(c) should go: add that of the empty prompt.": -eta * r,
-            "You start at eps_c, as the rewrite does with its factor; eta starts at eps_0.": (
-                eps_c - eta * r
-            ),
+            "You start at eps_c, as the rewrite does with its factor; eta starts at eps_0.": from_c,
         }
         found = as_tensor(answer(eps_c, eps_0, eta), tuple(r.shape), "the target")
         otherwise = f"With eta = {eta:g} this is not eps_0 - eta (eps_c - eps_0)."
@@ -35,9 +33,7 @@ def eta_of(answer: Callable[[float], float]) -> None:
     """`eta_of(factor)` is the eta whose target is the rewrite's eps_c - factor (eps_c - eps_0)."""
     for factor in (2.0, 1.0, 3.5):
         eta = as_number(answer(factor), "eta")
-        mistakes = {
-            "That would be the same target twice; one starts at eps_c, one at eps_0.": factor
-        }
+        mistakes = {"That is the same target twice; one starts at eps_c, one at eps_0.": factor}
         otherwise = f"With factor = {factor:g} and your eta = {eta:g} the two targets differ"
         compare(eta, factor - 1, mistakes, f"{otherwise}: write both as eps_0 + ... r(c).")
 

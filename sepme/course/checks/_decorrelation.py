@@ -73,12 +73,11 @@ def stop(answer: Callable[..., int | None]) -> None:
         early = n is not None and n < earliest
         require(not early, f"{case}: {n} is before the earliest iteration {earliest}, from 1.")
         from_zero = _stop([0.0, *losses], alpha, tau, earliest + 1)  # as if m_0 were 0
+        exchanged = _stop(losses, 1 - alpha, tau, earliest)
         mistakes = {
             "since your m_0 is 0; it starts at the first loss": from_zero and from_zero - 1,
             "the loss itself, in place of its running mean": _stop(losses, 0.0, tau, earliest),
-            "alpha weighs the past; you have them exchanged": _stop(
-                losses, 1 - alpha, tau, earliest
-            ),
+            "alpha weighs the past; you have them exchanged": exchanged,
             "one too early; iterations count from 1": true and true - 1,
         }
         known = (text for text, wrong in mistakes.items() if n is not None and n == wrong)

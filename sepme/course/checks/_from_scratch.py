@@ -149,9 +149,7 @@ def restore(
         answer()
         off = [layer.weight - theta[path] for path, layer in model.projections().items()]
         most = max(float(difference.abs().max()) for difference in off)
-        rounds = (
-            f"The weights are off by {most:.1g}: (theta + Delta) - Delta rounds, THETA does not."
-        )
+        rounds = f"The weights are off by {most:.1g}: (theta + Delta) - Delta rounds; copy THETA."
         require(most == 0 or most > 1e-5, rounds)
         require(most == 0, "The weights are not the original ones: copy THETA into every layer.")
     finally:

@@ -77,12 +77,8 @@ def gram(
     layers = [[delta.dense(path).double().flatten() for path in delta.paths] for delta in deltas]
     flat = torch.stack([torch.cat(parts) for parts in layers])
     true = cosine_similarity(flat[:, None], flat[None], dim=2)
-    by_layer = torch.stack(
-        [
-            cosine_similarity(rows[:, None], rows[None], dim=2)
-            for rows in (torch.stack(parts) for parts in zip(*layers, strict=True))
-        ]
-    )
+    each = map(torch.stack, zip(*layers, strict=True))  # the rows of one layer
+    by_layer = torch.stack([cosine_similarity(r[:, None], r[None], dim=2) for r in each])
     found, products = as_tensor(answer(deltas), tuple(true.shape), "the Gram matrix"), flat @ flat.T
     require(near(found, true) or not near(found, products), "These are products, not cosines.")
     require(near(found, found.T), "A Gram matrix is symmetric; yours is not.")

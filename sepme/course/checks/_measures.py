@@ -45,16 +45,14 @@ def wilson(answer: Callable[[int, int], tuple[float, float]]) -> None:
         pair = isinstance(ends, Sequence) and len(ends) == 2
         require(pair, "Return two numbers, the lower end and the upper one.")
         found = torch.stack([as_tensor(end, (), "an end of the interval") for end in ends])
-        interval = binomtest(k, n).proportion_ci(0.95, method="wilson")
-        low, high = interval.low, interval.high
+        low, high = binomtest(k, n).proportion_ci(0.95, method="wilson")
         true = torch.tensor([low, high], dtype=torch.float64)
         half = z * (k / n * (1 - k / n) / n) ** 0.5
+        wald = torch.tensor([k / n - half, k / n + half])
         mistakes = {
             "Those are percents: give shares.": 100 * true,
             "The lower end comes first.": true.flip(0),
-            "That is Wald's interval: Wilson's has z^2 / n in three places.": torch.tensor(
-                [k / n - half, k / n + half]
-            ),
+            "That is Wald's interval: Wilson's has z^2 / n in three places.": wald,
             "The denominator 1 + z^2 / n is missing.": true * (1 + z**2 / n),
         }
         yours = "from {:.4f} to {:.4f}".format(*found.tolist())

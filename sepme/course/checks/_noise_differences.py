@@ -51,9 +51,7 @@ def weight(answer: Callable[[float, float], float]) -> None:
             "Right size, wrong sign: more predicted noise means that less of it stays.": -true,
             "The noise enters twice: it also stands in the predicted x_0.": (1 - a_prev) ** 0.5,
         }
-        moves = (
-            f"For a_t = {a_t}, a_prev = {a_prev} the latent moves by {true:.4f} r, not {k:.4f} r"
-        )
+        moves = f"With a_t = {a_t}, a_prev = {a_prev} the latent moves by {true:.4f} r, not {k:.4f}"
         compare(k, true, mistakes, f"{moves}: put eps_0 + r and eps_0 into the step and subtract.")
 
 

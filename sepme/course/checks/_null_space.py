@@ -24,9 +24,7 @@ def solutions(answer: Callable[[], Tensor], A: Tensor) -> None:
     for i, product in enumerate((A @ S).T):
         numbers = [round(x, 3) for x in product.tolist()]
         require(product.abs().max() < 1e-5, f"A times your column {i} is {numbers}, not zero.")
-    multiples = (
-        "Your columns are multiples of each other: set one free unknown to 1, the others to 0."
-    )
+    multiples = "Your columns are multiples of each other: set one free unknown to 1, others to 0."
     require(int(torch.linalg.matrix_rank(S, atol=1e-6)) == free, multiples)
     lengths = "Your columns solve A x = 0 but are not of unit length: divide each by its norm."
     require(near(S.norm(dim=0), torch.ones(free)), lengths)

@@ -42,9 +42,7 @@ def price(
         right = f"{told} the delta has rank {true.rank}, not {paid['rank']}: count the rows of Q."
         compare(paid["rank"], true.rank, {}, right)
         longest = (true.kept_rows @ true.basis.T).norm(dim=1).max()
-        mistakes = {
-            "That is how long a leak is, not which part of its token: divide by ||a||.": longest
-        }
+        mistakes = {"That is a leak's length, not its part of the token: divide by ||a||.": longest}
         found = f"{true.leakage:.3g}, not {float(paid['leakage']):.3g}"
         right = f"{told} the largest ||Q a|| / ||a|| over the kept tokens is {found}."
         compare(paid["leakage"], true.leakage, mistakes, right, tolerance=1e-2)

@@ -56,9 +56,7 @@ def compare(
 ) -> None:
     """Raise `NotYet` unless the answer is as expected.
 
-    Args:
-        mistakes: sentence to the result of the mistake that it explains, the likeliest first.
-        otherwise: what to say of any other result.
+    It says the sentence of the first of the mistakes that gives this result, or `otherwise`.
     """
     if not near(answer, expected, tolerance):
         known = (text for text, wrong in mistakes.items() if near(answer, wrong, tolerance))
