@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from sepme import __version__
 from sepme.cli import app
+from sepme.cli.main import echo
 from sepme.concept import Catalogue, Concept
 from sepme.delta import ConceptDelta
 from sepme.erasure import PRESETS
@@ -367,3 +368,8 @@ def test_atelier_refuses(tmp_path: Path, empty: Path) -> None:
     refused("atelier", "judge", small, words=("32 x 32", "64 x 64"))
     small.write_text("no picture")
     refused("atelier", "judge", small, words=("cannot be read as a picture",))
+
+
+def test_what_a_command_prints_does_not_act_on_a_terminal(capsys: pytest.CaptureFixture) -> None:
+    echo("one \x1b[2J line\nand \u202eanother, میخواهم")
+    assert capsys.readouterr().out == "one \\x1b[2J line\nand \\u202eanother, میخواهم\n"

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer import Argument, Option, echo
+from typer import Argument, Option
 from typer.core import TyperGroup
 
 from sepme import __version__
 from sepme._checks import guided
 from sepme._data import shipped
 from sepme.artefact import refuse_overwriting, writable_folder, write_atomically
-from sepme.errors import SepmeError, SepmeWarning, warn
+from sepme.errors import SepmeError, SepmeWarning, printable, warn
 
 if TYPE_CHECKING:
     from sepme.atelier.judge import Judge
@@ -41,6 +41,11 @@ MODEL += [f"{name}.json" for name in ("model_index", "generation", "catalogue", 
 MODEL += ["judge.safetensors"]
 #: What was typed wrong: of click, or of typer's own copy of it.
 UsageError = typer.BadParameter.__base__
+
+
+def echo(text: object, *, err: bool = False) -> None:
+    """Print the text; names in it may come from anywhere, and must not act on a terminal."""
+    typer.echo("\n".join(map(printable, str(text).split("\n"))), err=err)
 
 
 @contextmanager
