@@ -280,10 +280,8 @@ def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     Raises:
         SepmeError: an output is an input, or lies in a folder that is one.
     """
-    for output, place in product(outputs, list(inputs)):
-        real, read = output.resolve(), place.resolve()
-        linked = output.exists() and place.exists() and output.samefile(place)
-        if linked or read in (real, *real.parents):
-            raise SepmeError(
-                f"'{output}' would overwrite '{place}', which is read: choose another with --out."
-            )
+    for output, read in product(outputs, list(inputs)):
+        place = output.resolve()
+        linked = output.exists() and read.exists() and output.samefile(read)
+        if linked or read.resolve() in (place, *place.parents):
+            raise SepmeError(f"'{output}' would overwrite '{read}': choose another with --out.")

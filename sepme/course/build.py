@@ -62,22 +62,23 @@ def build(
 
     Raises:
         SepmeError: no source, a source that is no notebook, unbalanced markers, metadata that
-            nbgrader would refuse, a repeated grade_id, an answer that nothing checks, or a source
-            that would be overwritten.
+            nbgrader would refuse, a repeated grade_id, an answer that nothing checks, or an output
+            in place of a source or of another output.
     """
-    sources = {path.name: read(path) for path in sorted(Path(teacher).glob("*.ipynb"))}
+    sources = {path: read(path) for path in sorted(Path(teacher).glob("*.ipynb"))}
     if not sources:
         raise SepmeError(f"There is no notebook in {teacher}: name the folder of the sources.")
     exercises = Path(students or Path(out) / "student")
-    made = {}
-    for name, source in sources.items():
-        folder = exercises if name.endswith("_exercises.ipynb") else exercises.parent
-        made[folder / name] = student(source)
-        made[Path(out) / "solution" / name] = solution(source)
-    refuse_overwriting(made, [Path(teacher, name) for name in sources])
+    blank, solved = {}, {}
+    for path, source in sources.items():
+        folder = exercises if path.name.endswith("_exercises.ipynb") else exercises.parent
+        blank[folder / path.name] = student(source)
+        solved[Path(out) / "solution" / path.name] = solution(source)
+    refuse_overwriting([*blank, *solved], sources)
+    refuse_overwriting(blank, solved)
     return [
         write_atomically(path, (nbformat.writes(tidy(notebook)) + "\n").encode())
-        for path, notebook in made.items()
+        for path, notebook in (blank | solved).items()
     ]
 
 
