@@ -89,8 +89,7 @@ class Composition:
             values = {_strength(layer, adapter) for layer in layers if adapter in layer.lora_A}
             if len(values) > 1:
                 raise SepmeError(
-                    f"'{name}' is on in some layers and off in others, which was not done here: "
-                    "switch it again with set()."
+                    f"'{name}' is on in some layers and off in others: switch it again with set()."
                 )
             if values and (value := values.pop()) != 0.0:
                 found[name] = value
@@ -307,7 +306,7 @@ def applied(model: Backbone, *deltas: ConceptDelta | DenseDelta) -> Iterator[Bac
     """Within the block exactly these deltas are on; afterwards the model is the original.
 
     Dense deltas are added up, as the paper merges the baselines' edits. The edited parameters are
-    new tensors and the originals come back, bit for bit: subtracting would leave rounding errors.
+    new tensors, and the originals come back bit for bit.
 
     Raises:
         SepmeError: another base model, or a pipeline that already carries something.

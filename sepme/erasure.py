@@ -120,9 +120,7 @@ class ErasureSettings:
                 f"The closed form is a 'lora': use start='zero' with '{self.parametrisation}'."
             )
         if self.method == "damped" and self.parametrisation == "dense":
-            raise SepmeError(
-                "The damped null space has no basis for 'dense': use method='svd' or 'elimination'."
-            )
+            raise SepmeError("'damped' has no basis for 'dense': use method='svd' or 'elimination'.")
 
 
 #: The later version of the paper. Ours, because no source gives them: 16 images.
@@ -148,13 +146,11 @@ _PAPER = ErasureSettings(
 #: * `closed_form`: its start without training: a fraction of a second.
 #: * `from_zero`: the default without the closed form: all of it learnt, from r = r0 to r _|_ r0.
 #: * `faithful`: the published method, with the departures that make it work on the shipped model
-#:   (chapter 03 takes each back: the reference and the rates are what forgetting needs, the others
-#:   spare what nobody named; eight images in place of one could go): the change lives in the row
-#:   space of e(c) P ("lora", its strong directions), not in the whole null space; the loss is the
-#:   squared normalised correlation of eight timesteps instead of the product at one; c_0 is a
-#:   phrase, the anchor, as S-27 allows, since the shipped model paints mosaics for the empty prompt
-#:   too; Adam's rate fits orthonormal rows; lambda and tau are in proportion to a loss that starts
-#:   at 1.
+#:   (chapter 03 takes each back): the change lives in the strong directions of e(c) P ("lora"), not
+#:   in the whole null space; the loss is the squared normalised correlation of eight timesteps, not
+#:   the product at one; c_0 is the anchor, as S-27 allows, since the shipped model paints mosaics
+#:   for the empty prompt too; Adam's rate fits orthonormal rows; lambda and tau are in proportion
+#:   to a loss that starts at 1.
 #: * `paper`: the later version of the paper, for SD v1.4.
 #: * `paper_first`: the first version, which differs in tau. It gives no rates; these are the later.
 #: * `authors`: what the authors' code does: no gradient is ever zeroed, and the loop makes one step
@@ -191,13 +187,8 @@ _YOUNGER = {"statistic": "signed", "accumulate": False}
 
 
 def preset(name: str) -> ErasureSettings:
-    """The settings of a preset by name.
-
-    Raises:
-        SepmeError: there is none of that name.
-    """
-    if name not in PRESETS:
-        raise SepmeError(f"Preset '{name}' is unknown: choose one of {', '.join(PRESETS)}.")
+    """The settings of a preset by name."""
+    choose(tuple(PRESETS), preset=name)
     return PRESETS[name]
 
 
@@ -264,7 +255,7 @@ def erase(
         for increment in increments:
             x_t, t, n = _noised(model, images[increment.concept.name], settings, rng)
             r, r0 = increment.noise_differences(x_t, t, n, theta, changed)
-            seen.append(_Correlation.of(r, r0, t, settings))
+            seen.append(_Correlation(r, r0, t, settings))
         losses = torch.stack([one.loss for one in seen])  # L_cor(c_i), eq. 2
         going = torch.tensor([not i.momentum.stopped for i in increments]).to(losses)
         eta = going * balance(going * losses)  # what is erased already pulls no more
@@ -356,14 +347,8 @@ class _Increment:
             self.R, kept = None, ()
             start = {path: torch.zeros_like(w) for path, w in model.cross_attention().items()}
         else:
-            constraint = constrain(
-                model,
-                self.concept,
-                keep,
-                keep_rtol=settings.keep_rtol,
-                concept_rtol=settings.concept_rtol,
-                method=settings.method,
-            )
+            rtol = {"keep_rtol": settings.keep_rtol, "concept_rtol": settings.concept_rtol}
+            constraint = constrain(model, self.concept, keep, **rtol, method=settings.method)
             dense = settings.parametrisation == "dense"
             R = settings.beta * constraint.space.basis.T if dense else constraint.basis
             self.R, kept = R.to(**place), constraint.kept
@@ -408,13 +393,12 @@ class _Increment:
     def delta(self) -> ConceptDelta:
         """A copy of the change as it is now, as a LoRA pair."""
         up = {path: w.detach().clone() for path, w in self.weights.items()}
-        down = {}
-        for path, w in up.items():
-            down[path] = torch.eye(w.shape[1]).to(w) if self.R is None else self.R
+        R = self.R
+        down = {path: torch.eye(w.shape[1]).to(w) if R is None else R for path, w in up.items()}
         if self.provenance.settings["parametrisation"] == "dense":
             # R = T Q with orthonormal rows Q, so W R = (W T) Q: the same change as a LoRA pair.
-            Q, T = torch.linalg.qr(self.R.double().T)
-            down = dict.fromkeys(up, Q.T.to(self.R))
+            Q, T = torch.linalg.qr(R.double().T)
+            down = dict.fromkeys(up, Q.T.to(R))
             up = {path: (w.double() @ T.T).to(w) for path, w in up.items()}
         about = replace(self.provenance, iterations=self.momentum.iteration)
         return ConceptDelta(down, up, about)
@@ -463,27 +447,17 @@ def _noised(
     return model.add_noise(x_0, noise, t), t, n
 
 
-@dataclass(frozen=True)
 class _Correlation:
-    """What one concept's batch says."""
+    """What one concept's batch says: ratio `[batch]`, loss, and what the momentum averages."""
 
-    t: Tensor
-    ratio: Tensor
-    """Normalised correlation of each sample, `[batch]`."""
-    loss: Tensor
-    """What is minimised: the mean of eq. 2, or of the ratio's square."""
-    statistic: Tensor
-    """What the momentum averages."""
-
-    @classmethod
-    def of(cls, r: Tensor, r0: Tensor, t: Tensor, settings: ErasureSettings) -> "_Correlation":
+    def __init__(self, r: Tensor, r0: Tensor, t: Tensor, settings: ErasureSettings) -> None:
         ratio = normalised_correlation(r, r0)
         if settings.objective == "squared":
-            loss, signed = ratio.square().mean(), ratio.mean()
+            self.loss, signed = ratio.square().mean(), ratio.mean()
         else:
-            loss = signed = correlation_loss(r, r0).mean()
-        statistic = signed if settings.statistic == "signed" else loss
-        return cls(t, ratio.detach(), loss, statistic.detach())
+            self.loss = signed = correlation_loss(r, r0).mean()  # eq. 2
+        self.statistic = (signed if settings.statistic == "signed" else self.loss).detach()
+        self.t, self.ratio = t, ratio.detach()
 
 
 def _described(

@@ -235,8 +235,7 @@ class Interference:
         for name, matrix in {self.measure: self.matrix, **self.details}.items():
             if tuple(matrix.shape) != shape or not matrix.isfinite().all():
                 raise SepmeError(
-                    f"The matrix {name!r} must be {shape[0]} x {shape[1]} finite numbers, one for "
-                    f"each erased and evaluated concept; it is {list(matrix.shape)}."
+                    f"{name!r} must be {shape} finite numbers; its shape is {list(matrix.shape)}."
                 )
 
     def to_frame(self) -> pd.DataFrame:
@@ -280,9 +279,7 @@ def own_prompts(deltas: Mapping[str, ConceptDelta], n: int = 4) -> dict[str, tup
         foreign = {p for other in deltas.values() if other is not delta for p in other.forgotten}
         own = [prompt for prompt in delta.forgotten if prompt not in foreign]
         if not own:
-            raise SepmeError(
-                f"Other concepts forget each of {name!r}'s prompts too: give `prompts`."
-            )
+            raise SepmeError(f"Others forget all of {name!r}'s prompts too: give `prompts`.")
         chosen[name] = tuple(evenly(own, min(n, len(own))))
     return chosen
 
@@ -392,9 +389,7 @@ def _measure(
             after |= {(on, name): look(backbone, name) for name in seen}
     change = {(i, j): size(shown - before[j]) for (i, j), shown in after.items()}
     if silent := [name for name in prompts if change[name, name] == 0]:
-        raise SepmeError(
-            f"The delta of {silent[0]!r} changes nothing here: choose prompts that it forgets."
-        )
+        raise SepmeError(f"The delta of {silent[0]!r} changes nothing here: choose its prompts.")
     return Interference(
         erased,
         tuple(prompts),

@@ -46,20 +46,13 @@ class NothingFree(SepmeError):
 class NullSpace:
     """The numerical null space of `A [m, d_in]`, and how it was decided."""
 
-    basis: Tensor
-    """`S [d_in, free]` with unit-length columns: orthonormal ("svd") or merely independent
-    ("elimination")."""
-    rank: int
-    """How many dimensions the kept prompts take up."""
-    rtol: float
-    """Tolerance, relative to the largest singular value of A."""
-    threshold: float
-    """`rtol * spectrum[0]`: singular values up to here count as zero."""
-    spectrum: Tensor
-    """Singular values of A, descending, `[min(m, d_in)]`."""
+    basis: Tensor  #: `S [d_in, free]`, columns of unit length, orthonormal if by "svd"
+    rank: int  #: how many dimensions the kept prompts take up
+    rtol: float  #: tolerance, relative to the largest singular value of A
+    threshold: float  #: `rtol * spectrum[0]`: singular values up to here count as zero
+    spectrum: Tensor  #: singular values of A, descending, `[min(m, d_in)]`
     method: Method
-    leakage_bound: float
-    """`||A x|| <= leakage_bound` for every unit `x` in the span of `basis`."""
+    leakage_bound: float  #: `||A x|| <= leakage_bound` for every unit `x` in the span of `basis`
 
     @property
     def d_in(self) -> int:
@@ -240,13 +233,10 @@ def _checked(rows: Tensor, what: str, labels: Sequence[str] | None = None) -> Te
     """The rows in float64, once they are known to be a finite, non-empty matrix."""
     if rows.ndim != 2 or rows.numel() == 0 or not rows.is_floating_point():
         raise SepmeError(
-            f"The embeddings of {what} must be rows [m, d_in] of floating-point numbers, not "
-            f"{list(rows.shape)} of {rows.dtype}."
+            f"Give {what} as rows [m, d_in] of floats, not {rows.dtype} {list(rows.shape)}."
         )
     if labels is not None and (len(labels) == 0 or len(rows) % len(labels)):
-        raise SepmeError(
-            f"{len(labels)} labels do not divide {len(rows)} rows: give one label per prompt."
-        )
+        raise SepmeError(f"{len(labels)} labels for {len(rows)} rows: give one label per prompt.")
     for row in (~rows.isfinite().all(dim=1)).nonzero().flatten().tolist():
         name = f" ({_label(labels, row, len(rows))!r})" if labels else ""
         raise SepmeError(

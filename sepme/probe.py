@@ -1,8 +1,8 @@
 """Where a concept lives in the predicted noise, and how it fades while its delta is trained.
 
-`r(c) = eps(x_t, c, t) - eps(x_t, c_0, t)` is a picture of its own: what the words c add to the
-prediction at every pixel. A `Probe` holds the noised pictures x_t at which it is looked at, the
-same ones every time. A `Recording` is one training run seen through one probe.
+`r(c) = eps(x_t, c, t) - eps(x_t, c_0, t)` is what the words c add to the prediction at every pixel.
+A `Probe` holds the noised pictures x_t at which it is looked at, the same ones every time. A
+`Recording` is one training run seen through one probe.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,12 +41,9 @@ __all__ = [
 class Probe:
     """Noised pictures at fixed timesteps: the same x_t for every question."""
 
-    prompts: tuple[str, ...]
-    """What the pictures were drawn from, one prompt each."""
-    timesteps: tuple[int, ...]
-    """Ascending; 0 is the clean picture."""
-    x_t: Tensor
-    """`[timesteps, pictures, c, h, w]`; a picture keeps its noise, only the share of it grows."""
+    prompts: tuple[str, ...]  #: what the pictures were drawn from, one prompt each
+    timesteps: tuple[int, ...]  #: ascending; 0 is the clean picture
+    x_t: Tensor  #: `[timesteps, pictures, c, h, w]`; each picture keeps its noise
 
     @classmethod
     def draw(
@@ -71,9 +68,7 @@ class Probe:
             timesteps = [(2 * i + 1) * total // (2 * timesteps) for i in range(timesteps)]
         grid = tuple(sorted(set(timesteps)))
         if not grid or not 0 <= grid[0] <= grid[-1] < total:
-            raise SepmeError(
-                f"A probe needs at least one timestep from 0 to {total - 1}: give those."
-            )
+            raise SepmeError(f"A probe needs timesteps from 0 to {total - 1}: give one or more.")
         seeds = range(seed, seed + len(prompts))
         with backbone.original():
             x_0 = backbone.generate(prompts, seeds, output="latents")
@@ -153,11 +148,7 @@ def magnitude(r: Tensor) -> Tensor:
 
 
 def correlation_map(r: Tensor, r0: Tensor) -> Tensor:
-    """`r * r0`, mean over the channels, `[..., h, w]`: eq. 2 before its mean over the pixels.
-
-    It is never negative where `r = r0`. The concept is erased when its positive and negative
-    places balance.
-    """
+    """`r * r0`, mean over the channels, `[..., h, w]`: eq. 2 before its mean over the pixels."""
     return (r * r0).mean(dim=-3)
 
 
@@ -170,10 +161,8 @@ def correlations(r: Tensor, r0: Tensor) -> Tensor:
 def cosines(differences: Tensor) -> Tensor:
     """How alike several concepts are in the noise: `[timesteps, k, k]`, from -1 to 1.
 
-    The cosine of the angle between two r is taken picture by picture, then averaged.
-
-    Args:
-        differences: `[k, timesteps, pictures, c, h, w]`, the r of k concepts on the same x_t.
+    The cosine of two r, picture by picture, then averaged; the differences are the r of k concepts
+    on the same x_t, `[k, timesteps, pictures, c, h, w]`.
     """
     unit = torch.nn.functional.normalize(differences.flatten(3), dim=-1)  # [k, t, n, chw]
     return torch.einsum("itnd,jtnd->tij", unit, unit) / differences.shape[2]
@@ -188,12 +177,8 @@ def correlation_by_layer(
 ) -> dict[str, float]:
     """What remains of a concept's correlation when only a part of its delta is on.
 
-    Args:
-        parts: label -> module paths; by default every layer by itself.
-
-    Returns:
-        label -> mean normalised correlation over the probe: 1 where that part does nothing, 0
-        where it erases alone.
+    The mean over the probe, by the label of the part: 1 where it does nothing, 0 where it erases
+    alone. Parts are label -> module paths; by default every layer by itself.
     """
     parts = {path: [path] for path in delta.paths} if parts is None else parts
     r0 = noise_differences(backbone, probe, references=references)
@@ -209,10 +194,7 @@ def correlation_by_layer(
 # ------------------------------------------------------------------ recording a training
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """One training run: its steps, and what a fixed probe saw of it at a few iterations.
-
-    A snapshot is taken before the first iteration, every few iterations, and after the last one.
-    """
+    """One training run: its steps, and what a fixed probe saw of it at a few iterations."""
 
     prompt: str
     """The prompt whose maps are recorded."""
@@ -271,11 +253,10 @@ def record(
     The delta is the very same as without looking on.
 
     Args:
-        prompts: whose pictures make the probe, some of the concept's own; by default three of
-            them. The first one's maps are recorded.
+        prompts: some of the concept's own whose pictures make the probe, by default three. The
+            first one's maps are recorded.
         timesteps: the probe's, or how many evenly spaced ones.
-        every: a snapshot every so many iterations, besides those before the first and after the
-            last.
+        every: iterations between snapshots, besides those before the first and after the last.
         seed: of the training and of the probe.
 
     Raises:

@@ -29,12 +29,10 @@ class Baseline:
     """One method, or one variant of it, with its presets."""
 
     name: str
-    title: str
-    """What tables and figures call it."""
+    title: str  #: what tables and figures call it
     method: ClosedForm | Callable[..., Objective]
     presets: Mapping[str, Any]
-    uses_keep: bool = False
-    """Whether it takes a retain set."""
+    uses_keep: bool = False  #: whether it takes a retain set
 
     def preset(self, name: str) -> Any:
         """The settings of a preset by name."""

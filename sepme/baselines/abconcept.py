@@ -11,9 +11,8 @@ The SepME authors ran a form of it with the frozen original as the teacher, imag
 and a prior that holds the anchor to the original:
 `+ 10 MSE( eps_theta(x_t, c, t), eps_theta*(x_t, c, t) )`.
 
-The prior is the only place where the method can take a retain set. This variant is ours:
-`+ w MSE( eps_theta(x_t, k, t), eps_theta*(x_t, k, t) )` with k from the retain set, and x_t the
-noised image of k.
+Our variant takes a retain set, with x_t the noised image of k from it:
+`+ w MSE( eps_theta(x_t, k, t), eps_theta*(x_t, k, t) )`.
 
 Prompts: `official` takes the concept's prompts beside its anchors, pair by pair; `sepme_paper` the
 published "{name} painting" and "painting"; `atelier` the bare name and its anchor, and the SepME

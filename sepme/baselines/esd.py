@@ -10,9 +10,8 @@ later rewrite writes the target as `eps*(c) - f [eps*(c) - eps*("")]` with f = 2
 number as eta = f - 1 = 1. Variants differ in what is trained: ESD-x the cross-attention, ESD-u all
 else, ESD-x-strict the keys and values only.
 
-Prompts: the bare name of the concept, as published. With prompt="{prompts}" it is one of the
-concept's own at random each iteration, as the code does with a list of words; on the Atelier that
-erases no better and harms other concepts, since such prompts name those too.
+Prompts: the bare name of the concept, as published. With prompt="{prompts}" it is one of its own at
+random each iteration; on the Atelier that erases no better and harms other concepts.
 """
 
 from collections.abc import Mapping

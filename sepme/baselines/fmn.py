@@ -7,8 +7,8 @@ probabilities and S the token positions of the concept in the prompt:
     L = || A[:, S] ||_F
 
 The published code first inverts the concept into new words (textual inversion), and counts the
-end-of-text token among S. On Stable Diffusion 1.x, whose padding is that same token, this means
-all of the padding; on 2.x, which the code was written for, one position.
+end-of-text token among S. On Stable Diffusion 2.x, which it was written for, that is one position;
+on 1.x all of the padding.
 
 The inverted embedding is used only where the attention is measured. The result changes the UNet
 alone, and forgets ordinary prompts as far as the new words resemble the concept's name.
@@ -165,10 +165,7 @@ def attention_logits(student: Student, x_t: Tensor, t: Tensor, c: Tensor) -> lis
 
 @contextmanager
 def recorded(unet: nn.Module) -> Iterator[list[Tensor]]:
-    """Within the block, every cross-attention that runs adds its logits to the list.
-
-    Read off the projections' outputs, so that the attention itself stays whatever it is.
-    """
+    """Within the block, every cross-attention that runs adds its logits to the list."""
     logits: list[Tensor] = []
     queries: list[Tensor] = []  # an attention's query is computed right before its key
 

@@ -8,10 +8,8 @@ official codes pair pictures and timesteps in different ways:
 * "aligned": p steps are done, t is uniform in the bin of p.
 * "grid": the same picture, t is the grid's own timestep. ESD's later rewrite for diffusers.
 * "compvis": ESD's original code. It leaves out the noisiest step of the grid and stops two steps
-  late, at the grid's timestep p + 2. The picture is 39 to 58 timesteps cleaner (of 1000, with 50
-  steps) than t says. The last two bins get finished pictures.
-* "until": SDD's code. As "aligned", except for p = 0, where the picture is finished and t says that
-  it is noise.
+  late: the picture is 39 to 58 timesteps cleaner (of 1000, with 50 steps) than t says.
+* "until": SDD's code. As "aligned", but finished for p = 0, where t says that it is noise.
 """
 
 from collections.abc import Callable, Mapping
@@ -78,10 +76,7 @@ def sample(
     guidance: float,
     done: range,
 ) -> Tensor:
-    """x_t after the steps `done` of DDIM (eta = 0) with guidance, from `noise [n, c, h, w]`.
-
-    `predict` is `eps(x_t, t, e)`; `embedding` and `empty` are `[n, tokens, d_in]`.
-    """
+    """x_t after the steps `done` of DDIM (eta = 0) with guidance, from `noise [n, c, h, w]`."""
     x, both = noise, torch.cat([empty, embedding])
     for i in done:
         t = grid.timesteps[i]

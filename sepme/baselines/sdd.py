@@ -6,10 +6,7 @@ ICML 2023 workshop (arXiv 2307.05977):
     L = MSE( eps_theta(x_t, c, t), sg eps_theta(x_t, "", t) )
 
 Both predictions are the student's own. x_t is sampled by the running mean of the student (the
-teacher, decay 0.999), which is also the result.
-
-Prompts: the bare name of the concept. The published code joins several concepts by commas; here
-each gets its own change, and changes add up.
+teacher, decay 0.999), which is also the result. The prompt is the bare name of the concept.
 """
 
 from collections.abc import Mapping

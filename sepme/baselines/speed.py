@@ -8,9 +8,8 @@ and `P` the projector onto the null space of what is kept:
     Delta P = W (C* C1^T - C1 C1^T) P (C1 C1^T P + rho I)^-1
 
 It is computed in coordinates of the null space, `P = S S^T`, where the inverse is of a small
-symmetric matrix. "Style", because this is the core of the method only: its filtering and
-augmentation of the kept prompts are left out, and in place of its separate equality constraint on
-the start token and the empty prompt, the empty prompt is always kept, which fixes both.
+symmetric matrix. "Style", because its filtering and augmentation of the kept prompts are left out,
+and the empty prompt is always kept in place of its constraint on that and on the start token.
 Not part of the SepME paper's comparison.
 """
 

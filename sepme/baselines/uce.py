@@ -8,8 +8,7 @@ the embeddings of what is preserved, all as columns:
       = (lambda W0 + e sum v_i* c_i^T + p sum W0 p_j p_j^T)
         (lambda I + e sum c_i c_i^T + p sum p_j p_j^T)^-1
 
-What is kept is preserved by this soft constraint, not by a guarantee. Nothing is drawn and nothing
-is trained. Not part of the SepME paper's comparison.
+What is kept has no guarantee. Not part of the SepME paper's comparison.
 """
 
 from collections.abc import Mapping
@@ -30,8 +29,7 @@ __all__ = ["PRESETS"]
 class UCESettings(ClosedFormSettings):
     """The formula's weights, and which embeddings enter it."""
 
-    lam: float = 0.5
-    """lambda, the weight of |W - W0|^2."""
+    lam: float = 0.5  #: lambda, the weight of |W - W0|^2
     erase_scale: float = 1.0
     preserve_scale: float = 1.0
 

@@ -1,9 +1,8 @@
 """Measured values with confidence intervals from the images that they were measured on.
 
 A mean is resampled: the bootstrap of Efron (1979), bias-corrected and accelerated (BCa), by SciPy.
-A share is not resampled. Where all images are hits, or none, every resample is the same, and the
-bootstrap would call 10 of 10 as certain as 10000 of 10000. Wilson's interval (1927) is made for
-shares: 10 of 10 gives 72 % to 100 %.
+It would call a share of 10 of 10 as certain as one of 10000 of 10000. Wilson's interval (1927) is
+made for shares: 10 of 10 gives 72 % to 100 %.
 """
 
 import math
@@ -28,12 +27,9 @@ class Estimate:
     """A measured value and its 95 % confidence interval, both without unit."""
 
     mean: float
-    low: float
-    """The lower end of the interval; nan if one image is all there is."""
-    high: float
-    """The upper end."""
-    n: int
-    """The number of images; of the smaller set where two sets were compared."""
+    low: float  #: the lower end of the interval; nan if one image is all there is
+    high: float  #: the upper end
+    n: int  #: the number of images; of the smaller set where two sets were compared
 
     def __float__(self) -> float:
         return self.mean

@@ -113,11 +113,7 @@ def kid_of_features(
 ) -> Estimate:
     """`kernel_distance` with a bootstrap interval. Many authors print it times 1000.
 
-    Args:
-        x, y, paired, resamples: as for `fid_of_features`.
-
-    Raises:
-        SepmeError: the features do not fit, or a set has fewer than two images.
+    Arguments and errors are those of `fid_of_features`.
     """
     x, y = _features(x, y, paired)
     return _resampled(_discrepancy(x, y, paired), x, y, paired, resamples)

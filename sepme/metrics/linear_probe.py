@@ -1,11 +1,10 @@
 """A classifier of concepts for any model: a linear probe on AlexNet, trained on its own images.
 
 The paper's classifier is a ResNet18 whose last layer alone is trained for 20 epochs, on 70 % of
-1000 images of the original model for each concept and as many of the empty prompt. This one uses
-what needs no download: AlexNet instead of ResNet18, all five of its layers instead of the last (a
-style shows in the early ones), and the optimal logistic regression instead of 20 epochs. It trains
-on 70 % as well, and the rest says how good it is. So its accuracies mean the same as the paper's,
-but they are not those of the same classifier.
+1000 images of the original model for each concept and as many of the empty prompt. This one needs
+no download: AlexNet, all five of its layers (a style shows in the early ones), and the optimal
+logistic regression, on 70 % as well. So its accuracies mean the same as the paper's, but they are
+not those of the same classifier.
 """
 
 from collections.abc import Mapping
@@ -34,12 +33,9 @@ _FEWEST = 4
 class LinearProbe:
     """A trained probe; `fit_probe` makes one. It stands in wherever a judge is asked."""
 
-    names: tuple[str, ...]
-    """The k concepts that it tells apart."""
-    classifier: "Pipeline"
-    """scikit-learn's: features are scaled, then logistic regression."""
-    held_out: pd.DataFrame
-    """Numbers of images that it was not trained on: asked for (rows), seen (columns)."""
+    names: tuple[str, ...]  #: the k concepts that it tells apart
+    classifier: "Pipeline"  #: scikit-learn's: features are scaled, then logistic regression
+    held_out: pd.DataFrame  #: images kept from it: asked for (rows), seen (columns)
 
     def probabilities(self, images: Tensor) -> Tensor:
         """The probability of each concept in each image `[n, 3, h, w]` in [0, 1]: `[n, k]`."""
@@ -80,11 +76,8 @@ def fit_probe(images: Mapping[str, Tensor], seed: int = 0) -> LinearProbe:
     from sklearn.preprocessing import StandardScaler
 
     if len(images) < 2 or min(map(len, images.values())) < _FEWEST:
-        counts = ", ".join(f"{len(some)} of {name!r}" for name, some in images.items())
-        raise SepmeError(
-            f"A probe needs two or more concepts and {_FEWEST} or more images of each, not "
-            f"{counts or 'none'}."
-        )
+        counts = ", ".join(f"{len(some)} of {name!r}" for name, some in images.items()) or "none"
+        raise SepmeError(f"A probe needs {_FEWEST} images of two or more concepts, not {counts}.")
     names = tuple(images)
     features = np.concatenate([_features(some) for some in images.values()])
     labels = np.repeat(np.arange(len(names)), [len(some) for some in images.values()])
