@@ -21,11 +21,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
+import psutil
 import typer
 
 TEACHER = Path(__file__).resolve().parent.parent / "notebooks" / "teacher"
@@ -53,7 +55,7 @@ class Run:
     said: str
     """On stderr."""
     seconds: float
-    """After its imports, or after it first wrote something."""
+    """Of the processor, after its imports, or after it first wrote something."""
 
     @property
     def finished(self) -> bool:
@@ -73,29 +75,36 @@ def seen(folder: Path) -> dict[Path, tuple[int, int]]:
     return found
 
 
+def used(process: psutil.Popen) -> float:
+    """Seconds of the processor so far; other programs on the machine do not count."""
+    try:
+        return sum(process.cpu_times()[:2])
+    except psutil.Error:  # it has just ended
+        return math.inf
+
+
 def run(words: list[str], folder: Path, loading: float, kill: tuple[int, float] | None) -> Run:
     """Run a command in a folder; after so many seconds of work it gets a signal."""
     folder.mkdir(parents=True, exist_ok=True)
-    log, before, start = folder.parent / "stderr", seen(folder), time.monotonic()
+    log, before = folder.parent / "stderr", seen(folder)
     with log.open("w") as stderr:
-        process = subprocess.Popen(
+        process = psutil.Popen(
             [sys.executable, "-m", "sepme.cli", *words],
             cwd=folder,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
             stderr=stderr,
         )
-    while process.poll() is None and time.monotonic() < start + loading and seen(folder) == before:
-        time.sleep(0.002)
-    begin = time.monotonic()
-    if kill is not None:
-        number, delay = kill
-        try:
-            process.wait(delay)
-        except subprocess.TimeoutExpired:
-            process.send_signal(number)
-    code = process.wait()
-    return Run(code, log.read_text(), time.monotonic() - begin)
+    while process.poll() is None and used(process) < loading and seen(folder) == before:
+        time.sleep(0.01)
+    begin = end = used(process)
+    number, delay = kill or (0, math.inf)
+    while process.poll() is None and (now := used(process)) < begin + delay:
+        end = now
+        time.sleep(0.01)
+    with suppress(psutil.NoSuchProcess):  # it has ended by itself
+        process.send_signal(number)
+    return Run(process.wait(), log.read_text(), end - begin)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -190,9 +199,10 @@ def main(
     found: Counter[bool] = Counter()
     for name in commands or COMMANDS:
         with TemporaryDirectory() as folder:
-            start = time.monotonic()
+            start = os.times()
             subprocess.run([sys.executable, "-c", LOADING], check=True)
-            killed = Kills(COMMANDS[name], Path(folder), time.monotonic() - start)
+            loading = sum(os.times()[2:4]) - sum(start[2:4])
+            killed = Kills(COMMANDS[name], Path(folder), loading)
             about = len(killed.reference), killed.loading, killed.seconds
             typer.echo("{}: {} files, {:.1f} s of imports, then {:.1f} s".format(name, *about))
             for word in signals.split(","):

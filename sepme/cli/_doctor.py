@@ -1,12 +1,12 @@
 """What this machine has and what to expect of it, measured by one small pass of the model."""
 
 import platform
-import sys
 import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+import psutil
 import torch
 
 from sepme.erasure import ErasureSettings
@@ -82,8 +82,9 @@ def _expect(backbone: Backbone) -> Iterator[tuple[str, str]]:
         f"a pass of the UNet just now, {1000 * alone:.0f} ms for one picture, and there are "
         f"{steps} in a picture: while other programs run, all takes longer",
     )
-    memory = _peak_memory()
-    yield "memory", f"{memory:.1f} GB taken by this check" if memory else "not known on this system"
+    on_gpu = torch.cuda.is_available()
+    memory = torch.cuda.max_memory_allocated() if on_gpu else psutil.Process().memory_info().rss
+    yield "memory", f"{memory / 2**30:.1f} GB taken by this check"
 
 
 def _seconds(seconds: float) -> str:
@@ -104,15 +105,3 @@ def _pass_seconds(backbone: Backbone, batch: int) -> float:
         backbone.unet(latents, 500, text).sample.flatten()[0].item()  # waits for a GPU
         seconds.append(time.perf_counter() - start)
     return min(seconds[1:])
-
-
-def _peak_memory() -> float | None:
-    """Gigabytes: the most that this process (on a GPU: its tensors there) has held so far."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    try:
-        import resource
-    except ImportError:  # Windows has no such module
-        return None
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, kilobytes here

@@ -36,9 +36,8 @@ RESUME = {
     "scenes": "The same command goes on from the last finished state.",
 }
 #: The files and folders that are read of a model's folder.
-MODEL = "unet vae text_encoder tokenizer scheduler".split()
-MODEL += [f"{name}.json" for name in ("model_index", "generation", "catalogue", "training")]
-MODEL += ["judge.safetensors"]
+MODEL = "unet vae text_encoder tokenizer scheduler judge.safetensors model_index.json".split()
+MODEL += ["catalogue.json", "generation.json", "training.json"]
 #: What was typed wrong: of click, or of typer's own copy of it.
 UsageError = typer.BadParameter.__base__
 
@@ -252,8 +251,7 @@ def generate(
     from sepme.plots import png
 
     check_name(out, *(erased or ()), _model_path(model))
-    if guidance is not None:
-        guided(guidance)
+    guided(guidance or 0)
     deltas = [ConceptDelta.load(file) for file in erased or ()]
     backbone = Backbone.load(model)
     if remark := backbone.vocabulary.remark([prompt]):
