@@ -86,6 +86,19 @@ def test_a_name_as_long_as_the_disk_takes_can_be_written(tmp_path: Path) -> None
     assert temporary(tmp_path).parent == tmp_path
 
 
+# ------------------------------------------------------------------ Ctrl-C
+def test_ctrl_c_during_the_imports_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    ended = subprocess.run(
+        [sys.executable, "-m", "sepme.cli", "demo"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 130
+    assert ended.stderr.strip() == "sepme: Interrupted before anything was done: run it again."
+
+
 # ------------------------------------------------------------------ whole commands
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
