@@ -35,8 +35,7 @@ class Composition:
     user stay as they are, on or off; "original" below means the model with those that are on.
 
     Args:
-        backbone: the pipeline.
-        deltas: the deltas to attach, all switched off to begin with.
+        deltas: what to attach, all switched off to begin with.
         force: compose even deltas that were built without keeping one another's concepts.
 
     Raises:

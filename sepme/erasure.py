@@ -56,15 +56,13 @@ class ErasureSettings:
     """
 
     parametrisation: str = "lora"
-    """"lora" (B Q), "dense" (w x beta S, eq. 9) or "full" (every attn2 weight, undecoupled; the
-    published variant also trains the bias of `to_out`, which a LoRA file cannot hold)."""
+    """"lora" (B Q), "dense" (w x beta S, eq. 9) or "full" (every attn2 weight, undecoupled, but for
+    the bias of `to_out`, which a LoRA file cannot hold)."""
     method: str = "damped"
-    """Null space: "damped"; or cut at the tolerance, its basis by "svd" or by "elimination" as
-    published."""
+    """Null space: "damped"; or cut, its basis by "svd" or by "elimination" as published."""
     keep_rtol: float | None = 1e-3
-    """Tolerance of the null space of what is kept, relative to its largest singular value. 0, as
-    published, counts as kept whatever the model's dtype can tell from zero; None leaves out what
-    rounding may have made."""
+    """Tolerance of the null space, relative to the largest singular value of what is kept. 0, as
+    published, counts as kept whatever the dtype can tell from zero; None leaves out rounding."""
     concept_rtol: float = 0.1
     """Directions of e(c) P weaker than this times the strongest are left out."""
     start: str = "closed_form"
@@ -76,8 +74,7 @@ class ErasureSettings:
     """"squared" normalised correlation, or "product" (eq. 2)."""
     statistic: str = "signed"
     """What the momentum averages: the "signed" correlation, which falls below 0 for the
-    anti-concept; or the "loss" that is minimised, as eq. 4 says. The two differ where the squared
-    correlation is minimised."""
+    anti-concept; or the "loss" that is minimised, as eq. 4 says."""
     iterations: int = 40
     """The most iterations; 1000 as published. With 0 the delta is the start itself."""
     batch: int = 8
@@ -96,8 +93,7 @@ class ErasureSettings:
     alpha: float = 0.9
     """How much of the momentum m_n is the one before (eq. 4)."""
     tau: float = 0.1
-    """Stop at m_n <= tau; published: 0, later 1e-4. The noise of a batch of 8 hides less than
-    0.1 of the signed correlation."""
+    """Stop at m_n <= tau; published: 0, later 1e-4. A batch of 8 hides less than 0.1 in noise."""
     earliest_stop: int = 11
     """The first iteration that may stop: before, m_n still remembers its start."""
 

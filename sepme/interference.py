@@ -214,10 +214,9 @@ class Interference:
     measure: str
     """What was compared: "predicted noise" or "pictures"."""
     details: Mapping[str, Tensor] = field(default_factory=dict)
-    """Further matrices `[erased, evaluated]`, by what they say: "change" (without a unit, before
-    it is made relative), "keys and values" (their change, relative to the own delta's), "prompt
-    energy", "overlap", "largest cosine", and with a judge "seen" and "seen before" (shares of the
-    pictures)."""
+    """Further matrices `[erased, evaluated]`, by what they say: "change" (before it is made
+    relative), "keys and values" (their change, relative to the own delta's), "prompt energy",
+    "overlap", "largest cosine", and with a judge "seen" and "seen before" (shares)."""
     prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Evaluated concept -> its prompts."""
     seed: int = 0

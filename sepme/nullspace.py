@@ -277,17 +277,11 @@ class Constraint:
     """The directions in which a concept's delta may act, and how they were found."""
 
     concept: Concept
-    kept: tuple[str, ...]
-    """Prompts that must not change, the empty prompt first."""
-    space: NullSpace
-    """The null space of the kept prompts' embeddings, cut at the tolerance. With the method
-    "damped" the basis reaches a little out of it: `leakage_bound` says how much that touches."""
-    basis: Tensor
-    """`Q [q, d_in]`, orthonormal rows, strongest direction first."""
-    kept_rows: Tensor
-    """`A [len(kept) * tokens, d_in]`, the stacked embeddings of what is kept."""
-    concept_rows: Tensor
-    """`e(c) [len(prompts) * tokens, d_in]`."""
+    kept: tuple[str, ...]  #: prompts that must not change, the empty prompt first
+    space: NullSpace  #: of the kept rows; with "damped" the basis reaches a little out of it
+    basis: Tensor  #: `Q [q, d_in]`, orthonormal rows, strongest direction first
+    kept_rows: Tensor  #: `A [len(kept) * tokens, d_in]`, the stacked embeddings of what is kept
+    concept_rows: Tensor  #: `e(c) [len(prompts) * tokens, d_in]`
 
     @property
     def rank(self) -> int:

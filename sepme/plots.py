@@ -392,8 +392,7 @@ def heat_map(
 
     Args:
         table: the names of its rows and columns are the labels.
-        numbers: how a number is printed in its cell, for example `"{:.0f}".format`; by default not
-            at all, nor where there are more than 15 columns.
+        numbers: how a number is printed in its cell, if at all, and in up to 15 columns.
         diverging: from blue (-limit) over white (0) to red (limit); else from white (0) to blue.
         limit: the number with the strongest colour; by default the largest absolute one.
         label: what the numbers are, beside the scale of colours; None leaves the scale out.
@@ -548,8 +547,8 @@ def noise_maps(
     Args:
         maps: row label -> `[timesteps, h, w]`.
         diverging: from blue over white (zero) to red; else from black (zero) to bright.
-        own_scale: every map on its own scale; else the maps of a column share one, so that rows
-            can be compared. The number in a corner is the end of that map's scale.
+        own_scale: every map on its own scale; else the maps of a column share one. The number in a
+            corner is the end of that map's scale.
     """
     stack = np.stack([m.detach().float().cpu().numpy() for m in maps.values()])  # [rows, t, h, w]
     ends = np.abs(stack).max(axis=(2, 3))

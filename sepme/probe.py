@@ -196,27 +196,17 @@ def correlation_by_layer(
 class Recording:
     """One training run: its steps, and what a fixed probe saw of it at a few iterations."""
 
-    prompt: str
-    """The prompt whose maps are recorded."""
-    reference: str
-    """What its r(c) is measured against: an anchor, or "" for the empty prompt."""
-    image: Tensor
-    """`[3, H, W]` in [0, 1]: the picture of `prompt` whose noised latents the maps look at."""
-    timesteps: tuple[int, ...]
-    """The probe's timesteps, ascending: 0 is the clean picture."""
-    iterations: tuple[int, ...]
-    """How many iterations were done at each snapshot, ascending, 0 first."""
-    original: Tensor
-    """`r(c; theta) [timesteps, c, h, w]`."""
-    maps: Tensor
-    """`r(c; theta + Delta) [snapshots, timesteps, c, h, w]` on the same x_t."""
+    prompt: str  #: the prompt whose maps are recorded
+    reference: str  #: what its r(c) is measured against: an anchor, or "" for the empty prompt
+    image: Tensor  #: `[3, H, W]` in [0, 1]: the prompt's, whose noised latents the maps look at
+    timesteps: tuple[int, ...]  #: the probe's
+    iterations: tuple[int, ...]  #: how many were done at each snapshot, ascending, 0 first
+    original: Tensor  #: `r(c; theta) [timesteps, c, h, w]`
+    maps: Tensor  #: `r(c; theta + Delta) [snapshots, timesteps, c, h, w]` on the same x_t
+    #: Normalised, `[snapshots, timesteps, pictures]`: 1 untouched, 0 erased, below 0 overshot.
     correlation: Tensor
-    """Normalised correlation `[snapshots, timesteps, pictures]` on the whole probe: 1 untouched,
-    0 erased, below 0 overshot."""
-    steps: tuple[ErasureStep, ...]
-    """Every iteration of the training, in order."""
-    provenance: Provenance
-    """Of the delta that came out: model, prompts, settings, seed, versions."""
+    steps: tuple[ErasureStep, ...]  #: every iteration of the training, in order
+    provenance: Provenance  #: of the delta that came out
 
     @property
     def decay(self) -> tuple[float, ...]:

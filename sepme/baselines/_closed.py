@@ -35,10 +35,9 @@ class ClosedForm:
     """A method that edits every chosen matrix `W0` to `W0 (I + D)`, with one D for all."""
 
     name: str
-    layers: tuple[str, ...]
-    """Of every cross-attention: "to_k", "to_v"."""
+    layers: tuple[str, ...]  #: of every cross-attention: "to_k", "to_v"
+    #: D `[d_in, d_in]`, from rows of concept and anchor `[m, d_in]`, kept prompts and settings.
     shift: Callable[[Backbone, Tensor, Tensor, tuple[str, ...], Any], Tensor]
-    """D `[d_in, d_in]`, from rows of concept and anchor `[m, d_in]`, kept prompts and settings."""
     always_kept: tuple[str, ...] = ()
 
 

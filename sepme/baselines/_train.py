@@ -122,15 +122,13 @@ class Student:
 class Objective:
     """What a method minimises for one concept."""
 
-    method: str
-    """Its name in provenance and progress bar."""
+    method: str  #: its name in provenance and progress bar
     forgotten: tuple[str, ...]
+    #: The loss for what was prepared and fresh random numbers, and its timesteps `[batch]`.
     loss: Callable[[Mapping[str, Tensor], torch.Generator], tuple[Tensor, Tensor]]
-    """The loss for what was prepared and fresh random numbers, and its timesteps `[batch]`."""
+    #: What is made once before the training, from the seed.
     prepare: Callable[[int], dict[str, Tensor]] = lambda seed: {}
-    """What is made once before the training, from the seed."""
-    kept: tuple[str, ...] = ()
-    """The retain set, of a method that trains with one."""
+    kept: tuple[str, ...] = ()  #: the retain set, of a method that trains with one
 
 
 def train(

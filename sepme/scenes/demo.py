@@ -120,10 +120,7 @@ class DemoGrid:
     def __init__(self, catalogue: Catalogue, concepts: Sequence[Concept]) -> None:
         for concept in concepts:
             if concept.kind not in ("style", "object"):
-                raise SepmeError(
-                    f"The demo shows styles and objects, and {concept.name!r} is neither: "
-                    "leave it out."
-                )
+                raise SepmeError(f"{concept.name!r} is neither style nor object: leave it out.")
         self.concepts = tuple(concepts)
         self.names = tuple(concept.name for concept in concepts)
         every = crossings(catalogue)

@@ -41,23 +41,12 @@ from sepme.erasure import PRESETS
 from sepme.errors import SepmeError
 from sepme.model import Backbone, load_catalogue
 from sepme.probe import Probe, noise_differences, record
+from sepme.scenes import tables
 from sepme.scenes.images import MEASURES
 from sepme.scenes.methods import METHODS
 from sepme.scenes.protocol import ALONE, EVALUATED, ROLES, SCENES, WATERMARK, moments
 from sepme.scenes.run import read_manifest
-from sepme.scenes.tables import (
-    LEGEND,
-    MEASURED,
-    PUBLISHED,
-    RESULTS,
-    complete,
-    family,
-    method_title,
-    paper_tables,
-    published,
-    read_table,
-    role_means,
-)
+from sepme.scenes.tables import MEASURED, PUBLISHED, RESULTS, complete, family
 
 __all__ = ["COMPARED", "FIGURES", "Sources", "draw_figures", "method_looks"]
 
@@ -103,19 +92,16 @@ class Sources:
         NotMeasured: a table has no row that was asked for.
     """
 
-    results: Path = RESULTS
-    """Folder with `scenes_<kind>.csv`."""
-    seed: int = 0
-    """Of the images and noises that figures draw."""
-    used: dict[str, Any] = field(default_factory=dict)
-    """What the current figure has read, for its manifest."""
+    results: Path = RESULTS  #: folder with `scenes_<kind>.csv`
+    seed: int = 0  #: of the images and noises that figures draw
+    used: dict[str, Any] = field(default_factory=dict)  #: what the current figure has read
 
     def rows(self, kind: str, methods: Iterable[str], scenes: Iterable[str]) -> DataFrame:
         """The measured rows of these methods and scenes in the order of the methods, if any."""
         file, methods, scenes = self.results / f"scenes_{kind}.csv", [*methods], [*scenes]
         if not file.is_file():
             raise NotMeasured(f"{file.name} is not there yet: run 'sepme scenes run' first.")
-        rows = read_table(file).query("method in @methods and scene in @scenes")
+        rows = tables.read_table(file).query("method in @methods and scene in @scenes")
         if rows.empty:
             raise NotMeasured(
                 f"{file.name} has no row of {', '.join(methods)} in {', '.join(scenes)}: run "
@@ -192,7 +178,7 @@ def draw_figures(
     for name in only or ():
         choose(FIGURES, figure=name)
     for table in sorted(results.glob("scenes_*.csv")):  # a damaged one is refused before any work
-        read_table(table)
+        tables.read_table(table)
     out, sources = writable_folder(out), Sources(results)
     for name in only or FIGURES:
         sources.used.clear()
@@ -231,7 +217,7 @@ def _write_tables(out: Path, sources: Sources, say: Callable[[str], None]) -> No
             rows = sources.rows(kind, METHODS, SCENES)
         except NotMeasured as error:
             say(f"tables_{kind}: published numbers only. {error}")
-        write_atomically(out / f"tables_{kind}.md", paper_tables(kind, rows).encode())
+        write_atomically(out / f"tables_{kind}.md", tables.paper_tables(kind, rows).encode())
         say(f"tables_{kind}: the paper's tables and ours, {kind}s.")
 
 
@@ -292,7 +278,7 @@ def role_bars(
         x = np.arange(len(roles)) + (i - (len(methods) - 1) / 2) * width
         if bars["low"].notna().any():
             look = look | {"yerr": [bars["mean"] - bars["low"], bars["high"] - bars["mean"]]}
-        title = method_title(method)
+        title = tables.method_title(method)
         ax.bar(x, bars["mean"], 0.92 * width, ecolor=plots.BLACK, capsize=1.5, label=title, **look)
         for at, mean in zip(x, bars["mean"], strict=True):
             if mean < 0.01 * scale * means["mean"].max():  # else a bar of height 0 is invisible
@@ -316,7 +302,7 @@ def _panels(
     grid = figure.subplots(len(lines), 2, squeeze=False)
     for axes, (label, rows) in zip(grid, lines.items(), strict=True):
         for ax, measure in zip(axes, ("acc", "lpips"), strict=True):
-            role_bars(role_means(rows, measure), measure, ax, looks)
+            role_bars(tables.role_means(rows, measure), measure, ax, looks)
             ax.set_title(label, fontsize=10)
         axes[0].get_legend().remove()
     figure.suptitle(title, fontweight="bold")
@@ -325,7 +311,7 @@ def _panels(
 
 def _compared(kind: str, scene: str, sources: Sources) -> Figure:
     """Erased, recovered and regular concepts by method: published above, ours below."""
-    printed = published().query("table in ('5', '6') and not doubtful")
+    printed = tables.published().query("table in ('5', '6') and not doubtful")
     printed = printed.query("kind == @kind and scene == @scene").sort_values(
         "method", key=lambda c: c.map(lambda m: COMPARED.index(family(m))), kind="stable"
     )
@@ -381,7 +367,7 @@ def _regularisation(sources: Sources) -> Figure:
     names = {"sepme@catalogue": without, "sepme-regularised@catalogue": with_it}
     rows, looks = _two_variants(sources, names)
     theirs = {"SepME without weight regularisation": without, "SepME": with_it}
-    printed = published().query("table == '7' and not doubtful").replace({"method": theirs})
+    printed = tables.published().query("table == '7' and not doubtful").replace({"method": theirs})
     lines = {
         f"{PUBLISHED} [paper] (Scene1, Scene2)": printed,
         f"{MEASURED} [catalogue] (Scene1)": rows,
@@ -493,7 +479,7 @@ def _before_after(kind: str, scene: str, sources: Sources) -> Figure:
 FIGURES: dict[str, Entry] = {
     "interference": Entry(
         "What erasing one style alone does to the pictures of every other; in brackets the "
-        f"method's retain set. {LEGEND}",
+        f"method's retain set. {tables.LEGEND}",
         _interference,
     ),
     "noise_differences": Entry(
@@ -518,14 +504,15 @@ for _kind in EVALUATED:
         )
         FIGURES[f"bars_{_kind}_{_scene.lower()}"] = Entry(
             f"Forgotten, recovered and regular {_kind}s of {_scene}, by method; published above, "
-            f"measured below, whiskers are 95 % intervals. {LEGEND}",
+            f"measured below, whiskers are 95 % intervals. {tables.LEGEND}",
             partial(_compared, _kind, _scene),
         )
     FIGURES[f"alone_{_kind}"] = Entry(
-        f"Each of six {_kind}s erased by itself, by method. {LEGEND}", partial(_alone, _kind)
+        f"Each of six {_kind}s erased by itself, by method. {tables.LEGEND}", partial(_alone, _kind)
     )
     FIGURES[f"watermark_{_kind}"] = Entry(
-        f"The watermark while {_kind}s are erased, by method. {LEGEND}", partial(_watermark, _kind)
+        f"The watermark while {_kind}s are erased, by method. {tables.LEGEND}",
+        partial(_watermark, _kind),
     )
 FIGURES["joint_or_separate"] = Entry(
     "SepME's increments trained one at a time and all at once, closed form + training [catalogue].",

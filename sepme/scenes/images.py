@@ -10,18 +10,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from sepme import metrics
 from sepme.artefact import digest_of, write_atomically
 from sepme.atelier.judge import Judge
 from sepme.composition import applied
 from sepme.delta import ConceptDelta, DenseDelta
-from sepme.metrics import (
-    PAPER_SIZE,
-    estimate_share,
-    fid_of_features,
-    inception_features,
-    kid_of_features,
-    measure_lpips,
-)
 from sepme.model import Backbone
 
 #: The measures in the order of their columns, and what axes call them.
@@ -45,12 +38,10 @@ def has_bfloat16() -> bool:
 class Sampling:
     """How images are drawn."""
 
-    steps: int = 10
-    """Fewer than the Atelier's own 25: its judge sees no difference (`benchmarks/README.md`)."""
+    steps: int = 10  #: the Atelier's own 25 make no difference to its judge (benchmarks/README.md)
     guidance: float = 4.0
+    #: Mixed precision: 2.3 times as fast where the machine has it. A table says which it was.
     bfloat16: bool = field(default_factory=has_bfloat16)
-    """Draw in mixed precision: 2.3 times as fast where the machine has it, which is the default.
-    A table says which it was; rows of different sampling are not mixed."""
     batch: int = 50
 
 
@@ -101,7 +92,7 @@ class ImageCache:
     def features(self, images: Tensor) -> Tensor:
         """`[n, 2048]` Inception features of images in bytes, from the disk or computed now."""
         digest = hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()[:24]
-        return self._cached(f"features-{digest}", lambda: inception_features(images / 255))
+        return self._cached(f"features-{digest}", lambda: metrics.inception_features(images / 255))
 
     def _cached(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """The one tensor of a file; made anew if the file is missing or was cut off."""
@@ -129,12 +120,12 @@ def measure(
     AlexNet's weights, and FID and KID the Inception features of both.
     """
     x, y = images / 255, original / 255
-    found = {"acc": estimate_share(judge.sees(x, concept))}
+    found = {"acc": metrics.estimate_share(judge.sees(x, concept))}
     if lpips:
-        found["lpips"] = measure_lpips(x, y, PAPER_SIZE)
+        found["lpips"] = metrics.measure_lpips(x, y, metrics.PAPER_SIZE)
     if features is not None:
-        found["fid"] = fid_of_features(*features, paired=True, resamples=100)
-        found["kid"] = kid_of_features(*features, paired=True, resamples=200)
+        found["fid"] = metrics.fid_of_features(*features, paired=True, resamples=100)
+        found["kid"] = metrics.kid_of_features(*features, paired=True, resamples=200)
     same = (images == original).flatten(1).all(dim=1)
     row = {"identical": float(same.double().mean()), "images": len(images)}
     for name, e in found.items():

