@@ -44,11 +44,7 @@ const name = () => shell.querySelectorAll('.widget-slider').forEach(slider => {{
 name();
 setTimeout(name, 1000);"""
 WIDE = "1000px"
-#: The layout of a field for a number.
-NARROW = {"width": "150px"}
-AUTO = {"width": "auto"}
-MENU = {"width": "240px"}
-SLIDER = {"width": "280px"}
+NARROW, MENU, SLIDER, AUTO = ({"width": wide} for wide in ("150px", "240px", "280px", "auto"))
 
 
 class Stopped(Exception):
@@ -64,11 +60,7 @@ class Picture(widgets.HTML):
         self.add_class(f"{hook}-box")
 
     def show(self, figure: Figure, alt: str, over: Callable[[Figure], str] = lambda _: "") -> None:
-        """Replace the picture; the same figure always gives the same bytes.
-
-        Args:
-            over: the HTML of what lies over the picture, given the drawn figure.
-        """
+        """Replace the picture; `over` gives the HTML of what lies over the drawn figure."""
         self.png, self.alt = png(figure), alt
         data = base64.b64encode(self.png).decode()
         names = escape(NAMES.format(shell=self.hook.removesuffix("-picture")))
@@ -100,8 +92,6 @@ class BackgroundTask:
     """Runs one piece of work at a time beside the kernel's own loop, with a bar and a Stop button.
 
     Args:
-        hook: the classes of the bar and of the button begin with it.
-        status: says how it goes.
         threaded: False runs the work inside `start`, which is easier to follow in a test.
         alone: wait for the work of other widgets to end; False for work that needs no model.
     """
@@ -227,11 +217,7 @@ class Shell(widgets.VBox):
     def control(
         self, kind: Any, name: str, label: str, tooltip: str, *, act: Any = None, **options: Any
     ) -> Any:
-        """A control with a label. It acts when it is left or chosen, and not before.
-
-        Args:
-            act: what a new value does instead of `changed`.
-        """
+        """A control with a label. A new value calls `act`, or else `changed`."""
         if "continuous_update" in kind.class_trait_names():
             options["continuous_update"] = False
         words = {"description": in_html(label), "description_allow_html": True, "tooltip": tooltip}

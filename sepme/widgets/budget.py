@@ -32,10 +32,8 @@ class BudgetState:
     """What is to be forgotten, what is to be kept, and how exactly."""
 
     forget: str
-    keep: tuple[str, ...] = ()
-    """Concepts. Of their prompts, those that also name the forgotten one are not kept."""
-    tolerance: float = 1e-3
-    """Of the null space, relative to the largest singular value."""
+    keep: tuple[str, ...] = ()  #: concepts, but for their prompts that name the forgotten one too
+    tolerance: float = 1e-3  #: of the null space, relative to the largest singular value
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,16 +41,11 @@ class Budget:
     """What a state comes to."""
 
     constraint: Constraint
-    taken: dict[str, int]
-    """Kept prompt to the dimensions that it takes, in pivoted-QR order, the largest first."""
+    taken: dict[str, int]  #: kept prompt to its dimensions, in pivoted-QR order, the largest first
 
 
 def measure(backbone: Backbone, catalogue: Catalogue, state: BudgetState) -> Budget:
-    """What the delta of one concept may touch beside those that are kept.
-
-    Raises:
-        SepmeError: an unknown concept, or no direction that is free at this tolerance.
-    """
+    """What the delta of one concept may touch beside those that are kept."""
     concept, settings = catalogue[state.forget], PRESETS["default"]
     prompts = [prompt for name in state.keep for prompt in catalogue[name].prompts]
     keep = [prompt for prompt in dict.fromkeys(prompts) if prompt not in concept.prompts]
@@ -142,10 +135,7 @@ def null_space_budget(backbone: Backbone, catalogue: Catalogue | None) -> Explor
         SepmeError: a model without a catalogue of concepts.
     """
     if catalogue is None or not catalogue.concepts:
-        raise SepmeError(
-            f"The model '{backbone.name}' brings no catalogue of concepts to choose from: give a "
-            "Catalogue of your own."
-        )
+        raise SepmeError(f"'{backbone.name}' brings no catalogue: give a Catalogue of your own.")
 
     def choose() -> None:
         with shell.together():

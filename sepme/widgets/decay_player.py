@@ -27,10 +27,8 @@ class DecayState:
     """Where to look: which recording, after how many iterations, at which timestep."""
 
     recording: str
-    iteration: int
-    """One of the recording's `iterations`."""
-    timestep: int
-    """One of the recording's `timesteps`."""
+    iteration: int  #: one of the recording's `iterations`
+    timestep: int  #: one of the recording's `timesteps`
 
     def place(self, recording: Recording) -> tuple[int, int]:
         """Index of the snapshot and of the timestep."""

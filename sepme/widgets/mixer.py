@@ -1,10 +1,9 @@
 """The concept mixer: tick what the model is to forget, draw, and compare before with after.
 
-`MixerState` says what is asked for, `Mixer` draws it, `render(state, drawing)` and `describe` show
-it. All deltas are put on the pipeline once; switching takes milliseconds. Classes of the controls:
-`sepme-mixer-draw`, `-stop`, `-restore`, `-prompt`, `-object`, `-style`, `-seed`, `-pictures`,
-`-steps`, `-progress`, `-status`, `-picture` (the `<img>`), and for each concept `-tick-<name>` and
-`-strength-<name>`; for a concept without a delta `-new` and `-erase`.
+`Mixer` draws a `MixerState`, `render(state, drawing)` and `describe` show it. Classes of the
+controls: `sepme-mixer-draw`, `-stop`, `-restore`, `-prompt`, `-object`, `-style`, `-seed`,
+`-pictures`, `-steps`, `-progress`, `-status`, `-picture` (the `<img>`), and for each concept
+`-tick-<name>` and `-strength-<name>`; for a concept without a delta `-new` and `-erase`.
 """
 
 import math
@@ -53,11 +52,10 @@ class MixerState:
     """What the mixer is asked to draw."""
 
     prompt: str
+    #: Concept to strength: 1 forgets it whole, 0.5 by half, below 0 exaggerates it.
     erased: Mapping[str, float] = field(default_factory=dict)
-    """Concept to strength: 1 forgets it whole, 0.5 by half, below 0 exaggerates it."""
     seed: int = 0
-    pictures: int = 1
-    """How many, from consecutive seeds."""
+    pictures: int = 1  #: how many, from consecutive seeds
     steps: int = 25
 
     @property
@@ -71,12 +69,9 @@ class Drawing:
 
     before: Tensor
     after: Tensor
-    seen: tuple[Verdict, Verdict] | None = None
-    """Before and after."""
-    switch_seconds: float = 0.0
-    """How long switching the deltas took."""
-    remark: str = ""
-    """Names the words of the prompt that the model was never shown, if there are any."""
+    seen: tuple[Verdict, Verdict] | None = None  #: before and after
+    switch_seconds: float = 0.0  #: how long switching the deltas took
+    remark: str = ""  #: names words that the model was never shown
 
 
 class Mixer:
@@ -99,13 +94,8 @@ class Mixer:
     def draw(self, state: MixerState, report: Report = lambda done, total: None) -> Drawing:
         """The pictures of a state; the pipeline is left as it was found.
 
-        The pictures of the original model are drawn once for a prompt, seeds and steps. Those after
-        erasing are always drawn, even where nothing is erased: that they are the same again is
-        then a finding and not a memory.
-
-        Raises:
-            SepmeError: no prompt or one too long for the model, a concept without a delta, or two
-                deltas that would interfere.
+        Those of the original model are drawn once for a prompt, seeds and steps. Those after
+        erasing are always drawn: that they are the same again where nothing is erased is a finding.
         """
         self._check(state.prompt)
         composition, key = self.composition(), (state.prompt, state.seeds, state.steps)
@@ -216,14 +206,7 @@ def _likeliest(verdict: Verdict) -> str:
 
 # ------------------------------------------------------------------ the shell
 class ConceptMixer(Shell):
-    """The controls around `Mixer` and `render`.
-
-    Attributes:
-        ticks, strengths: the check box and the field of each concept.
-        draw, stop, restore: the buttons; `wait()` returns when what they began is done.
-        picture: shows the figure; `picture.png` is its file.
-        drawing: the latest `Drawing`.
-    """
+    """The controls around `Mixer` and `render`; `drawing` is what was drawn last."""
 
     def __init__(
         self, mixer: Mixer, catalogue: Catalogue | None, threaded: bool, example: bool

@@ -38,8 +38,7 @@ class ResultsState:
     scene: str = "Scene1"
     time: str = "t0"
     measure: str = "acc"
-    method: str = ALL
-    """One method by its name here, on both sides where the paper has it; or all of them."""
+    method: str = ALL  #: one by its name here, on both sides where the paper has it; or all
 
     @property
     def moment(self) -> Moment:
@@ -117,10 +116,7 @@ def _bars(ax: Axes, state: ResultsState, cells: DataFrame) -> None:
 
 
 def describe(state: ResultsState, rows: DataFrame, printed: DataFrame) -> str:
-    """The figure in words: one method's means over the erased and the others, on both sides.
-
-    Of all methods it is SepME that is spoken of.
-    """
+    """The figure in words: one method's means (SepME's of all) over the erased and the others."""
     there = set(cells_of(state, rows)["method"])
     ours = next((method for method in SEPME if method in there), SEPME[0])
     one = replace(state, method=ours) if state.method == ALL else state

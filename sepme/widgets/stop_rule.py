@@ -1,8 +1,7 @@
 """The stop-rule playground: where would eq. 4 have ended a training that was recorded to its end?
 
-`render(state, losses)` and `describe` are pure, and serve readers without a kernel. Classes of the
-controls:
-`sepme-stop-series`, `-alpha`, `-tau`, `-earliest`, `-status`, `-picture`.
+`render(state, losses)` and `describe` are pure. Classes of the controls: `sepme-stop-series`,
+`-alpha`, `-tau`, `-earliest`, `-status`, `-picture`.
 """
 
 import math
@@ -90,9 +89,6 @@ def stop_rule_playground(losses: Mapping[str, Sequence[float]]) -> Explorer:
     Args:
         losses: name of a training to what its momentum averages, one number an iteration, for
             example `sepme.probe.Recording.losses` of one that was run to its end (tau = -9).
-
-    Raises:
-        SepmeError: no series, or an empty one.
     """
     if not losses or not all(losses.values()):
         raise SepmeError("There is no series of losses to try the rule on: record a training.")
