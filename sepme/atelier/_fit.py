@@ -70,10 +70,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def rate_factor(step: int, steps: int, warm_up: int = 50, decay: float = 0.25) -> float:
-    """Share of the full learning rate at `step` of `steps`: warm-up, constant, linear decay.
+    """Share of the full learning rate at `step` of `steps`: warm-up, constant, linear decay to 1 %.
 
-    The decay takes the last `decay` of all steps, down to 1 %; before it starts, `steps` may be
-    changed without changing anything that was done so far.
+    Before the decay starts, `steps` may be changed without changing what was done so far.
     """
     rising = min(1.0, (step + 1) / warm_up)
     falling = min(1.0, (steps - step) / max(1.0, decay * steps))
@@ -87,10 +86,8 @@ class Stage:
     name: str
     steps: int
     adam_rate: float
-    decay: float
-    """Last share of the steps, over which the learning rate falls."""
-    memory: float
-    """Of the moving average: the largest weight of what it was before."""
+    decay: float  #: last share of the steps, over which the learning rate falls
+    memory: float  #: of the moving average: the largest weight of what it was before
 
 
 class Progress:
@@ -131,17 +128,11 @@ def fit(
     folder: Path,
     callback: Callable[[nn.Module, Progress], object] = lambda average, progress: None,
 ) -> tuple[nn.Module, Progress]:
-    """Train a model; a stopped training goes on from its checkpoint in `folder`.
+    """Train a model, or go on from its checkpoint in `folder`; returns its moving average.
 
     Args:
         loss: gets a seed that differs from step to step, which has also seeded torch.
         callback: gets the moving average and the progress after each step.
-
-    Returns:
-        The moving average of the model, and the progress.
-
-    Raises:
-        SepmeError: the loss is no longer finite, or the number of steps has changed too late.
     """
     model.to(settings.device)
     rim = [p for name, p in model.named_parameters() if p.ndim < 2 or any(r in name for r in _RIM)]

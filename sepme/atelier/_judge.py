@@ -1,9 +1,8 @@
 """Train the judge on drawings that the generator never saw, softened as generated pictures are.
 
-A generated picture has softer edges than a drawing of the same style, and paler, uneven areas. A
-judge that knows only drawings takes such a mosaic for pointillism. So the drawings are blurred,
-bent, faded and tinted, and some pass through the auto-encoder with noise on the latents, as the
-last steps of a denoiser leave it. No generated picture is used.
+A generated picture has softer edges than a drawing, and paler, uneven areas: a judge that knows
+only drawings takes such a mosaic for pointillism. So the drawings are blurred, bent, faded and
+tinted, and some pass through the auto-encoder with noise on the latents.
 """
 
 from pathlib import Path

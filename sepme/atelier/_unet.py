@@ -66,8 +66,7 @@ def velocity_loss(
     """Weighted mean squared error of the predicted velocity; `alphas` is the cumulative product.
 
     x_t = sqrt(a) z + sqrt(1 - a) e,  v = sqrt(a) e - sqrt(1 - a) z  (Salimans & Ho 2022), weighted
-    by min(SNR, 5) / SNR with SNR = a / (1 - a), normalised to mean 1 over the batch: the noisy
-    end, where objects and colours are decided, counts in full, the last details count less.
+    by min(SNR, 5) / SNR with SNR = a / (1 - a), normalised to mean 1 over the batch.
     """
     latents, noise, timesteps, tokens = batch
     a = alphas[timesteps].view(-1, 1, 1, 1)
@@ -83,11 +82,7 @@ def velocity_loss(
 
 
 def train_unet(directory: Path, settings: TrainSettings, judge: Path) -> Path:
-    """Train from the last checkpoint, or from scratch; returns the pipeline's folder.
-
-    The pipeline of the averaged weights is written every `settings.export_every` steps, and at the
-    end.
-    """
+    """Train from the last checkpoint, or from scratch; returns the pipeline's folder."""
     torch.manual_seed(settings.seed)
     vae, tokenizer, finished = load_vae(directory / "vae"), make_tokenizer(), directory / "pipeline"
     model = nn.ModuleDict({"unet": untrained("unet"), "text": untrained("text_encoder")})
@@ -104,9 +99,8 @@ def train_unet(directory: Path, settings: TrainSettings, judge: Path) -> Path:
         unet, text = (copy.deepcopy(average[part]).cpu().eval() for part in ("unet", "text"))
         parts = {"vae": vae, "unet": unet, "text_encoder": text, "tokenizer": tokenizer}
         parts |= {"scheduler": untrained("scheduler"), "safety_checker": None}
-        pipeline = StableDiffusionPipeline(
-            **parts, feature_extractor=None, requires_safety_checker=False
-        )
+        parts |= {"feature_extractor": None, "requires_safety_checker": False}
+        pipeline = StableDiffusionPipeline(**parts)
         replace_folder(finished, lambda path: _save(path, pipeline, judge, settings, progress))
 
     def now_and_then(average: nn.Module, progress: Progress) -> None:

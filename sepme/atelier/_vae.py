@@ -11,13 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sepme.artefact import write_atomically
-from sepme.atelier._architecture import (
-    load_vae,
-    replace_folder,
-    standardise,
-    to_unit,
-    untrained,
-)
+from sepme.atelier._architecture import load_vae, replace_folder, standardise, to_unit, untrained
 from sepme.atelier._fit import Stage, fit
 from sepme.atelier.objects import DRAWERS
 from sepme.atelier.paintings import emblem, paint_batch

@@ -66,11 +66,7 @@ def prompt_sets(seeds: int) -> dict[str, list[Asked]]:
 def evaluate(
     backbone: Backbone, judge: Judge, seeds: int = 10, progress: bool = True
 ) -> dict[str, Any]:
-    """All figures of quality.json: shares of pictures; `<set>_images` counts the pictures.
-
-    Args:
-        seeds: pictures of each style with each object.
-    """
+    """All figures of quality.json, from `seeds` pictures of each style with each object."""
     figures: dict[str, Any] = {}
     for k, (name, asked) in enumerate(prompt_sets(seeds).items()):
         images = backbone.generate([a.prompt for a in asked], _SEED * (1 + k), progress=progress)
@@ -120,10 +116,9 @@ def by_concept(asked: Sequence[Asked], right: pd.DataFrame) -> dict[str, Any]:
 
 
 def _novelty(images: Tensor, asked: Sequence[Asked], crossings: int = 10) -> dict[str, float]:
-    """Distance to the nearest training drawing of the same crossing, generated against new ones.
+    """Distance to the nearest training drawing of the same crossing, relative to new drawings'.
 
-    Near 1: generated pictures are as far from the training drawings as new drawings are; near 0:
-    they are copies. Root-mean-square pixel differences, medians.
+    Near 0 generated pictures are copies. Root-mean-square pixel differences, medians.
     """
     pairs = list(zip(*subjects(0, TrainSettings().pictures), strict=True))
     generated, drawn = [], []

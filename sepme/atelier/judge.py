@@ -34,7 +34,8 @@ class Verdict:
     def of(self, name: str) -> tuple[Tensor, Tensor]:
         """The probability of this style, object or emblem, or alias [n]; and whether it is seen.
 
-        A style or object is seen where it is the likeliest of its kind beside no emblem.
+        That is the softmax of its kind, times the probability of no emblem. A style or object is
+        seen where it is the likeliest of its kind beside no emblem.
 
         Raises:
             SepmeError: no style or object of this name.
@@ -90,11 +91,7 @@ class Judge(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> "Judge":
-        """The judge in `path`; the one that ships with the model by default.
-
-        Raises:
-            SepmeError: no file there, or not a judge's.
-        """
+        """The judge in `path`; the one that ships with the model by default."""
         path = path or shipped("atelier", "judge.safetensors")
         judge = cls()
         try:
@@ -107,11 +104,7 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def judge(self, images: Tensor) -> Verdict:
-        """The verdict on images [n, 3, 64, 64] in [0, 1].
-
-        Raises:
-            SepmeError: images of another shape.
-        """
+        """The verdict on images [n, 3, 64, 64] in [0, 1]."""
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, SIZE, SIZE):
             raise SepmeError(
                 f"The judge takes pictures of shape [n, 3, {SIZE}, {SIZE}] with values from 0 to "
@@ -124,21 +117,12 @@ class Judge(nn.Module):
         return Verdict(style.softmax(1), object_.softmax(1), emblem.sigmoid())
 
     def probability(self, images: Tensor, name: str) -> Tensor:
-        """How likely each picture [n] shows the style, object or emblem of this name or alias.
-
-        Its softmax among all styles or all objects, times the probability that it is no emblem.
-
-        Raises:
-            SepmeError: no style or object of this name.
-        """
+        """How likely each picture [n] shows the style, object or emblem; see `Verdict.of`."""
         return self.judge(images).of(name)[0]
 
     def sees(self, images: Tensor, name: str) -> Tensor:
-        """Whether each picture [n] shows it: whether it is the likeliest of its kind.
+        """Whether each picture [n] shows it; see `Verdict.of`.
 
         A faint remainder is not seen; `sepme.metrics.residual_share` measures one.
-
-        Raises:
-            SepmeError: no style or object of this name.
         """
         return self.judge(images).of(name)[1]

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from sepme._checks import choose
 from sepme.atelier.objects import DRAWERS, NOTHING, SCENE_DRAWS, SIZE, Array, draw_scenes
 from sepme.atelier.styles import PAINTERS, PHOTO, STYLE_DRAWS
 from sepme.errors import SepmeError
@@ -81,10 +82,7 @@ def _check(objects: Sequence[str], styles: Sequence[str], seeds: Sequence[int]) 
     if not len(objects) == len(styles) == len(seeds):
         raise SepmeError("Give as many objects as styles and seeds, one of each a picture.")
     for kind, names, known in (("object", objects, DRAWERS), ("style", styles, PAINTERS)):
-        unknown = sorted(set(names) - set(known))
-        if unknown:
-            raise SepmeError(
-                f"Unknown {kind} {unknown[0]!r}: the atelier paints {', '.join(known)}."
-            )
+        for name in set(names):
+            choose(tuple(known), **{kind: name})
     if any(seed < 0 for seed in seeds):
         raise SepmeError("A seed must be a whole number that is not negative.")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sepme._checks import choose
 from sepme.errors import SepmeError
 
 __all__ = ["TrainSettings"]
@@ -42,8 +43,7 @@ class TrainSettings:
         for name, value in vars(self).items():
             if isinstance(value, int) and value < 1 and name != "seed":
                 raise SepmeError(f"{name} must be at least 1, not {value}.")
-        if self.precision not in ("auto", "bf16", "fp32"):
-            raise SepmeError(f"Precision is auto, bf16 or fp32, not {self.precision!r}.")
+        choose(("auto", "bf16", "fp32"), precision=self.precision)
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:  # torch's answers to a device it lacks

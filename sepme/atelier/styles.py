@@ -9,15 +9,13 @@ from collections.abc import Callable
 import numpy as np
 from scipy import ndimage
 
-from sepme.atelier.objects import SIZE, Array, Scene, palette
+from sepme.atelier.objects import _X, _Y, SIZE, Array, Scene, palette
 
 __all__ = ["PHOTO"]
 
 PHOTO = "photo"  #: the plain rendering that stands for "no style"
 #: Random numbers a style may take from its seed.
 STYLE_DRAWS = 896
-
-_Y, _X = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + 0.5
 
 
 def _rgb(*values: float) -> Array:

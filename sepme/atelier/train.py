@@ -21,8 +21,7 @@ def train(directory: Path, settings: TrainSettings | None = None) -> Path:
     A usable pipeline of the weights so far is put there every `settings.export_every` steps.
 
     Raises:
-        SepmeError: the directory cannot be written, the loss is lost, or the number of steps was
-            changed after the learning rate began to fall.
+        SepmeError: no place to write, no finite loss, or a number of steps that changed too late.
     """
     settings, directory = settings or TrainSettings(), writable_folder(directory)
     train_vae(directory, settings)
