@@ -234,7 +234,8 @@ class Interference:
         for name, matrix in {self.measure: self.matrix, **self.details}.items():
             if tuple(matrix.shape) != shape or not matrix.isfinite().all():
                 raise SepmeError(
-                    f"{name!r} must be {shape} finite numbers; its shape is {list(matrix.shape)}."
+                    f"{name!r} must be {shape[0]} x {shape[1]} finite numbers; it is "
+                    f"{list(matrix.shape)}."
                 )
 
     def to_frame(self) -> pd.DataFrame:
