@@ -83,6 +83,11 @@ def used(process: psutil.Popen) -> float:
         return math.inf
 
 
+def heed_ctrl_c() -> None:
+    """What runs in the background of a shell ignores SIGINT, and so does what it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def run(words: list[str], folder: Path, loading: float, kill: tuple[int, float] | None) -> Run:
     """Run a command in a folder; after so many seconds of work it gets a signal."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,6 +99,7 @@ def run(words: list[str], folder: Path, loading: float, kill: tuple[int, float] 
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
             stderr=stderr,
+            preexec_fn=heed_ctrl_c,
         )
     while process.poll() is None and used(process) < loading and seen(folder) == before:
         time.sleep(0.01)
