@@ -116,7 +116,7 @@ class ErasureSettings:
                 f"The closed form is a 'lora': use start='zero' with '{self.parametrisation}'."
             )
         if self.method == "damped" and self.parametrisation == "dense":
-            raise SepmeError("damped has no basis for 'dense': use method='svd' or 'elimination'.")
+            raise SepmeError("No damped basis suits 'dense': use method='svd' or 'elimination'.")
 
 
 #: The later version of the paper. Ours, because no source gives them: 16 images.
