@@ -114,9 +114,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _about(
-    version: bool = Option(
-        False, "--version", callback=_print_version, is_eager=True, help="Its version."
-    ),
+    version: bool = Option(False, "--version", callback=_print_version, is_eager=True),
 ) -> None:
     """Make a text-to-image model forget concepts, compose what it forgot, and give it back."""
 
@@ -174,18 +172,12 @@ def erase(
         help="catalogue: forget all prompts of a concept, keep all others that are known. paper: "
         "forget the bare name, keep the other names given and the seal.",
     ),
-    keep: list[str] | None = Option(
-        None, help="A prompt that must not change, beside the protocol's; repeatable."
-    ),
+    keep: list[str] | None = Option(None, help="Another prompt that must not change; repeatable."),
     keep_from: Path | None = Option(None, help="Such prompts: one a line, or a CSV's 'prompt'."),
     keep_rtol: float | None = Option(None, help="Tolerance of what is kept: larger disturbs more."),
-    after: list[Path] | None = Option(
-        None, help="A delta that is on already and must stay untouched; repeatable."
-    ),
+    after: list[Path] | None = Option(None, help="A delta that is on already; repeatable."),
     joint: bool = Option(False, "--joint", help="Train all of them in one run."),
-    closed_form: bool = Option(
-        False, "--closed-form", help="The preset closed_form: no training, a fraction of a second."
-    ),
+    closed_form: bool = Option(False, "--closed-form", help="The preset that trains nothing."),
     overwrite: bool = Option(False, "--overwrite", help="Replace files that other settings made."),
     seed: Seed = 0,
     model: Model = None,
@@ -227,19 +219,11 @@ def erase(
 @app.command()
 def generate(
     prompt: str = Argument(help="What to draw."),
-    erased: list[Path] | None = Option(
-        None, "--erase", help="A delta file to switch on; repeatable."
-    ),
+    erased: list[Path] | None = Option(None, "--erase", help="A delta to switch on; repeatable."),
     out: Picture = Path("picture.png"),
-    steps: int | None = Option(
-        None, min=1, max=1000, help="Sampling steps.", show_default="the model's own"
-    ),
-    guidance: float | None = Option(
-        None, help="Guidance scale: 0, or 1 and more.", show_default="the model's own"
-    ),
-    force: bool = Option(
-        False, "--force", help="Compose even deltas that do not keep one another."
-    ),
+    steps: int | None = Option(None, min=1, max=1000, show_default="the model's own"),
+    guidance: float | None = Option(None, help="0, or 1 and more.", show_default="the model's own"),
+    force: bool = Option(False, "--force", help="Even deltas that do not keep one another."),
     seed: Seed = 0,
     model: Model = None,
 ) -> None:
@@ -274,10 +258,7 @@ def inspect(
     prompts: bool = Option(False, "--prompts", help="List all prompts, forgotten and kept."),
     spectrum: Path | None = Option(None, help="A PNG file for the singular values of every layer."),
 ) -> None:
-    """Say what an erased concept's file holds.
-
-    Where it comes from, how large it is, what it forgets and what it promises to keep.
-    """
+    """Say what an erased concept's file holds, where it comes from and what it keeps."""
     from sepme.cli._inspection import describe, spectrum_figure
     from sepme.cli._pictures import check_name
     from sepme.delta import ConceptDelta
@@ -405,18 +386,14 @@ def judge(
 
 
 # ------------------------------------------------------------------ the course
-@course.callback()
-def _course() -> None:
-    """Keeps `build` a command of its own, although it is the only one."""
+course.callback()(lambda: None)  # keeps `build` a command of its own
 
 
 @course.command("build")
 def build_course(
     out: Path = Option(Path("build/course"), help="Folder for solution/ and student/."),
     students: Path | None = Option(None, help="Folder for the students' notebooks, if another."),
-    teacher: Path | None = Option(
-        None, help="Folder of the sources.", show_default="notebooks/teacher"
-    ),
+    teacher: Path | None = Option(None, help="The sources.", show_default="notebooks/teacher"),
 ) -> None:
     """Make student and solution notebooks from the teacher's.
 
@@ -446,9 +423,7 @@ QUICK = {
 def run_the_scenes(
     context: typer.Context,
     kind: str = Option("style", help="style or object."),
-    scenes: str = Option(
-        "Scene1, Scene4", help="Scene1 to Scene4, or Alone0 to Alone5, with commas."
-    ),
+    scenes: str = Option("Scene1, Scene4", help="Scene1 to Scene4, Alone0 to Alone5, with commas."),
     methods: str = Option(
         "sepme-faithful@paper, sepme@catalogue, esd-x, sdd, abconcept, fmn, uce@catalogue",
         help="With commas, the retain set behind @: sepme-faithful@paper, sepme@paper, "
@@ -457,18 +432,10 @@ def run_the_scenes(
         "abconcept-retained@catalogue; without one: esd-x, esd-u, esd-x-strict, sdd, abconcept, "
         "abconcept-noise, fmn, fmn-inverted.",
     ),
-    concepts: str = Option(
-        "0, 1, 2, 3, 4, 5, 6, 7, 8, 9",
-        help="Concepts drawn besides the erased: 0 to 9, with commas.",
-    ),
+    concepts: str = Option("0, 1, 2, 3, 4, 5, 6, 7, 8, 9", help="Drawn besides the erased."),
     images: int = Option(100, min=2, help="Pictures a cell."),
     fid: bool = Option(True, "--fid/--no-fid", help="Measure FID and KID too."),
-    quick: bool = Option(
-        False,
-        "--quick",
-        help="A few minutes: Scene1, SepME and UCE, 10 pictures a cell, no FID, unless "
-        "something else is said.",
-    ),
+    quick: bool = Option(False, "--quick", help="Scene1, SepME and UCE, 10 pictures, no FID."),
     seed: Seed = 0,
     out: Path = Option(WORK / "results", help="Folder of the table."),
 ) -> None:
