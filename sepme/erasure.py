@@ -183,7 +183,11 @@ _YOUNGER = {"statistic": "signed", "accumulate": False}
 
 
 def preset(name: str) -> ErasureSettings:
-    """The settings of a preset by name."""
+    """The settings of a preset by name.
+
+    Raises:
+        SepmeError: no such preset.
+    """
     choose(tuple(PRESETS), preset=name)
     return PRESETS[name]
 

@@ -162,6 +162,9 @@ def damped_projection(A: Tensor, rows: Tensor, rtol: float | None = None) -> Ten
     is the `x = argmin |x - e|^2 + |A x|^2 / tau^2`: of two directions that reach a concept alike,
     the one that touches less of what is kept wins. And `|A x| <= tau |e| / 2` (not so for unit
     vectors in their span; what those touch is `Constraint.leakage_bound`).
+
+    Raises:
+        SepmeError: matrices that are empty, not finite or not two-dimensional, or such a tolerance.
     """
     rows64 = _checked(rows, "the prompts to forget")
     spectrum, right = _svd(_checked(A, "the prompts to keep"))

@@ -91,7 +91,11 @@ class Judge(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> "Judge":
-        """The judge in `path`; the one that ships with the model by default."""
+        """The judge in `path`; the one that ships with the model by default.
+
+        Raises:
+            SepmeError: no file there, or not a judge's.
+        """
         path = path or shipped("atelier", "judge.safetensors")
         judge = cls()
         try:
@@ -104,7 +108,11 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def judge(self, images: Tensor) -> Verdict:
-        """The verdict on images [n, 3, 64, 64] in [0, 1]."""
+        """The verdict on images [n, 3, 64, 64] in [0, 1].
+
+        Raises:
+            SepmeError: images of another shape.
+        """
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, SIZE, SIZE):
             raise SepmeError(
                 f"The judge takes pictures of shape [n, 3, {SIZE}, {SIZE}] with values from 0 to "

@@ -107,6 +107,7 @@ def open_model(
             parse_names(objects) if objects else PAPER_OBJECTS,
         )
     backbone = Backbone.load(model)
+    pd.options.display.html.use_mathjax = False  # a name like "Li$a" in a table is no formula
     weights = (Path(model) if model else ATELIER) / "judge.safetensors"
     judge = Judge.load(weights) if weights.is_file() else None
     more = tuple(parse_names(keep)) if keep else ()

@@ -92,7 +92,11 @@ class Moment:
 
 
 def moments(scene: str) -> tuple[Moment, ...]:
-    """The points in time of a scene, in order."""
+    """The points in time of a scene, in order.
+
+    Raises:
+        SepmeError: no such scene.
+    """
     scenes = {**SCENES, **ALONE}
     choose(tuple(scenes), scene=scene)
     found: list[Moment] = []

@@ -89,6 +89,9 @@ def stop_rule_playground(losses: Mapping[str, Sequence[float]]) -> Explorer:
     Args:
         losses: name of a training to what its momentum averages, one number an iteration, for
             example `sepme.probe.Recording.losses` of one that was run to its end (tau = -9).
+
+    Raises:
+        SepmeError: no training, or one without an iteration.
     """
     if not losses or not all(losses.values()):
         raise SepmeError("There is no series of losses to try the rule on: record a training.")
