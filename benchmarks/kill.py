@@ -38,8 +38,8 @@ COMMANDS = {
     "course": ["course", "build", "--teacher", str(TEACHER)],
     "figures": ["figures", "--only", "alone_style, watermark_style, before_after_style_scene1"],
     "tables": ["figures", "--only", "watermark_object"],
-    "scenes": ["scenes", "run", "--quick", "--images", "4", "--concepts", "0, 6"],
-    "demo": ["demo", "--erase", "neon, boat", "--samples", "2", "--retained", "2"],
+    "scenes": ["scenes", "run", "--quick", "--scenes", "Alone0", "--images", "4"],
+    "demo": ["demo", "--erase", "neon", "--samples", "2", "--retained", "2"],
 }
 #: Those that go on from where they were killed, so that ten kills are spread over one run.
 RESUMED = ("erase", "scenes")
