@@ -4,7 +4,9 @@ Bad input gets one line on stderr and exit code 2. Libraries that take seconds t
 imported by the commands that need them.
 """
 
+import atexit
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
+#: When Python ends, which takes a moment, the work is done and nothing is left to interrupt.
+atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 #: What to do after Ctrl-C, by command.
 RESUME = {
     "erase": "The same command goes on from the last checkpoint.",
