@@ -109,6 +109,8 @@ def erase_into(
 ) -> list[Path]:
     """Run the tasks, one file a concept. Killed and started again, it ends in the same bytes.
 
+    That is so with the same number of threads, see `sepme.training`.
+
     Raises:
         SepmeError: no writable folder, a file of another delta in the way, a concept of which the
             model knows no word, or what `erase` refuses.
