@@ -46,6 +46,7 @@ RESUMED = ("erase", "scenes")
 #: What commands do first; building the course needs no model.
 LOADING = "from sepme.model import Backbone; import sepme.cli; Backbone.load()"
 LIGHT = "import sepme.cli, sepme.course.build"
+END = "; import os; os._exit(0)"  # without what Python does when it ends
 
 
 @dataclass
@@ -202,9 +203,8 @@ def main(
     for name in commands or COMMANDS:
         with TemporaryDirectory() as folder:
             start = os.times()
-            subprocess.run(
-                [sys.executable, "-c", LIGHT if name == "course" else LOADING], check=True
-            )
+            imports = (LIGHT if name == "course" else LOADING) + END
+            subprocess.run([sys.executable, "-c", imports], check=True)
             loading = sum(os.times()[2:4]) - sum(start[2:4])
             killed = Kills(COMMANDS[name], Path(folder), loading)
             about = len(killed.reference), killed.loading, killed.seconds
