@@ -73,7 +73,8 @@ def _known(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a delta was made. It holds no time and no place: same seed, same bytes."""
+    """How a delta was made. It holds no time and no place: the same seed, machine and
+    number of threads give the same bytes."""
 
     concept: str
     kind: str

@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 from peft.tuners.lora import LoraLayer
@@ -58,7 +59,11 @@ class Composition:
         if backbone.composition is not None:
             backbone.composition.close()
         self._refuse_fused()
-        self._adapters = {name: f"sepme_{index}" for index, name in enumerate(sorted(self._deltas))}
+        #: What decides embeddings, as it was: adapters on the text encoder change it.
+        self._fingerprint = backbone.fingerprint
+        taken = getattr(backbone.unet, "peft_config", None) or {}
+        free = (name for n in count() if (name := f"sepme_{n}") not in taken)
+        self._adapters = dict(zip(sorted(self._deltas), free, strict=False))
         #: The user's adapters that are switched off by a flag: they stay off.
         self._silenced = {
             layer: layer.active_adapters for layer in self._layers() if layer.disable_adapters
@@ -95,12 +100,22 @@ class Composition:
         return found
 
     def check(self) -> None:
-        """Raise SepmeError if what is on is not what was asked for."""
-        if self.strengths != {name: round(s, _DIGITS) for name, s in self._wanted.items()}:
-            now = ", ".join(self.active) or "nothing"
+        """Raise SepmeError if what is on is not what was asked for, or cannot act as it should."""
+        strengths, wanted = self.strengths, self._wanted
+        if strengths.keys() != wanted.keys() or not all(
+            math.isclose(strengths[name], wanted[name], rel_tol=1e-6) for name in wanted
+        ):
+            asked, now = (", ".join(sorted(names)) or "nothing" for names in (wanted, strengths))
             raise SepmeError(
-                f"Another adapter was loaded or switched since {', '.join(sorted(self._wanted))} "
-                f"was to be erased, and now {now} is: switch again with set(), or close()."
+                f"Another adapter was loaded or switched since {asked} was to be erased, and now "
+                f"{now} is: switch again with set(), or close()."
+            )
+        if wanted:
+            self._backbone.projections()  # fused ones would leave the deltas out
+        if wanted and self._backbone.fingerprint != self._fingerprint:
+            raise SepmeError(
+                "The adapters on the text encoder were switched since the deltas were attached, so "
+                "that its embeddings are others: switch them back, or compose again."
             )
 
     # ------------------------------------------------------------------ switching
@@ -130,9 +145,8 @@ class Composition:
         if not self._force:
             _refuse_contradictions([self._deltas[name] for name in wanted])
         self._refuse_fused()
-        self._wanted = {
-            name: float(strength) for name, strength in wanted.items() if strength != 0.0
-        }
+        strengths = {name: round(float(s), _DIGITS) for name, s in wanted.items()}
+        self._wanted = {name: strength for name, strength in strengths.items() if strength != 0.0}
         self._switch()
 
     def erase(self, *concepts: str, strength: float = 1.0) -> None:
@@ -216,7 +230,9 @@ class Composition:
 
     def _attach(self, delta: ConceptDelta, adapter: str) -> None:
         dtype, device = self._backbone.dtype, self._backbone.device
-        state = {name: tensor.to(device, dtype) for name, tensor in delta.lora_state_dict().items()}
+        # Copies: what writes into the adapter, as a hot swap does, must not write into the delta.
+        factors = delta.lora_state_dict().items()
+        state = {name: tensor.to(device, dtype, copy=True) for name, tensor in factors}
         with warnings.catch_warnings():  # several adapters on one model are the point here
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             # Without low_cpu_mem_usage, peft would first draw random factors from torch's state.

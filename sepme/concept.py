@@ -110,8 +110,8 @@ class Catalogue:
 
     def __getitem__(self, word: str) -> Concept:
         """The concept of this name or alias, whatever its case."""
-        words = {_key(name): name for name in self.concepts}
-        words |= {_key(alias): name for alias, name in self.aliases.items()}
+        words = {_key(alias): name for alias, name in self.aliases.items()}
+        words |= {_key(name): name for name in self.concepts}  # a name outweighs an alias
         if _key(word) in words:
             return self.concepts[words[_key(word)]]
         near = get_close_matches(_key(word), words, n=3)

@@ -6,11 +6,10 @@ matrices that see nothing but text, `attn2.to_k` and `attn2.to_v`, are found, co
 
 import hashlib
 import itertools
-import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, wraps
 from operator import index
 from pathlib import Path
@@ -23,7 +22,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from sepme._checks import at_least, choose
+from sepme._checks import at_least, choose, guided
 from sepme._data import shipped
 from sepme.concept import Catalogue, Concept, Vocabulary, refuse_overlap
 from sepme.errors import SepmeError, warn
@@ -70,14 +69,12 @@ class Backbone:
         name: what the model is called in provenance and on banners.
         guidance: default guidance scale.
         steps: default number of sampling steps.
-        composition: what is attached to the pipeline now (`sepme.composition`).
     """
 
     pipe: StableDiffusionPipeline
     name: str
     guidance: float = Sampling().guidance_scale
     steps: int = Sampling().num_inference_steps
-    composition: Any = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_pipeline(self.pipe)
@@ -118,7 +115,16 @@ class Backbone:
     # ------------------------------------------------------------------ what it is made of
     @property
     def unet(self) -> nn.Module:
-        return self.pipe.unet
+        return getattr(self.pipe.unet, "_orig_mod", self.pipe.unet)  # compiled meanwhile or not
+
+    @property
+    def composition(self) -> Any:
+        """What is attached to the pipeline now (`sepme.composition`), by whichever backbone."""
+        return getattr(self.pipe, "_sepme_composition", None)
+
+    @composition.setter
+    def composition(self, attached: Any) -> None:
+        self.pipe._sepme_composition = attached
 
     @property
     def device(self) -> torch.device:
@@ -198,7 +204,8 @@ class Backbone:
         """
         original = {}
         for part in ("text_encoder", "unet"):
-            for name, tensor in getattr(self.pipe, part).state_dict().items():
+            module = getattr(self.pipe, part)
+            for name, tensor in getattr(module, "_orig_mod", module).state_dict().items():
                 if "lora_" not in name:
                     original[f"{part}.{name.replace('.base_layer', '')}"] = tensor
         table = next(name for name in original if name.endswith("token_embedding.weight"))
@@ -211,7 +218,7 @@ class Backbone:
         Raises:
             SepmeError: no cross-attention found, projections fused into one, or a wrong width.
         """
-        modules = dict(self.pipe.unet.named_modules())
+        modules = dict(self.unet.named_modules())
         if fused := [n for n in modules if n.endswith((".to_kv", ".to_qkv"))]:
             raise SepmeError(
                 f"The projections of '{fused[0]}' are fused: load the pipeline again and leave out "
@@ -238,24 +245,25 @@ class Backbone:
         """Module path -> the original weight of every matrix of every `attn2` (to_q, k, v, out)."""
         return {
             name.removesuffix(".base_layer"): module.weight.detach()
-            for name, module in self.pipe.unet.named_modules()
+            for name, module in self.unet.named_modules()
             if ".attn2." in name and "lora_" not in name and isinstance(module, nn.Linear)
         }
 
     @contextmanager
     def original(self) -> Iterator[None]:
-        """Within the block the model answers as if no adapter were attached."""
-        layers = [m for m in self.pipe.unet.modules() if isinstance(m, BaseTunerLayer)]
-        switched_on = [layer for layer in layers if not layer.disable_adapters]
-        composition, self.composition = self.composition, None
-        for layer in switched_on:
-            layer.enable_adapters(False)
-        try:
-            yield
-        finally:
-            self.composition = composition
+        """Within the block the model answers as if no adapter were attached, and others wait."""
+        with IN_USE:
+            layers = [m for m in self.unet.modules() if isinstance(m, BaseTunerLayer)]
+            switched_on = [layer for layer in layers if not layer.disable_adapters]
+            composition, self.composition = self.composition, None
             for layer in switched_on:
-                layer.enable_adapters(True)
+                layer.enable_adapters(False)
+            try:
+                yield
+            finally:
+                self.composition = composition
+                for layer in switched_on:
+                    layer.enable_adapters(True)
 
     # ------------------------------------------------------------------ text, noise, pictures
     def reads(self, prompt: str) -> tuple[int, ...]:
@@ -335,7 +343,7 @@ class Backbone:
         module, _, name = path.rpartition(".")
         if name not in ("weight", "bias"):
             module, name = path, "weight"
-        wrapped = isinstance(self.pipe.unet.get_submodule(module), BaseTunerLayer)
+        wrapped = isinstance(self.unet.get_submodule(module), BaseTunerLayer)
         return f"{module}.base_layer.{name}" if wrapped else f"{module}.{name}"
 
     @torch.no_grad()
@@ -364,14 +372,16 @@ class Backbone:
             on_step: called after each sampling step of each batch with the number of steps done
                 and of all of them; what it raises ends the sampling.
 
-        Each picture's noise comes from its own seed alone. Its batch decides the last bits only.
+        Each picture's noise comes from its own seed alone. The same batch gives the same bytes on
+        the same machine; another batch moves a picture by some 1e-5 of its range.
 
         Raises:
             SepmeError: no prompt, seeds that do not match, numbers that cannot be sampled with, or
                 adapters that were switched behind a composition's back.
 
         Warns:
-            SepmeWarning: a prompt that is longer than the model takes.
+            SepmeWarning: a prompt that is longer than the model takes, or a picture of numbers that
+                are not finite.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         seeds = _whole_numbers(seeds, len(prompts))
@@ -399,6 +409,8 @@ class Backbone:
             drawn = self.pipe(prompts[some], latents=noise, callback_on_step_end=after_step, **how)
             pictures.append(drawn.images)
         result = torch.cat(pictures)
+        if not result.isfinite().all():
+            warn("What was drawn is not finite: give less guidance, or deltas less strength.")
         return result if output == "latents" else result.float().cpu()
 
     def _starting_noise(self, seeds: Sequence[int]) -> Tensor:
@@ -416,11 +428,7 @@ class Backbone:
             )
         if not 1 <= steps <= self.timesteps:
             raise SepmeError(f"steps = {steps} is not possible: give 1 to {self.timesteps}.")
-        if guidance != 0 and not 1 <= guidance < math.inf:
-            raise SepmeError(
-                f"guidance = {guidance} cannot be drawn with: give 0 (no words), 1 (the prompt's "
-                "own prediction), or more."
-            )
+        guided(guidance)
         if self.composition is not None:
             self.composition.check()
         self.warn_of_cut(prompts)

@@ -65,6 +65,12 @@ def _column(file: Path, text: str, delimiter: str) -> list[str]:
             f"'{file}' has no column 'prompt' (its first line is {', '.join(head) or 'empty'}): "
             "name one, or give a text file with one prompt a line."
         )
-    if short := [n for n, row in enumerate(rows, start=1) if len(row) <= at]:
-        raise SepmeError(f"Row {short[0]} of '{file}' has no cell in the column '{head[at]}'.")
+    for n, row in enumerate(rows, start=1):
+        if len(row) <= at:
+            raise SepmeError(f"Row {n} of '{file}' has no cell in the column '{head[at]}'.")
+        if any(cell.strip() for cell in row[len(head) :]):
+            raise SepmeError(
+                f"Row {n} of '{file}' has more cells than its head: write a prompt that contains a "
+                "comma between double quotes."
+            )
     return [row[at] for row in rows[1:]]

@@ -20,7 +20,7 @@ from typer import Argument, Option
 from typer.core import TyperGroup
 
 from sepme import __version__
-from sepme._checks import guided
+from sepme._checks import guided, plain
 from sepme._data import shipped
 from sepme.artefact import refuse_overwriting, writable_folder, write_atomically
 from sepme.errors import SepmeError, SepmeWarning, printable, warn
@@ -240,6 +240,7 @@ def generate(
 
     check_name(out, *(erased or ()), _model_path(model))
     guided(guidance or 0)
+    plain(prompt)
     deltas = [ConceptDelta.load(file) for file in erased or ()]
     backbone = Backbone.load(model)
     if remark := backbone.vocabulary.remark([prompt]):

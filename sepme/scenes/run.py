@@ -133,10 +133,10 @@ def run_scenes(
             found = [_measured(*about, index) for index in cells]
             new = DataFrame(found, columns=COLUMNS).assign(method=name)
             rows = _merged([rows, new.astype(dict.fromkeys(NUMBERS, float))])
-            write_table(table, rows)
             entry = manifest["methods"].setdefault(name, planned[name] | {"seconds": 0.0})
             entry["seconds"] = round(entry["seconds"] + time.perf_counter() - start, 1)
-            _write_manifest(table, manifest)
+            _write_manifest(table, manifest)  # first: a table without one is refused
+            write_table(table, rows)
     say(f"{table}: {len(rows)} rows")
     return table
 

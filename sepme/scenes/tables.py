@@ -77,7 +77,9 @@ def read_table(table: str | Path) -> DataFrame:
     """
     remedy = "make it with 'sepme scenes run'"
     try:
-        rows = pd.read_csv(table, dtype=str, keep_default_na=False)
+        rows = pd.read_csv(
+            table, dtype=str, keep_default_na=False, compression=None, skip_blank_lines=False
+        )
     except (OSError, ValueError) as error:
         reason = str(error).split("C error: ")[-1].strip()
         raise SepmeError(f"{table} cannot be read ({reason}): {remedy}.") from error
