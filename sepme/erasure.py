@@ -232,9 +232,7 @@ def erase(
     Args:
         concepts: what to forget. A list gives one delta each, trained in one run (SepME-dagger).
         keep: the retain set. The empty prompt always belongs to it; "full" keeps nothing.
-        seed: decides the images of the concept, the noise and the timesteps. It gives the same
-            bytes on one machine with one number of threads; another number moves a trained delta
-            by about 7e-6 of its size.
+        seed: decides images, noise and timesteps; `Provenance` says where "same bytes" ends.
         after: deltas that are already on (iterative erasure). Their prompts are kept too.
         trainer: callback, checkpoint and progress bar.
 
