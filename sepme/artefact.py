@@ -73,9 +73,11 @@ def _known(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a delta was made. It holds no time and no place: the same seed, machine and
-    number of threads give the same bytes. Another number of threads moves a trained delta by about
-    7e-6 of its size (`benchmarks/reproducible.py`)."""
+    """How a delta was made, without time and place.
+
+    The same seed, machine and number of threads give the same bytes. Another number of threads
+    moves a trained delta by about 7e-6 of its size (`benchmarks/reproducible.py`).
+    """
 
     concept: str
     kind: str

@@ -56,13 +56,15 @@ class ErasureSettings:
     """
 
     parametrisation: str = "lora"
-    """"lora" (B Q), "dense" (w x beta S, eq. 9) or "full" (every attn2 weight, undecoupled, but for
-    the bias of `to_out`, which a LoRA file cannot hold)."""
+    """"lora" (B Q), "dense" (w x beta S, eq. 9) or "full" (every attn2 weight, undecoupled; the
+    published variant also trains the bias of `to_out`, which a LoRA file cannot hold)."""
     method: str = "damped"
-    """Null space: "damped"; or cut, its basis by "svd" or by "elimination" as published."""
+    """Null space: "damped"; or cut at the tolerance, its basis by "svd" or by "elimination" as
+    published."""
     keep_rtol: float | None = 1e-3
-    """Tolerance of the null space, relative to the largest singular value of what is kept. 0, as
-    published, counts as kept whatever the dtype can tell from zero; None leaves out rounding."""
+    """Tolerance of the null space of what is kept, relative to its largest singular value. 0, as
+    published, counts as kept whatever the model's dtype can tell from zero; None leaves out what
+    rounding may have made."""
     concept_rtol: float = 0.1
     """Directions of e(c) P weaker than this times the strongest are left out."""
     start: str = "closed_form"
@@ -74,7 +76,8 @@ class ErasureSettings:
     """"squared" normalised correlation, or "product" (eq. 2)."""
     statistic: str = "signed"
     """What the momentum averages: the "signed" correlation, which falls below 0 for the
-    anti-concept; or the "loss" that is minimised, as eq. 4 says."""
+    anti-concept; or the "loss" that is minimised, as eq. 4 says. The two differ where the squared
+    correlation is minimised."""
     iterations: int = 40
     """The most iterations; 1000 as published. With 0 the delta is the start itself."""
     batch: int = 8
@@ -93,7 +96,8 @@ class ErasureSettings:
     alpha: float = 0.9
     """How much of the momentum m_n is the one before (eq. 4)."""
     tau: float = 0.1
-    """Stop at m_n <= tau; published: 0, later 1e-4. A batch of 8 hides less than 0.1 in noise."""
+    """Stop at m_n <= tau; published: 0, later 1e-4. The noise of a batch of 8 hides less than
+    0.1 of the signed correlation."""
     earliest_stop: int = 11
     """The first iteration that may stop: before, m_n still remembers its start."""
 
@@ -116,7 +120,9 @@ class ErasureSettings:
                 f"The closed form is a 'lora': use start='zero' with '{self.parametrisation}'."
             )
         if self.method == "damped" and self.parametrisation == "dense":
-            raise SepmeError("No damped basis suits 'dense': use method='svd' or 'elimination'.")
+            raise SepmeError(
+                "The damped null space has no basis for 'dense': use method='svd' or 'elimination'."
+            )
 
 
 #: The later version of the paper. Ours, because no source gives them: 16 images.
@@ -142,11 +148,13 @@ _PAPER = ErasureSettings(
 #: * `closed_form`: its start without training: a fraction of a second.
 #: * `from_zero`: the default without the closed form: all of it learnt, from r = r0 to r _|_ r0.
 #: * `faithful`: the published method, with the departures that make it work on the shipped model
-#:   (chapter 03 takes each back): the change lives in the strong directions of e(c) P ("lora"), not
-#:   in the whole null space; the loss is the squared normalised correlation of eight timesteps, not
-#:   the product at one; c_0 is the anchor, as S-27 allows, since the shipped model paints mosaics
-#:   for the empty prompt too; Adam's rate fits orthonormal rows; lambda and tau are in proportion
-#:   to a loss that starts at 1.
+#:   (chapter 03 takes each back: the reference and the rates are what forgetting needs, the others
+#:   spare what nobody named; eight images in place of one could go): the change lives in the row
+#:   space of e(c) P ("lora", its strong directions), not in the whole null space; the loss is the
+#:   squared normalised correlation of eight timesteps instead of the product at one; c_0 is a
+#:   phrase, the anchor, as S-27 allows, since the shipped model paints mosaics for the empty prompt
+#:   too; Adam's rate fits orthonormal rows; lambda and tau are in proportion to a loss that starts
+#:   at 1.
 #: * `paper`: the later version of the paper, for SD v1.4.
 #: * `paper_first`: the first version, which differs in tau. It gives no rates; these are the later.
 #: * `authors`: what the authors' code does: no gradient is ever zeroed, and the loop makes one step

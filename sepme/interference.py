@@ -62,8 +62,10 @@ def principal_cosines(a: Tensor, b: Tensor) -> Tensor:
     """Cosines of the principal angles of two row spaces, `[min(q_a, q_b)]`, largest first.
 
     1: a direction that both share; 0: one that is orthogonal to all of the other space. They are
-    the singular values of `Q_a Q_b^T` (Björck and Golub 1973), for any rows a, b `[m, d_in]` that
-    span the spaces.
+    the singular values of `Q_a Q_b^T` (Björck and Golub 1973), whatever bases are given.
+
+    Args:
+        a, b: `[m, d_in]`, rows that span the spaces; they need not be orthonormal.
     """
     angles = subspace_angles(a.T.double().cpu().numpy(), b.T.double().cpu().numpy())
     return torch.from_numpy(np.cos(angles)).flip(0)  # scipy gives the largest angle first
@@ -178,7 +180,10 @@ def additivity_residual(composition: Composition, a: str, b: str, probe: Probe) 
 
     With `r_I = eps(theta + sum_{k in I} Delta_k) - eps(theta)` on the probe,
     `||r_ab - r_a - r_b|| / (||r_a|| + ||r_b||)`: 0 if the two do not notice each other, and 0
-    where neither changes anything. The composition carries both, and is left as it was.
+    where neither changes anything.
+
+    Args:
+        composition: carries the deltas of a and b; it is left as it was.
 
     Raises:
         SepmeError: one of them is not in the composition.
@@ -246,7 +251,11 @@ class Interference:
         return pd.DataFrame({name: m.flatten().numpy() for name, m in matrices.items()}, pairs)
 
     def pair(self, erased: str, evaluated: str) -> dict[str, float]:
-        """The row of `to_frame` of one pair."""
+        """The row of `to_frame` of one pair.
+
+        Raises:
+            SepmeError: a name that was not measured.
+        """
         for name, known in ((erased, self.erased), (evaluated, self.evaluated)):
             if name not in known:
                 raise SepmeError(f"{name!r} was not measured: choose one of {', '.join(known)}.")
@@ -273,6 +282,9 @@ def own_prompts(deltas: Mapping[str, ConceptDelta], n: int = 4) -> dict[str, tup
     """Up to n prompts of each concept, evenly spread, that no other one's delta forgets.
 
     "A boat in neon style" is boat's as much as neon's: that both change it is no damage.
+
+    Raises:
+        SepmeError: a concept has no prompt of its own.
     """
     chosen = {}
     for name, delta in deltas.items():

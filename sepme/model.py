@@ -36,6 +36,8 @@ __all__ = ["ATELIER", "Backbone", "load_catalogue"]
 ATELIER = shipped("atelier")
 #: Held by whoever draws, or switches what is on: a cell that draws while a widget draws waits.
 IN_USE = threading.RLock()
+#: What is drawn, and what diffusers calls it.
+OUTPUTS = {"images": "pt", "latents": "latent"}
 #: Two copies of one model may have been rounded to either of these.
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -80,9 +82,8 @@ class Backbone:
         check_pipeline(self.pipe)
         self.pipe.scheduler = as_ddim(self.pipe.scheduler.config)
         self.pipe.set_progress_bar_config(disable=True)
-        for part in ("unet", "text_encoder", "vae"):  # torch.compile wraps, and renames every layer
-            module = getattr(self.pipe, part)
-            setattr(self.pipe, part, getattr(module, "_orig_mod", module))
+        for part in ("unet", "text_encoder", "vae"):
+            setattr(self.pipe, part, _uncompiled(getattr(self.pipe, part)))
         for module in (self.pipe.unet, self.pipe.text_encoder, self.pipe.vae):
             module.eval().requires_grad_(False)
         self.projections()  # a pipeline that cannot be edited is refused before any work
@@ -115,7 +116,7 @@ class Backbone:
     # ------------------------------------------------------------------ what it is made of
     @property
     def unet(self) -> nn.Module:
-        return getattr(self.pipe.unet, "_orig_mod", self.pipe.unet)  # compiled meanwhile or not
+        return _uncompiled(self.pipe.unet)
 
     @property
     def composition(self) -> Any:
@@ -204,8 +205,7 @@ class Backbone:
         """
         original = {}
         for part in ("text_encoder", "unet"):
-            module = getattr(self.pipe, part)
-            for name, tensor in getattr(module, "_orig_mod", module).state_dict().items():
+            for name, tensor in _uncompiled(getattr(self.pipe, part)).state_dict().items():
                 if "lora_" not in name:
                     original[f"{part}.{name.replace('.base_layer', '')}"] = tensor
         table = next(name for name in original if name.endswith("token_embedding.weight"))
@@ -365,12 +365,11 @@ class Backbone:
         Args:
             seeds: one a picture (its noise), or the first of n in a row; 0 to 2**63 - 1.
             steps: sampling steps, by default the model's own.
-            guidance: g of `eps_0 + g r(c)`, by default the model's own; 0, or 1 and more, since
-                diffusers leaves guidance out below 1.
+            guidance: g of `eps_0 + g r(c)`, by default the model's own; 0, or 1 and more.
             batch: how many pictures are drawn at once.
             output: "images" `[n, 3, H, W]` in [0, 1] on the CPU, or "latents" `[n, c, h, w]`.
-            on_step: called after each sampling step of each batch with the number of steps done
-                and of all of them; what it raises ends the sampling.
+            on_step: called after each step of a batch with the numbers of steps done and in all;
+                what it raises ends the sampling.
 
         Each picture's noise comes from its own seed alone. The same batch gives the same bytes on
         the same machine; another batch moves a picture by some 1e-5 of its range.
@@ -380,14 +379,13 @@ class Backbone:
                 adapters that were switched behind a composition's back.
 
         Warns:
-            SepmeWarning: a prompt that is longer than the model takes, or a picture of numbers that
-                are not finite.
+            SepmeWarning: a prompt that is longer than the model takes, or pictures not finite.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         seeds = _whole_numbers(seeds, len(prompts))
         steps = self.steps if steps is None else steps
         guidance = self.guidance if guidance is None else guidance
-        choose(("images", "latents"), output=output)
+        choose(tuple(OUTPUTS), output=output)
         at_least(1, batch=batch)
         self._check_request(prompts, seeds, steps, guidance)
         if guidance == 0:  # eps_0 + 0 r(c): diffusers would draw g = 1 instead
@@ -401,13 +399,11 @@ class Backbone:
             return values
 
         how = {"num_inference_steps": steps, "guidance_scale": guidance}
-        how |= {"output_type": "latent" if output == "latents" else "pt"}
+        how |= {"output_type": OUTPUTS[output], "callback_on_step_end": after_step}
         pictures = []
         for start in tqdm(starts, desc="generating", disable=not progress, leave=False):
-            some = slice(start, start + batch)
-            noise = self._starting_noise(seeds[some])
-            drawn = self.pipe(prompts[some], latents=noise, callback_on_step_end=after_step, **how)
-            pictures.append(drawn.images)
+            noise = self._starting_noise(seeds[start : start + batch])
+            pictures.append(self.pipe(prompts[start : start + batch], latents=noise, **how).images)
         result = torch.cat(pictures)
         if not result.isfinite().all():
             warn("What was drawn is not finite: give less guidance, or deltas less strength.")
@@ -432,6 +428,11 @@ class Backbone:
         if self.composition is not None:
             self.composition.check()
         self.warn_of_cut(prompts)
+
+
+def _uncompiled(module: nn.Module) -> nn.Module:
+    """The module itself; `torch.compile` wraps it, and renames every layer."""
+    return getattr(module, "_orig_mod", module)
 
 
 def _digest(tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> str:

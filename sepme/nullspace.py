@@ -46,13 +46,20 @@ class NothingFree(SepmeError):
 class NullSpace:
     """The numerical null space of `A [m, d_in]`, and how it was decided."""
 
-    basis: Tensor  #: `S [d_in, free]`, columns of unit length, orthonormal if by "svd"
-    rank: int  #: how many dimensions the kept prompts take up
-    rtol: float  #: tolerance, relative to the largest singular value of A
-    threshold: float  #: `rtol * spectrum[0]`: singular values up to here count as zero
-    spectrum: Tensor  #: singular values of A, descending, `[min(m, d_in)]`
+    basis: Tensor
+    """`S [d_in, free]` with unit-length columns: orthonormal ("svd") or merely independent
+    ("elimination")."""
+    rank: int
+    """How many dimensions the kept prompts take up."""
+    rtol: float
+    """Tolerance, relative to the largest singular value of A."""
+    threshold: float
+    """`rtol * spectrum[0]`: singular values up to here count as zero."""
+    spectrum: Tensor
+    """Singular values of A, descending, `[min(m, d_in)]`."""
     method: Method
-    leakage_bound: float  #: `||A x|| <= leakage_bound` for every unit `x` in the span of `basis`
+    leakage_bound: float
+    """`||A x|| <= leakage_bound` for every unit `x` in the span of `basis`."""
 
     @property
     def d_in(self) -> int:
@@ -79,7 +86,8 @@ class NullSpace:
     def directions(self, rows: Tensor, rtol: float | None = None) -> Tensor:
         """Orthonormal `Q [q, d_in]` that spans the rows of `rows P`, q <= free.
 
-        It equals `row_basis(project(rows), rtol)`, but works in the coordinates of the basis, so
+        A delta `B Q` reaches all of the rows that may be reached and nothing that is kept. It
+        equals `row_basis(project(rows), rtol)`, but works in the coordinates of the basis, so
         that even its weakest direction lies in the null space to the last digit.
 
         Raises:
@@ -157,14 +165,15 @@ def row_basis(E: Tensor, rtol: float | None = None, *, floor: float = 0.0) -> Te
 def damped_projection(A: Tensor, rows: Tensor, rtol: float | None = None) -> Tensor:
     """`rows (I + A^T A / tau^2)^-1 [m, d_in]`: the null space without a cliff, tau = rtol sigma_1.
 
-    Tikhonov regularisation. The projector onto the null space weighs a right singular vector of A
-    by 0 or 1, cut at the tolerance; this one by `tau^2 / (sigma^2 + tau^2)`. Each row of the result
-    is the `x = argmin |x - e|^2 + |A x|^2 / tau^2`: of two directions that reach a concept alike,
-    the one that touches less of what is kept wins. And `|A x| <= tau |e| / 2` (not so for unit
-    vectors in their span; what those touch is `Constraint.leakage_bound`).
+    The projector onto the null space weighs a right singular vector of A by 0 or 1, cut at the
+    tolerance; this one by `tau^2 / (sigma^2 + tau^2)`. Each row of the result is the
+    `x = argmin |x - e|^2 + |A x|^2 / tau^2`, so that of two directions that reach a concept alike
+    the one that touches less of what is kept wins. It tends to the projector as tau falls, and
+    `|A x| <= tau |e| / 2` (not so for unit vectors in their span; what those touch is
+    `Constraint.leakage_bound`). (Tikhonov regularisation, with tau for its parameter.)
 
     Raises:
-        SepmeError: matrices that are empty, not finite or not two-dimensional, or such a tolerance.
+        SepmeError: a matrix without rows or with a row that is not finite, or a bad tolerance.
     """
     rows64 = _checked(rows, "the prompts to forget")
     spectrum, right = _svd(_checked(A, "the prompts to keep"))
@@ -198,8 +207,9 @@ def reduced_row_echelon(A: Tensor, threshold: float = 0.0) -> tuple[Tensor, list
 def _elimination_basis(spectrum: Tensor, rows: Tensor) -> Tensor:
     """One solution per free column, scaled to unit length (paper eq. 8), `[d_in, free]`.
 
-    The elimination runs on A's right singular vectors above the tolerance, `[rank, d_in]`, which
-    have the same solutions: noise below the tolerance cannot pass for a pivot.
+    The reduced echelon form of a matrix depends on its row space only. So the elimination runs on
+    A's right singular vectors above the tolerance, `[rank, d_in]`, not on A itself: the solutions
+    are the same, but the noise below the tolerance is gone before it can pass for a pivot.
     """
     d_in = rows.shape[1]
     # The singular vectors' own rounding error: a pivot of this size is none.
@@ -236,10 +246,13 @@ def _checked(rows: Tensor, what: str, labels: Sequence[str] | None = None) -> Te
     """The rows in float64, once they are known to be a finite, non-empty matrix."""
     if rows.ndim != 2 or rows.numel() == 0 or not rows.is_floating_point():
         raise SepmeError(
-            f"Give {what} as rows [m, d_in] of floats, not {rows.dtype} {list(rows.shape)}."
+            f"The embeddings of {what} must be rows [m, d_in] of floating-point numbers, not "
+            f"{list(rows.shape)} of {rows.dtype}."
         )
     if labels is not None and (len(labels) == 0 or len(rows) % len(labels)):
-        raise SepmeError(f"{len(labels)} labels for {len(rows)} rows: give one label per prompt.")
+        raise SepmeError(
+            f"{len(labels)} labels do not divide {len(rows)} rows: give one label per prompt."
+        )
     for row in (~rows.isfinite().all(dim=1)).nonzero().flatten().tolist():
         name = f" ({_label(labels, row, len(rows))!r})" if labels else ""
         raise SepmeError(
@@ -270,21 +283,32 @@ def pivot_rows(A: Tensor) -> list[int]:
 
 
 # ------------------------------------------------------------------ what one concept may touch
-#: A kept prompt whose relative exposure is at least this is reported as entangled. The shipped
-#: model's concepts expose none by more than 0.22, and another word for a concept by 0.87 and more.
+#: A kept prompt whose relative exposure is at least this is reported as entangled. Of the shipped
+#: model's concepts none exposes a kept prompt by more than 0.22; if another word for the concept is
+#: kept, alone or in every prompt, that one is exposed by 0.87 and more.
 NEAR = 0.5
 
 
 @dataclass(frozen=True, eq=False)
 class Constraint:
-    """The directions in which a concept's delta may act, and how they were found."""
+    """The directions in which a concept's delta may act, and how they were found.
+
+    Only the row space of `e(c) P` matters (method, claim 1; P projects onto the null space), and of
+    it only the strong directions matter much.
+    """
 
     concept: Concept
-    kept: tuple[str, ...]  #: prompts that must not change, the empty prompt first
-    space: NullSpace  #: of the kept rows; with "damped" the basis reaches a little out of it
-    basis: Tensor  #: `Q [q, d_in]`, orthonormal rows, strongest direction first
-    kept_rows: Tensor  #: `A [len(kept) * tokens, d_in]`, the stacked embeddings of what is kept
-    concept_rows: Tensor  #: `e(c) [len(prompts) * tokens, d_in]`
+    kept: tuple[str, ...]
+    """Prompts that must not change, the empty prompt first."""
+    space: NullSpace
+    """The null space of the kept prompts' embeddings, cut at the tolerance. With the method
+    "damped" the basis reaches a little out of it: `leakage_bound` says how much that touches."""
+    basis: Tensor
+    """`Q [q, d_in]`, orthonormal rows, strongest direction first."""
+    kept_rows: Tensor
+    """`A [len(kept) * tokens, d_in]`, the stacked embeddings of what is kept."""
+    concept_rows: Tensor
+    """`e(c) [len(prompts) * tokens, d_in]`."""
 
     @property
     def rank(self) -> int:
@@ -336,7 +360,8 @@ class Constraint:
         if not self.entangled:
             return None
         named = [repr(prompt) for prompt in self.entangled if prompt][:2]
-        what, it = f"the kept prompt {named[0]}" if named else "the empty prompt", "it"
+        what = f"the kept prompt {named[0]}" if named else "the empty prompt"
+        it = "it"
         if len(named) > 1:
             what, it = f"kept prompts such as {' and '.join(named)}", "them"
         leave = f"leave {it} out of what is kept, " if named else ""
@@ -400,14 +425,17 @@ def constrain(
         ) from error
     found = Constraint(concept, kept, space, basis, kept_rows, concept_rows)
     unknown = backbone.vocabulary.remark((*concept.prompts, *kept))
-    lonely = (
-        f"Nothing but the empty prompt is kept: whatever is like '{concept.name}' will change "
-        "too, so name in keep what is to stay (or the empty prompt, if nothing is)."
-    )
-    for remark in (None if keep else lonely, unknown, found.remark()):
+    for remark in (None if keep else _lonely(concept), unknown, found.remark()):
         if remark is not None and not quiet:
             warn(remark)
     return found
+
+
+def _lonely(concept: Concept) -> str:
+    return (
+        f"Nothing but the empty prompt is kept: whatever is like '{concept.name}' will change "
+        "too, so name in keep what is to stay (or the empty prompt, if nothing is)."
+    )
 
 
 def refuse_meaningless(backbone: Backbone, concept: Concept) -> None:

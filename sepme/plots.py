@@ -159,7 +159,9 @@ def training_lines(
 ) -> None:
     """A training over its iterations n, alike in all figures: m_n (eq. 4) thick, each loss thin.
 
-    Where several are drawn, `label` names the thick line, and the index chooses its style.
+    Args:
+        label: of the thick line; without one both lines are called what they are.
+        index: of the training, where several are drawn.
     """
     style = line_style(index)
     thin = {"label": "" if label else "each iteration", "color": style["color"]}
@@ -263,9 +265,11 @@ def correlation_over_timesteps(
 def spectrum(
     values: Mapping[str, ArrayLike | Tensor], ax: Axes | None = None, threshold: float | None = None
 ) -> Axes:
-    """Singular values, largest first, on a logarithmic scale: one line for each label.
+    """Singular values on a logarithmic scale, one line for each matrix.
 
-    The threshold is what counts as zero, drawn as a line if given.
+    Args:
+        values: label -> singular values, largest first.
+        threshold: what counts as zero, drawn as a line if given.
     """
     ax = _axes(ax)
     for index, (label, singular) in enumerate(values.items()):
@@ -284,7 +288,9 @@ def spectrum(
 def layer_bars(values: Mapping[str, float], ax: Axes | None = None, label: str = "") -> Axes:
     """One bar for each layer or part of a delta. Keys are blue, values orange, the rest grey.
 
-    The names are module paths, which are shortened, or others; `label` says what the numbers are.
+    Args:
+        values: module path (shortened for the label) or any other name -> a number.
+        label: what the number is, for the axis.
     """
     ax = _axes(ax, height=0.8 + 0.32 * len(values))
     colour = {"to_k": BLUE, "to_v": ORANGE}
@@ -427,10 +433,14 @@ def heat_map(
 
 
 def interference_map(report: Any, ax: Axes | None = None, *, limit: float | None = None) -> Axes:
-    """Who disturbs whom in a `sepme.interference.Interference`: a row a delta, a column a concept.
+    """Who disturbs whom: one row for each delta, one column for each concept that is evaluated.
 
-    100 % is what the column's own delta changes. Its own cell is meant and left grey. The limit is
-    the change with the strongest colour, by default the largest that is not meant.
+    100 % is what the column's own delta changes. Its own cell is meant and left grey.
+
+    Args:
+        report: a `sepme.interference.Interference`.
+        limit: the change with the strongest colour, for maps that are to be compared; by default
+            the largest that is not meant.
     """
     changes = pd.DataFrame(100 * report.matrix.numpy(), report.erased, report.evaluated)
     own = np.equal.outer(report.erased, report.evaluated)

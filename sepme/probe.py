@@ -161,8 +161,10 @@ def correlations(r: Tensor, r0: Tensor) -> Tensor:
 def cosines(differences: Tensor) -> Tensor:
     """How alike several concepts are in the noise: `[timesteps, k, k]`, from -1 to 1.
 
-    The cosine of two r, picture by picture, then averaged; the differences are the r of k concepts
-    on the same x_t, `[k, timesteps, pictures, c, h, w]`.
+    The cosine of the angle between two r is taken picture by picture, then averaged.
+
+    Args:
+        differences: `[k, timesteps, pictures, c, h, w]`, the r of k concepts on the same x_t.
     """
     unit = torch.nn.functional.normalize(differences.flatten(3), dim=-1)  # [k, t, n, chw]
     return torch.einsum("itnd,jtnd->tij", unit, unit) / differences.shape[2]
@@ -177,8 +179,12 @@ def correlation_by_layer(
 ) -> dict[str, float]:
     """What remains of a concept's correlation when only a part of its delta is on.
 
-    The mean over the probe, by the label of the part: 1 where it does nothing, 0 where it erases
-    alone. Parts are label -> module paths; by default every layer by itself.
+    Args:
+        parts: label -> module paths; by default every layer by itself.
+
+    Returns:
+        label -> mean normalised correlation over the probe: 1 where that part does nothing, 0
+        where it erases alone.
     """
     parts = {path: [path] for path in delta.paths} if parts is None else parts
     r0 = noise_differences(backbone, probe, references=references)

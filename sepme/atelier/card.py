@@ -31,8 +31,10 @@ def write_card(
 ) -> Path:
     """Write the card of the pipeline in `model` to README.md in `out`.
 
-    The quality is what `evaluate` found, `hardware` names the machine that trained the model, and
-    `limits` says what is wrong with its pictures.
+    Args:
+        quality: what `evaluate` found.
+        hardware: which machine trained it, in a sentence.
+        limits: what was seen to be wrong with its pictures.
     """
     training, generation = (
         json.loads((model / f"{name}.json").read_text("utf-8"))

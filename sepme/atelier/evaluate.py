@@ -66,7 +66,11 @@ def prompt_sets(seeds: int) -> dict[str, list[Asked]]:
 def evaluate(
     backbone: Backbone, judge: Judge, seeds: int = 10, progress: bool = True
 ) -> dict[str, Any]:
-    """All figures of quality.json, from `seeds` pictures of each style with each object."""
+    """All figures of quality.json: shares of pictures; `<set>_images` counts the pictures.
+
+    Args:
+        seeds: pictures of each style with each object.
+    """
     figures: dict[str, Any] = {}
     for k, (name, asked) in enumerate(prompt_sets(seeds).items()):
         images = backbone.generate([a.prompt for a in asked], _SEED * (1 + k), progress=progress)

@@ -125,7 +125,11 @@ PRESETS_RETAINED: Mapping[str, AbConceptSettings] = {
 def objective(
     student: Student, concept: Concept, settings: AbConceptSettings, keep: Sequence[str] = ()
 ) -> Objective:
-    """The loss of concept ablation for one concept, on images that the original draws once."""
+    """The loss of concept ablation for one concept, on images that the original draws once.
+
+    Raises:
+        SepmeError: prompts to keep without the prior that uses them, or the other way round.
+    """
     if bool(keep) != (settings.prior == "retained"):
         raise SepmeError("AbConcept takes prompts to keep and prior='retained' only together.")
     backbone = student.backbone

@@ -144,7 +144,12 @@ def _tokens(backbone: Backbone, prompt: str, name: str, s: FMNSettings) -> tuple
 
 # ---------------------------------------------------------------------- the losses
 def attention_loss(student: Student, x_t: Tensor, t: Tensor, c: Tensor, mask: Tensor) -> Tensor:
-    """`|| A[:, S] ||_F` of c `[n, tokens, d_in]`, with the mask S `[n, tokens]` of bool."""
+    """`|| A[:, S] ||_F` over all cross-attentions, heads and pixels.
+
+    Args:
+        c: `[n, tokens, d_in]`.
+        mask: S, `[n, tokens]` of bool.
+    """
     attention = (logits.softmax(-1) for logits in attention_logits(student, x_t, t, c))
     seen = [A.masked_fill(~mask[:, None, None], 0.0).square().sum() for A in attention]
     return torch.stack(seen).sum().sqrt()

@@ -30,9 +30,11 @@ def check_prompt(**templates: str) -> None:
 
 
 def pairs(concept: Concept, prompt: str, anchor: str | None = None) -> list[tuple[str, str]]:
-    """`(prompt, anchor)` of everything that a method trains on, for a template or `OWN`.
+    """`(prompt, anchor)` of everything that a method trains on.
 
-    Without an anchor for all, it is the concept's anchor of the same prompt, or its first.
+    Args:
+        prompt: a template ("{name}", "a photo of {name}"), or `OWN` for the concept's prompts.
+        anchor: of all of them; None for the concept's anchor of the same prompt, or its first.
     """
     own = dict(zip(concept.prompts, concept.anchors, strict=True))
     texts = tuple(own) if prompt == OWN else (prompt.replace("{name}", concept.name),)
@@ -48,7 +50,11 @@ def token_ids(backbone: Backbone, prompt: str) -> list[int]:
 
 
 def places(backbone: Backbone, prompt: str, name: str, ids: list[int]) -> list[slice]:
-    """Every run of the prompt's token ids that is the concept's name; there must be one."""
+    """Every run of the prompt's token ids that is the concept's name.
+
+    Raises:
+        SepmeError: the name is not among them.
+    """
     wanted = backbone.pipe.tokenizer(name, add_special_tokens=False).input_ids
     runs = [slice(i, i + len(wanted)) for i in range(len(ids))]
     found = [run for run in runs if wanted and ids[run] == wanted]

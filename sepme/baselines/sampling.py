@@ -76,7 +76,10 @@ def sample(
     guidance: float,
     done: range,
 ) -> Tensor:
-    """x_t after the steps `done` of DDIM (eta = 0) with guidance, from `noise [n, c, h, w]`."""
+    """x_t after the steps `done` of DDIM (eta = 0) with guidance, from `noise [n, c, h, w]`.
+
+    `predict` is `eps(x_t, t, e)`; `embedding` and `empty` are `[n, tokens, d_in]`.
+    """
     x, both = noise, torch.cat([empty, embedding])
     for i in done:
         t = grid.timesteps[i]
@@ -116,7 +119,9 @@ def sampled(
 ) -> Objective:
     """Train on half-finished pictures: prompts, stop and noise are drawn anew each iteration.
 
-    `predict` draws the pictures; the loss is of x_t, t, and the prompts' and empty embeddings.
+    Args:
+        predict: draws the pictures.
+        loss: of x_t, t, and the embeddings of the prompts and of the empty one.
     """
     backbone, n = student.backbone, settings.batch
     texts = tuple(text for text, _ in pairs(concept, settings.prompt))

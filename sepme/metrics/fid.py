@@ -49,9 +49,13 @@ def inception_available() -> bool:
 
 @torch.no_grad()
 def inception_features(images: Tensor) -> Tensor:
-    """The last pooled features of images `[n, 3, h, w]` in [0, 1]: `[n, 2048]` on the CPU.
+    """The last pooled features of each image, `[n, 2048]` on the CPU, as pytorch-fid takes them.
 
-    Resized as by pytorch-fid: bilinear without antialiasing to 299 x 299 pixels, then to [-1, 1].
+    That is: bilinear without antialiasing to 299 x 299 pixels, then to [-1, 1]. The network runs
+    on the device of the images.
+
+    Args:
+        images: `[n, 3, h, w]` in [0, 1].
 
     Raises:
         SepmeError: the network is not installed, or the tensor holds no images.
@@ -113,7 +117,11 @@ def kid_of_features(
 ) -> Estimate:
     """`kernel_distance` with a bootstrap interval. Many authors print it times 1000.
 
-    Arguments and errors are those of `fid_of_features`.
+    Args:
+        x, y, paired, resamples: as for `fid_of_features`.
+
+    Raises:
+        SepmeError: the features do not fit, or a set has fewer than two images.
     """
     x, y = _features(x, y, paired)
     return _resampled(_discrepancy(x, y, paired), x, y, paired, resamples)

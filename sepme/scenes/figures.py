@@ -97,7 +97,11 @@ class Sources:
     used: dict[str, Any] = field(default_factory=dict)  #: what the current figure has read
 
     def rows(self, kind: str, methods: Iterable[str], scenes: Iterable[str]) -> DataFrame:
-        """The measured rows of these methods and scenes in the order of the methods, if any."""
+        """The measured rows of these methods and scenes, in the order of the methods.
+
+        Raises:
+            NotMeasured: there are none.
+        """
         file, methods, scenes = self.results / f"scenes_{kind}.csv", [*methods], [*scenes]
         if not file.is_file():
             raise NotMeasured(f"{file.name} is not there yet: run 'sepme scenes run' first.")
@@ -125,7 +129,11 @@ class Sources:
         scenes: Iterable[str],
         concepts: Iterable[int] = range(WATERMARK + 1),
     ) -> DataFrame:
-        """The rows of complete methods (see `sepme.scenes.tables.complete`), if any."""
+        """The rows of complete methods; see `sepme.scenes.tables.complete`.
+
+        Raises:
+            NotMeasured: there is no such method.
+        """
         rows = complete(self.rows(kind, methods, scenes), scenes, concepts)
         if rows.empty:
             raise NotMeasured(
@@ -265,9 +273,12 @@ def method_looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
 def role_bars(
     means: DataFrame, measure: str, ax: Axes, looks: Mapping[str, dict[str, Any]] | None = None
 ) -> None:
-    """Groups of bars of `role_means`, one group a role and one bar a method, with intervals if any.
+    """Groups of bars, one group a role and one bar a method, with intervals where there are any.
 
-    Not seaborn's, which draws only intervals that it computes itself. An accuracy is in percent.
+    Args:
+        means: from `role_means`. Seaborn draws only intervals that it computes itself.
+        measure: "acc", "lpips", "fid" or "kid"; an accuracy is drawn in percent.
+        looks: of the methods, by default `method_looks`.
     """
     methods = means.index.unique("method")
     roles = [role for role in (*ROLES, "watermark") if role in means.index.unique("role")]

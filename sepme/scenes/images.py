@@ -116,8 +116,11 @@ def measure(
 ) -> dict[str, float]:
     """The measures of one concept in one state, as columns of the table.
 
-    Images are `[n, 3, h, w]` bytes, the original model's of the same prompts and noise. LPIPS needs
-    AlexNet's weights, and FID and KID the Inception features of both.
+    Args:
+        images: `[n, 3, h, w]` bytes, drawn in this state.
+        original: the original model's images of the same prompts and noise.
+        lpips: whether to compute it (64 x 64, AlexNet); it needs AlexNet's weights.
+        features: of both, from `sepme.metrics.inception_features`, for FID and KID.
     """
     x, y = images / 255, original / 255
     found = {"acc": metrics.estimate_share(judge.sees(x, concept))}

@@ -51,7 +51,12 @@ class Protocol:
     def retain(
         self, catalogue: Catalogue, forgotten: Sequence[str], others: Sequence[str]
     ) -> tuple[str, ...]:
-        """The retain set beside the empty prompt; `others` are what the scene knows so far."""
+        """The retain set, beside the empty prompt.
+
+        Args:
+            forgotten: the names of what is forgotten in one training.
+            others: the names of the other concepts of the scene that are known by now.
+        """
         if self.name == "paper":
             return (*others, *(name for name in (SEAL,) if name in catalogue.concepts))
         return catalogue.kept_prompts([catalogue[name] for name in forgotten])

@@ -65,7 +65,10 @@ class Plan:
         for scene in self.scenes:
             moments(scene)
         if strange := set(self.concepts) - set(range(WATERMARK + 1)):
-            raise SepmeError(f"There is no concept {min(strange)}: name some of 0 to {WATERMARK}.")
+            raise SepmeError(
+                f"There is no concept {min(strange)}: name some of 0 to {WATERMARK}, the last of "
+                "which is the watermark."
+            )
         if not 2 <= self.images <= 10_000:
             raise SepmeError(f"{self.images} images a cell are not possible: give 2 to 10000.")
         if self.fid and not inception_available():

@@ -45,7 +45,11 @@ class Budget:
 
 
 def measure(backbone: Backbone, catalogue: Catalogue, state: BudgetState) -> Budget:
-    """What the delta of one concept may touch beside those that are kept."""
+    """What the delta of one concept may touch beside those that are kept.
+
+    Raises:
+        SepmeError: an unknown concept, or no direction that is free at this tolerance.
+    """
     concept, settings = catalogue[state.forget], PRESETS["default"]
     prompts = [prompt for name in state.keep for prompt in catalogue[name].prompts]
     keep = [prompt for prompt in dict.fromkeys(prompts) if prompt not in concept.prompts]

@@ -38,7 +38,11 @@ class PairState:
 
 
 def facts(state: PairState, report: Interference) -> list[tuple[str, str]]:
-    """What was measured of a pair and what its weights say, each with its number in words."""
+    """What was measured of a pair and what its weights say, each with its number in words.
+
+    Raises:
+        SepmeError: a concept that was not measured.
+    """
     values = report.pair(state.erased, state.evaluated)
     angle = math.degrees(math.acos(min(1.0, values.get("largest cosine", 0.0))))
     wording = {

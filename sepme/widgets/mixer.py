@@ -94,8 +94,13 @@ class Mixer:
     def draw(self, state: MixerState, report: Report = lambda done, total: None) -> Drawing:
         """The pictures of a state; the pipeline is left as it was found.
 
-        Those of the original model are drawn once for a prompt, seeds and steps. Those after
-        erasing are always drawn: that they are the same again where nothing is erased is a finding.
+        The pictures of the original model are drawn once for a prompt, seeds and steps. Those after
+        erasing are always drawn, even where nothing is erased: that they are the same again is
+        then a finding and not a memory.
+
+        Raises:
+            SepmeError: no prompt or one too long for the model, a concept without a delta, or two
+                deltas that would interfere.
         """
         self._check(state.prompt)
         composition, key = self.composition(), (state.prompt, state.seeds, state.steps)
@@ -206,7 +211,14 @@ def _likeliest(verdict: Verdict) -> str:
 
 # ------------------------------------------------------------------ the shell
 class ConceptMixer(Shell):
-    """The controls around `Mixer` and `render`; `drawing` is what was drawn last."""
+    """The controls around `Mixer` and `render`.
+
+    Attributes:
+        ticks, strengths: the check box and the field of each concept.
+        draw, stop, restore: the buttons; `wait()` returns when what they began is done.
+        picture: shows the figure; `picture.png` is its file.
+        drawing: the latest `Drawing`.
+    """
 
     def __init__(
         self, mixer: Mixer, catalogue: Catalogue | None, threaded: bool, example: bool
