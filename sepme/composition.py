@@ -40,8 +40,8 @@ class Composition:
         force: compose even deltas that were built without keeping one another's concepts.
 
     Raises:
-        SepmeError: a delta of another base model, two deltas of the same concept, or adapters that
-            are fused into the weights.
+        SepmeError: what is no delta, one of another base model, two deltas of the same concept, or
+            adapters that are fused into the weights.
     """
 
     @alone
@@ -52,8 +52,13 @@ class Composition:
         self._force = force
         self._deltas: dict[str, ConceptDelta] = {}
         self._wanted: dict[str, float] = {}
-        deltas = list(deltas)
+        deltas = list(deltas) if isinstance(deltas, Iterable) else [deltas]
         for delta in deltas:  # everything is checked before anything is attached
+            if not isinstance(delta, ConceptDelta):
+                raise SepmeError(
+                    f"A composition takes a list of ConceptDeltas, and {type(delta).__name__} is "
+                    "none: load files with ConceptDelta.load, and put a DenseDelta on with applied."
+                )
             self._check(delta)
             self._deltas[delta.concept] = delta
         if backbone.composition is not None:

@@ -10,6 +10,7 @@ from peft import LoraConfig
 from sepme.cli._prompts import read_prompts
 from sepme.composition import Composition
 from sepme.concept import Catalogue, Concept
+from sepme.delta import DenseDelta
 from sepme.erasure import erase
 from sepme.errors import SepmeWarning
 from sepme.model import Backbone
@@ -45,6 +46,26 @@ def test_two_backbones_on_one_pipeline_share_what_is_attached() -> None:
     assert torch.equal(latents(one), want["ink"])
     assert not torch.equal(want["ink"], want["neon"])
     assert one.composition is second
+
+
+@pytest.mark.parametrize(
+    "given", [["neon.safetensors"], {"neon": three_deltas()[0]}, None, [None], 3, "neon"]
+)
+def test_what_is_no_delta_is_refused_and_leaves_what_is_attached(given: object) -> None:
+    backbone, composition = neon_erased()
+    with refused("takes a list of ConceptDeltas"):
+        Composition(backbone, given)
+    assert backbone.composition is composition
+    assert composition.active == ("neon",)
+
+
+def test_a_dense_delta_is_refused_before_anything_is_closed() -> None:
+    backbone, composition = neon_erased()
+    delta = three_deltas()[0]
+    changes = {f"{path}.weight": delta.dense(path) for path in delta.paths}
+    with refused("DenseDelta is none"):
+        Composition(backbone, [DenseDelta(changes, delta.provenance)])
+    assert backbone.composition is composition
 
 
 def test_an_adapter_of_the_users_that_has_our_name_stays_theirs() -> None:
