@@ -1,6 +1,6 @@
 """How nearly a result comes out again: in another process, with more threads, in another batch.
 
-    python benchmarks/reproducible.py            # about ten minutes; writes its table of README.md
+    python benchmarks/reproducible.py            # about five minutes; writes its table of README.md
 
 Pictures, deltas and the demo's files are made in processes of their own: twice with one thread, at
 the same time, and once with two threads.

@@ -6,7 +6,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from sepme.delta import ConceptDelta
-from sepme.errors import printable
 from sepme.plots import spectrum
 
 __all__ = ["describe", "spectra", "spectrum_figure"]
@@ -61,7 +60,7 @@ def describe(delta: ConceptDelta, *, prompts: bool = False) -> str:
         lines += ["", f"{verb} {len(listed)} prompts", *(f'  "{prompt}"' for prompt in shown)]
         if len(listed) > len(shown):
             lines.append(f"  ... and {len(listed) - FEW} more (--prompts)")
-    return "\n".join([*map(printable, lines), "", _layers(delta)])
+    return "\n".join([*lines, "", _layers(delta)])
 
 
 def _made_by(delta: ConceptDelta) -> str:
@@ -83,7 +82,7 @@ def _layers(delta: ConceptDelta) -> str:
     for path, values in spectra(delta).items():
         falling = " ".join(f"{value:.3g}" for value in values[:4].tolist())
         more = " ..." if len(values) > 4 else ""
-        rows.append([printable(path), f"{values.norm():.4g}", falling + more])
+        rows.append([path, f"{values.norm():.4g}", falling + more])
     return pd.DataFrame(rows, columns=["layer", "||Δ||_F", "singular values"]).to_string(
         index=False
     )

@@ -15,6 +15,7 @@ from nbconvert.filters.markdown import markdown2html
 from sepme._words import in_code, in_html, in_markdown
 from sepme.atelier.card import _table
 from sepme.cli._inspection import describe
+from sepme.cli.main import echo
 from sepme.concept import Catalogue, Concept
 from sepme.course.chapter import ChapterCatalogue, Claims, Markdown, banner
 from sepme.course.checks._reply import NotYet
@@ -181,11 +182,12 @@ def test_the_model_card_and_a_failed_check_show_names() -> None:
     assert NotYet("no \x1b[2J")._render_traceback_() == [r"Not yet: no \x1b[2J"]
 
 
-def test_an_inspected_delta_sends_nothing_to_the_terminal() -> None:
+def test_an_inspected_delta_sends_nothing_to_the_terminal(capsys: pytest.CaptureFixture) -> None:
     delta = replace(DELTAS["neon"], provenance=copy(DELTAS["neon"].provenance))
     words = {"concept": "neon\x1b[31m", "base_name": "a\x07", "forgotten": ("\x9b2J",)}
     for field, word in words.items():  # as if its file had not been checked
         object.__setattr__(delta.provenance, field, word)
-    text = describe(delta)
+    echo(describe(delta))  # as the command does
+    text = capsys.readouterr().out
     assert all(c.isprintable() for c in text.replace("\n", ""))
     assert r"neon\x1b[31m" in text
