@@ -6,13 +6,15 @@ not see (`sepme.nullspace`). The loop that does it is `sepme.training.Trainer`.
 """
 
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from sepme._checks import above_zero, at_least, below_one, choose
 from sepme.artefact import Provenance, versions
@@ -213,8 +215,8 @@ class ErasureStep(Step):
     """Normalised correlation of each sample of the first concept, beside `timesteps`."""
     eta: tuple[float, ...] = ()
     """Balance of the concepts (eq. 3)."""
-    norm: float = 0.0
-    """||Delta||_1 / M."""
+    norm: float = math.nan
+    """||Delta||_1 / M, which is computed only where lambda weighs it."""
     deltas: Callable[[], list[ConceptDelta]] = field(default=list, repr=False, compare=False)
     """Copies of the deltas as they are when it is called."""
 
@@ -234,8 +236,12 @@ def erase(
     seed: int = 0,
     after: Sequence[ConceptDelta] = (),
     trainer: Trainer | None = None,
+    micro_batch: int | None = None,
 ) -> ConceptDelta | list[ConceptDelta]:
     """Train the delta that makes the model forget a concept and leaves the retain set alone.
+
+    Whatever the model's number type, what is trained, its gradient, the loss, Adam's moments and
+    the momentum are float32. A model in float16 or bfloat16 is only passed through.
 
     Args:
         concepts: what to forget. A list gives one delta each, trained in one run (SepME-dagger).
@@ -243,37 +249,20 @@ def erase(
         seed: decides images, noise and timesteps; `Provenance` says where "same bytes" ends.
         after: deltas that are already on (iterative erasure). Their prompts are kept too.
         trainer: callback, checkpoint and progress bar.
+        micro_batch: the most images in one pass of the UNet, by default the whole batch. Less takes
+            less memory, and a second pass forwards; the gradient is the same but for rounding.
 
     Raises:
         SepmeError: a contradiction, no free direction, or a loss that is no longer finite.
     """
     group = _checked_group(model, concepts, after)
+    at_least(1, micro_batch=settings.batch if micro_batch is None else micro_batch)
     increments = [_Increment(model, c, group, keep, settings, seed, after) for c in group]
+    changed = _Changed(model, increments, after, micro_batch or settings.batch)
     weights = [weight for increment in increments for weight in increment.weights.values()]
-    theta = model.cross_attention()
-    present = [{p: delta.dense(p).to(theta[p]) for p in delta.paths} for delta in after]
-
-    def deltas() -> list[ConceptDelta]:
-        return [increment.delta() for increment in increments]
-
-    def loss(images: Mapping[str, Tensor], rng: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
-        changes = [increment.change() for increment in increments]
-        changed = _added(theta, *present, *changes)  # theta + sum_k Delta_k
-        seen = []
-        for increment in increments:
-            x_t, t, n = _noised(model, images[increment.concept.name], settings, rng)
-            r, r0 = increment.noise_differences(x_t, t, n, theta, changed)
-            seen.append(_Correlation(r, r0, t, settings))
-        losses = torch.stack([one.loss for one in seen])  # L_cor(c_i), eq. 2
-        going = torch.tensor([not i.momentum.stopped for i in increments]).to(losses)
-        eta = going * balance(going * losses)  # what is erased already pulls no more
-        total, norm = (eta * losses).sum(), _norm(changes)  # eq. 3 is total + lambda norm
-        m = max(map(_Increment.watch, increments, seen))  # eq. 4, for each concept by itself
-        return total + settings.lam * norm, _described(m, total, norm, eta, seen, deltas)
-
     with model.original():
         (trainer or Trainer()).train(
-            loss,
+            lambda images, rng: changed.loss(images, settings, rng),
             torch.optim.Adam(weights, settings.learning_rate),
             settings.iterations,
             seed=seed,
@@ -284,7 +273,7 @@ def erase(
             state=[part for i in increments for part in i.state],  # ends it at m_n <= tau (eq. 4)
             before_step=lambda: [part.add() for i in increments for part in i.state[1:]],
         )
-    return deltas()[0] if isinstance(concepts, Concept) else deltas()
+    return changed.deltas()[0] if isinstance(concepts, Concept) else changed.deltas()
 
 
 def _checked_group(
@@ -350,10 +339,11 @@ class _Increment:
     def _parametrise(self, keep: Sequence[str], settings: ErasureSettings) -> tuple[str, ...]:
         """Set R and the start of every W_l; return what is kept."""
         model = self.model
-        place = {"device": model.device, "dtype": model.dtype}
+        place = {"device": model.device, "dtype": torch.float32}
         if settings.parametrisation == "full":
             self.R, kept = None, ()
-            start = {path: torch.zeros_like(w) for path, w in model.cross_attention().items()}
+            layers = model.cross_attention().items()
+            start = {path: torch.zeros(w.shape, **place) for path, w in layers}
         else:
             rtol = {"keep_rtol": settings.keep_rtol, "concept_rtol": settings.concept_rtol}
             constraint = constrain(model, self.concept, keep, **rtol, method=settings.method)
@@ -368,12 +358,15 @@ class _Increment:
         self.weights = {path: value.clone().requires_grad_() for path, value in start.items()}
         return kept
 
-    def change(self) -> dict[str, Tensor]:
-        """`Delta_l [d_out, d_in]` by module path; differentiable until the concept is erased."""
-        weights = self.weights
+    def factor(self) -> dict[str, Tensor]:
+        """`W_l` by module path; differentiable until the concept is erased."""
         if self.momentum.stopped:  # without a gradient, Adam leaves a weight as it is
-            weights = {path: weight.detach() for path, weight in weights.items()}
-        return {path: w if self.R is None else w @ self.R for path, w in weights.items()}
+            return {path: weight.detach() for path, weight in self.weights.items()}
+        return self.weights
+
+    def change(self) -> dict[str, Tensor]:
+        """`Delta_l = W_l R [d_out, d_in]` by module path."""
+        return {path: w if self.R is None else w @ self.R for path, w in self.factor().items()}
 
     def watch(self, seen: "_Correlation") -> float:
         """m_n (eq. 4) with what this iteration says, or as it was when the concept was erased."""
@@ -387,15 +380,13 @@ class _Increment:
         return self.model.generate(self.prompts, seeds, output="latents")
 
     def noise_differences(
-        self, x_t: Tensor, t: Tensor, n: Tensor, theta: Weights, changed: Weights
+        self, x_t: Tensor, t: Tensor, n: Tensor, changed: "_Changed"
     ) -> tuple[Tensor, Tensor]:
         """`r(c; theta + Delta)` and `r(c; theta)`, `[batch, c, h, w]`, of the n-th images."""
         c, c_0 = self.c[n], self.c_0[n]
-        with torch.no_grad():  # the original model has no trainable weight
-            twice = torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([c, c_0])
-            eps_c, eps_0 = self.model.epsilon(*twice, theta).chunk(2)
-        new_c = self.model.epsilon(x_t, t, c, changed)
-        new_0 = eps_0 if self.keeps_c_0 else self.model.epsilon(x_t, t, c_0, changed)
+        eps_c, eps_0 = changed.original(x_t, t, c, c_0)
+        new_c = changed.epsilon(x_t, t, c)
+        new_0 = eps_0 if self.keeps_c_0 else changed.epsilon(x_t, t, c_0)
         return noise_difference(new_c, new_0), noise_difference(eps_c, eps_0)
 
     def delta(self) -> ConceptDelta:
@@ -410,6 +401,128 @@ class _Increment:
             up = {path: (w.double() @ T.T).to(w) for path, w in up.items()}
         about = replace(self.provenance, iterations=self.momentum.iteration)
         return ConceptDelta(down, up, about)
+
+
+class _Changed:
+    """The model with all increments on: those being trained, and those that were on before."""
+
+    def __init__(
+        self,
+        model: Backbone,
+        increments: Sequence[_Increment],
+        after: Sequence[ConceptDelta],
+        micro_batch: int,
+    ) -> None:
+        self.model, self.increments, self.micro_batch = model, increments, micro_batch
+        place = {"device": model.device, "dtype": torch.float32}
+        #: (R, {path: W_l}) of every delta that is on already.
+        self.present = [
+            (delta.down[path].to(**place), {path: delta.up[path].to(**place)})
+            for delta in after
+            for path in delta.paths
+        ]
+
+    def deltas(self) -> list[ConceptDelta]:
+        """Copies of the increments being trained, as they are now."""
+        return [increment.delta() for increment in self.increments]
+
+    def loss(
+        self, images: Mapping[str, Tensor], settings: ErasureSettings, rng: torch.Generator
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """What one iteration descends on (eq. 3), and the fields of its `ErasureStep`."""
+        seen = []
+        for increment in self.increments:
+            x_t, t, n = _noised(self.model, images[increment.concept.name], settings, rng)
+            r, r0 = increment.noise_differences(x_t, t, n, self)
+            seen.append(_Correlation(r, r0, t, settings))
+        losses = torch.stack([one.loss for one in seen])  # L_cor(c_i), eq. 2
+        going = torch.tensor([not i.momentum.stopped for i in self.increments]).to(losses)
+        eta = going * balance(going * losses)  # what is erased already pulls no more
+        total = (eta * losses).sum()
+        m = max(map(_Increment.watch, self.increments, seen))  # eq. 4, for each concept by itself
+        step = {
+            "loss": float(total.detach()),
+            "timesteps": tuple(seen[0].t.tolist()),
+            "momentum": m,
+            "correlation": tuple(float(one.ratio.mean()) for one in seen),
+            "correlation_by_timestep": tuple(seen[0].ratio.tolist()),
+            "eta": tuple(eta.tolist()),
+            "deltas": self.deltas,
+        }
+        if settings.lam:
+            norm = _norm([increment.change() for increment in self.increments])
+            total, step["norm"] = total + settings.lam * norm, float(norm.detach())  # eq. 3
+        return total, step
+
+    @torch.no_grad()
+    def original(self, x_t: Tensor, t: Tensor, c: Tensor, c_0: Tensor) -> tuple[Tensor, Tensor]:
+        """`eps(x_t, c, t; theta)` and `eps(x_t, c_0, t; theta)`, in one pass of the two."""
+        both = [
+            self._pass(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([c, c_0])).chunk(2)
+            for x_t, t, c, c_0 in self._parts(x_t, t, c, c_0)
+        ]
+        eps_c, eps_0 = zip(*both, strict=True)
+        return torch.cat(eps_c), torch.cat(eps_0)
+
+    def epsilon(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        """`eps(x_t, c, t; theta + sum_k Delta_k)`, differentiable, in float32.
+
+        A part of the batch keeps nothing for the way back. It is computed again then.
+        """
+        terms = [*self.present, *((i.R, i.factor()) for i in self.increments)]
+        parts = self._parts(x_t, t, c)
+        if len(parts) == 1:
+            return self._pass(*parts[0], terms)
+        again = {"use_reentrant": False, "preserve_rng_state": False}
+        return torch.cat([checkpoint(self._pass, *part, terms, **again) for part in parts])
+
+    def _parts(self, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+        return [*zip(*(tensor.split(self.micro_batch) for tensor in tensors), strict=True)]
+
+    def _pass(self, x_t: Tensor, t: Tensor, c: Tensor, terms: Sequence[Any] = ()) -> Tensor:
+        # In float16 a gradient of the size 1 / numel is lost, so it is passed on times numel.
+        scale = x_t[0].numel() if self.model.dtype == torch.float16 else 1
+        with added(self.model, terms, scale) as weights:
+            eps = self.model.epsilon(x_t, t, c, weights).float()
+        return gradient_times(scale, eps)
+
+
+@contextmanager
+def added(model: Backbone, terms: Sequence[Any], scale: float = 1) -> Iterator[dict[str, Tensor]]:
+    """Within the block every layer adds `(x R^T) W_l^T` for each of the terms `(R, {path: W_l})`.
+
+    That is `x Delta_l^T` for `Delta_l = W_l R`, which is never built. Where R is None ("full"), the
+    changed weights are yielded instead.
+    """
+    low_rank, whole = defaultdict(list), {}
+    theta = model.cross_attention()
+    for R, factor in terms:
+        for path, W in factor.items():
+            W = gradient_times(1 / scale, W)
+            if R is None:
+                whole[path] = whole.get(path, theta[path].float()) + W
+            else:
+                low_rank[path].append((R.T, W.T))
+
+    def add(pairs: list[tuple[Tensor, Tensor]], inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        x = inputs[0].float()
+        return output + sum(x @ down @ up for down, up in pairs).to(output.dtype)
+
+    with ExitStack() as stack:
+        for path, pairs in low_rank.items():
+            layer = model.unet.get_submodule(path)
+            layer = getattr(layer, "base_layer", layer)
+            hook = layer.register_forward_hook(lambda _, x, y, pairs=pairs: add(pairs, x, y))
+            stack.callback(hook.remove)
+        yield {path: weight.to(theta[path].dtype) for path, weight in whole.items()}
+
+
+def gradient_times(scale: float, tensor: Tensor) -> Tensor:
+    """The same tensor, whose gradient is passed on times `scale`."""
+    if scale != 1 and tensor.requires_grad:
+        tensor = tensor.view_as(tensor)
+        tensor.register_hook(lambda gradient: gradient * scale)
+    return tensor
 
 
 class _GradientSum:
@@ -468,36 +581,6 @@ class _Correlation:
         self.t, self.ratio = t, ratio.detach()
 
 
-def _described(
-    momentum: float,
-    total: Tensor,
-    norm: Tensor,
-    eta: Tensor,
-    seen: Sequence[_Correlation],
-    deltas: Callable[[], list[ConceptDelta]],
-) -> dict[str, Any]:
-    """The fields of an `ErasureStep`."""
-    return {
-        "loss": float(total.detach()),
-        "timesteps": tuple(seen[0].t.tolist()),
-        "momentum": momentum,
-        "correlation": tuple(float(one.ratio.mean()) for one in seen),
-        "correlation_by_timestep": tuple(seen[0].ratio.tolist()),
-        "eta": tuple(eta.tolist()),
-        "norm": float(norm.detach()),
-        "deltas": deltas,
-    }
-
-
-def _added(theta: Weights, *changes: Weights) -> dict[str, Tensor]:
-    """theta plus the sum of the changes, layer by layer."""
-    total: dict[str, Tensor] = {}
-    for change in changes:
-        for path, value in change.items():
-            total[path] = total[path] + value if path in total else value
-    return {**theta, **{path: theta[path] + value for path, value in total.items()}}
-
-
 def _norm(changes: Sequence[Weights]) -> Tensor:
     """`||sum_k Delta_k||_1 / M` over the M layers (eq. 3, S-34)."""
     layers = [sum(change[path] for change in changes).abs().sum() for path in changes[0]]
@@ -542,6 +625,6 @@ def closed_form_factor(
     # Where each direction has to go, [d_in, q]: the same for all layers, which only apply W.
     shift = (a - e).T @ e_q / len(e_q) @ torch.linalg.inv(G + keep_weight * K + damping)
     return {
-        path: (layer.weight.cpu().double() @ shift).to(layer.weight)
+        path: (layer.weight.cpu().double() @ shift).to(layer.weight.device, torch.float32)
         for path, layer in model.projections().items()
     }

@@ -61,12 +61,10 @@ class Linear:
     """
 
     def __init__(self, model: Backbone) -> None:
-        self.path = next(iter(model.projections()))
-        self.theta = model.cross_attention()
+        self.path, self.layer = next(iter(model.projections().items()))
 
     def epsilon(self, x: Tensor, t: Tensor, text: Tensor, weights=None) -> Tensor:
-        W = (weights or self.theta)[self.path]
-        return 1000 * (text[:, 1] @ W[0])[:, None, None, None] * torch.ones_like(x)
+        return 1000 * self.layer(text)[:, 1, 0, None, None, None] * torch.ones_like(x)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +94,7 @@ def test_authors_takes_the_steps_that_follow_by_hand(
         change = erase(model, NEON, others(NEON), some, trainer=QUIET).dense(toy.path)[0].double()
         positions.append(torch.linalg.lstsq(S, change[:, None]).solution[:, 0])
     d = (model.encode(["neon"]) - model.encode([""]))[0, 1].double()
-    r0 = 1000 * float(toy.theta[toy.path][0].double() @ d)
+    r0 = 1000 * float(toy.layer.weight[0].double() @ d)
     for w, steps in zip(positions, by_hand, strict=True):
         torch.testing.assert_close(w, -0.1 * steps * (r0 * S.T @ d).sign(), rtol=1e-3, atol=0.0)
 
