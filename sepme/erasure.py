@@ -10,6 +10,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from itertools import chain
 from typing import Any, overload
 
 import torch
@@ -29,8 +31,8 @@ from sepme.correlation import (
 from sepme.delta import ConceptDelta
 from sepme.errors import SepmeError
 from sepme.model import Backbone
-from sepme.nullspace import Constraint, constrain
-from sepme.training import Step, Trainer, mix
+from sepme.nullspace import Constraint, Embedded, constrain
+from sepme.training import Stateful, Step, Trainer, mix
 
 __all__ = ["PRESETS", "ErasureSettings", "ErasureStep", "erase", "preset"]
 
@@ -257,7 +259,15 @@ def erase(
     """
     group = _checked_group(model, concepts, after)
     at_least(1, micro_batch=settings.batch if micro_batch is None else micro_batch)
-    increments = [_Increment(model, c, group, keep, settings, seed, after) for c in group]
+    retained = [retain_set(concept, group, keep, after) for concept in group]
+    embedded = None
+    if len(group) > 1 and settings.parametrisation != "full":  # each prompt once for all of them
+        embedded = Embedded(model, {"": None, **dict.fromkeys(chain(*retained))})
+    increments = [
+        _Increment(model, concept, group, kept, settings, seed, after, embedded)
+        for concept, kept in zip(group, retained, strict=True)
+    ]
+    _start(model, increments)
     changed = _Changed(model, increments, after, micro_batch or settings.batch)
     weights = [weight for increment in increments for weight in increment.weights.values()]
     with model.original():
@@ -308,13 +318,13 @@ class _Increment:
         settings: ErasureSettings,
         seed: int,
         after: Sequence[ConceptDelta],
+        embedded: Embedded | None,
     ) -> None:
-        self.model, self.concept = model, concept
+        self.model, self.concept, self.settings = model, concept, settings
         self.momentum = Momentum(settings.alpha, settings.tau, settings.earliest_stop)
+        self.state: list[Stateful] = [self.momentum]
         self.image_seed = mix(seed, -1 - group.index(concept))
-        kept = self._parametrise(retain_set(concept, group, keep, after), settings)
-        sums = [_GradientSum([*self.weights.values()])] if settings.accumulate else []
-        self.state = [self.momentum, *sums]
+        kept = self._parametrise(keep, embedded)
         self.provenance = Provenance(
             concept=concept.name,
             kind=concept.kind,
@@ -328,35 +338,44 @@ class _Increment:
             versions=versions(),
         )
         self.prompts = evenly(concept.prompts, settings.images)
-        anchors = dict(zip(concept.prompts, concept.anchors, strict=True))
-        to_anchor = settings.reference == "anchor"
-        self.c = model.encode(self.prompts)
-        self.c_0 = model.encode([anchors[p] if to_anchor else "" for p in self.prompts])
         # eps(x_t, c_0) of the changed model is the original's where c_0 is kept by all that is on.
         # An anchor's is the original's by definition.
+        to_anchor = settings.reference == "anchor"
         self.keeps_c_0 = to_anchor or all("" in k for k in (kept, *(d.kept for d in after)))
 
-    def _parametrise(self, keep: Sequence[str], settings: ErasureSettings) -> tuple[str, ...]:
-        """Set R and the start of every W_l; return what is kept."""
-        model = self.model
-        place = {"device": model.device, "dtype": torch.float32}
+    def _parametrise(self, keep: Sequence[str], embedded: Embedded | None) -> tuple[str, ...]:
+        """Set R, and the shift that W_l starts with, if any; return what is kept."""
+        model, settings = self.model, self.settings
+        self.R, self.shift = None, None
         if settings.parametrisation == "full":
-            self.R, kept = None, ()
-            layers = model.cross_attention().items()
-            start = {path: torch.zeros(w.shape, **place) for path, w in layers}
-        else:
-            rtol = {"keep_rtol": settings.keep_rtol, "concept_rtol": settings.concept_rtol}
-            constraint = constrain(model, self.concept, keep, **rtol, method=settings.method)
-            dense = settings.parametrisation == "dense"
-            R = settings.beta * constraint.space.basis.T if dense else constraint.basis
-            self.R, kept = R.to(**place), constraint.kept
-            if settings.start == "closed_form":
-                start = closed_form_factor(model, constraint)
-            else:
-                layers = model.projections().items()
-                start = {path: torch.zeros(w.out_features, len(R), **place) for path, w in layers}
-        self.weights = {path: value.clone().requires_grad_() for path, value in start.items()}
-        return kept
+            return ()
+        rtol = {"keep_rtol": settings.keep_rtol, "concept_rtol": settings.concept_rtol}
+        how = rtol | {"method": settings.method, "embedded": embedded}
+        constraint = constrain(model, self.concept, keep, **how)
+        dense = settings.parametrisation == "dense"
+        R = settings.beta * constraint.space.basis.T if dense else constraint.basis
+        self.R = R.to(model.device, torch.float32)
+        if settings.start == "closed_form":
+            self.shift = _shift(model, constraint)
+        return constraint.kept
+
+    def start(self, factor: Mapping[str, Tensor]) -> None:
+        """Give every W_l its start; from here on it is learned."""
+        self.weights = {path: value.clone().requires_grad_() for path, value in factor.items()}
+        if self.settings.accumulate:
+            self.state.append(_GradientSum([*self.weights.values()]))
+
+    @cached_property
+    def c(self) -> Tensor:
+        """e(c) `[images, tokens, d_in]`."""
+        return self.model.encode(self.prompts)
+
+    @cached_property
+    def c_0(self) -> Tensor:
+        """e(c_0) `[images, tokens, d_in]`, of the empty prompt or of the anchors."""
+        anchors = dict(zip(self.concept.prompts, self.concept.anchors, strict=True))
+        to_anchor = self.settings.reference == "anchor"
+        return self.model.encode([anchors[p] if to_anchor else "" for p in self.prompts])
 
     def factor(self) -> dict[str, Tensor]:
         """`W_l` by module path; differentiable until the concept is erased."""
@@ -401,6 +420,23 @@ class _Increment:
             up = {path: (w.double() @ T.T).to(w) for path, w in up.items()}
         about = replace(self.provenance, iterations=self.momentum.iteration)
         return ConceptDelta(down, up, about)
+
+
+def _start(model: Backbone, increments: Sequence[_Increment]) -> None:
+    """All closed forms in one product a layer; zeros for what starts at zero."""
+    if increments[0].shift is not None:
+        factors = _applied(model, [increment.shift for increment in increments])
+        for increment, factor in zip(increments, factors, strict=True):
+            increment.start(factor)
+        return
+    for increment in increments:
+        full = increment.R is None
+        layers = model.cross_attention() if full else model.projections()
+        place = {"device": model.device, "dtype": torch.float32}
+        shapes = {
+            p: w.shape if full else (w.out_features, len(increment.R)) for p, w in layers.items()
+        }
+        increment.start({path: torch.zeros(shape, **place) for path, shape in shapes.items()})
 
 
 class _Changed:
@@ -591,7 +627,8 @@ def recorded_settings(
     model: Backbone, concepts: Sequence[Concept], settings: ErasureSettings
 ) -> dict[str, Any]:
     """What a delta's provenance says of how it was trained, prompts and seed apart."""
-    jointly = {"jointly": [concept.name for concept in concepts]} if len(concepts) > 1 else {}
+    together = len(concepts) > 1 and settings.iterations > 0
+    jointly = {"jointly": [concept.name for concept in concepts]} if together else {}
     sampling = {"guidance": model.guidance, "steps": model.steps}  # of the concept's images
     said = {k: v for k, v in asdict(settings).items() if _YOUNGER.get(k, ...) != v}
     return said | {"eraser": "sepme"} | sampling | jointly
@@ -617,14 +654,28 @@ def closed_form_factor(
         ridge: rho, relative to the mean energy of the directions.
         keep_weight: mu; what leaks within the tolerance is penalised.
     """
+    return _applied(model, [_shift(model, constraint, ridge=ridge, keep_weight=keep_weight)])[0]
+
+
+def _shift(
+    model: Backbone, constraint: Constraint, *, ridge: float = 1e-3, keep_weight: float = 1.0
+) -> Tensor:
+    """Where each direction has to go, `[d_in, q]`: the same for all layers, which only apply W."""
     q, e, k = constraint.basis, constraint.concept_rows, constraint.kept_rows
     a = model.encode(constraint.concept.anchors).flatten(0, 1).to(e)
     e_q, k_q = e @ q.T, k @ q.T
     G, K = e_q.T @ e_q / len(e_q), k_q.T @ k_q / len(k_q)
     damping = ridge * G.trace() / len(q) * torch.eye(len(q)).to(G)
-    # Where each direction has to go, [d_in, q]: the same for all layers, which only apply W.
-    shift = (a - e).T @ e_q / len(e_q) @ torch.linalg.inv(G + keep_weight * K + damping)
-    return {
-        path: (layer.weight.cpu().double() @ shift).to(layer.weight.device, torch.float32)
-        for path, layer in model.projections().items()
-    }
+    return (a - e).T @ e_q / len(e_q) @ torch.linalg.inv(G + keep_weight * K + damping)
+
+
+def _applied(model: Backbone, shifts: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+    """`B = W shift` of every layer for each of the shifts, all of them in one product."""
+    together, sizes = torch.cat([*shifts], dim=1), [shift.shape[1] for shift in shifts]
+    factors: list[dict[str, Tensor]] = [{} for _ in shifts]
+    for path, layer in model.projections().items():
+        product = layer.weight.cpu().double() @ together
+        for factor, B in zip(factors, product.split(sizes, dim=1), strict=True):
+            dtype = torch.promote_types(layer.weight.dtype, torch.float32)
+            factor[path] = B.to(layer.weight.device, dtype)
+    return factors

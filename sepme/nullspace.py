@@ -11,13 +11,15 @@ rounding error in a basis *is* leakage, multiplied by the largest singular value
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import scipy.linalg
 import torch
+from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
 from sepme._checks import below_one, choose
@@ -177,8 +179,9 @@ def damped_projection(A: Tensor, rows: Tensor, rtol: float | None = None) -> Ten
     """
     rows64 = _checked(rows, "the prompts to forget")
     spectrum, right = _svd(_checked(A, "the prompts to keep"))
+    tau = _rtol(A, rtol) * float(spectrum[0])
     weight = rows64.new_ones(A.shape[1])
-    weight[: len(spectrum)] = 1 / (1 + (spectrum / (_rtol(A, rtol) * spectrum[0])).square())
+    weight[: len(spectrum)] = 1 / (1 + (spectrum / tau).square())
     return ((rows64 @ right.T) * weight) @ right
 
 
@@ -283,6 +286,8 @@ def pivot_rows(A: Tensor) -> list[int]:
 
 
 # ------------------------------------------------------------------ what one concept may touch
+#: From this tolerance on, the Gram matrix of a group is exact enough (`Embedded.damped`).
+GRAM_RTOL = 1e-4
 #: A kept prompt whose relative exposure is at least this is reported as entangled. Of the shipped
 #: model's concepts none exposes a kept prompt by more than 0.22; if another word for the concept is
 #: kept, alone or in every prompt, that one is exposed by 0.87 and more.
@@ -300,15 +305,26 @@ class Constraint:
     concept: Concept
     kept: tuple[str, ...]
     """Prompts that must not change, the empty prompt first."""
-    space: NullSpace
-    """The null space of the kept prompts' embeddings, cut at the tolerance. With the method
-    "damped" the basis reaches a little out of it: `leakage_bound` says how much that touches."""
     basis: Tensor
     """`Q [q, d_in]`, orthonormal rows, strongest direction first."""
     kept_rows: Tensor
     """`A [len(kept) * tokens, d_in]`, the stacked embeddings of what is kept."""
     concept_rows: Tensor
     """`e(c) [len(prompts) * tokens, d_in]`."""
+    keep_rtol: float | None
+    method: str
+    dtype: torch.dtype
+    """The number type that the model gives the embeddings in."""
+
+    @cached_property
+    def space(self) -> NullSpace:
+        """The null space of the kept prompts' embeddings, cut at the tolerance.
+
+        With the method "damped" the basis reaches a little out of it: `leakage_bound` says how
+        much that touches.
+        """
+        cut = "svd" if self.method == "damped" else self.method
+        return null_space(self.kept_rows.to(self.dtype), self.keep_rtol, cut, self.kept)
 
     @property
     def rank(self) -> int:
@@ -364,11 +380,45 @@ class Constraint:
         it = "it"
         if len(named) > 1:
             what, it = f"kept prompts such as {' and '.join(named)}", "them"
+        rtol = _rtol(self.kept_rows.to(self.dtype), self.keep_rtol)
         leave = f"leave {it} out of what is kept, " if named else ""
         return (
             f"{self.concept.name!r} can hardly be told from {what} at keep_rtol = "
-            f"{self.space.rtol:.2g}: {leave}lower the tolerance, or expect {it} to change too."
+            f"{rtol:.2g}: {leave}lower the tolerance, or expect {it} to change too."
         )
+
+
+class Embedded:
+    """The text embeddings of many prompts, each computed once, in float64 on the CPU."""
+
+    def __init__(self, backbone: Backbone, prompts: Iterable[str]) -> None:
+        unique = list(dict.fromkeys(prompts))
+        self._tokens = dict(zip(unique, backbone.encode(unique).double().cpu(), strict=True))
+
+    def rows(self, prompts: Iterable[str]) -> Tensor:
+        """`[prompts * tokens, d_in]`."""
+        return torch.cat([self._tokens[prompt] for prompt in prompts])
+
+    @cached_property
+    def _gram(self) -> Tensor:
+        rows = self.rows(self._tokens)
+        return rows.T @ rows
+
+    def damped(self, kept: Sequence[str], rows: Tensor, rtol: float) -> Tensor:
+        """`damped_projection`, from the Gram matrix of all prompts but those that are not kept.
+
+        `A^T A = G - E^T E` is the same for every concept of a group but for its own rows E. So no
+        decomposition of A `[m, d_in]` is needed, only one of `A^T A / tau^2 + I [d_in, d_in]`. Its
+        condition number is 1 / rtol^2, so this is exact to about 1e-16 / rtol^2.
+        """
+        gram = self._gram
+        if forgotten := self._tokens.keys() - set(kept):
+            E = self.rows(sorted(forgotten))
+            gram = gram - E.T @ E
+        (largest,) = eigsh(gram.numpy(), k=1, v0=np.ones(len(gram)), return_eigenvectors=False)
+        tau = rtol * float(largest) ** 0.5
+        factor = torch.linalg.cholesky(gram / tau**2 + torch.eye(len(gram)).to(gram))
+        return torch.cholesky_solve(rows.T, factor).T
 
 
 def constrain(
@@ -380,6 +430,7 @@ def constrain(
     concept_rtol: float,
     method: str = "svd",
     quiet: bool = False,
+    embedded: "Embedded | None" = None,
 ) -> Constraint:
     """Find the directions in which `concept` can be changed while every prompt of `keep` stays.
 
@@ -393,6 +444,8 @@ def constrain(
         method: "svd" or "elimination" for the basis of the null space, which span the same
             directions; "damped" for `sepme.nullspace.damped_projection` at that tolerance.
         quiet: no warnings, for those who only look.
+        embedded: the embeddings of all prompts of a group of concepts, so that none is computed
+            twice.
 
     Raises:
         SepmeError: a prompt is both forgotten and kept, none has a word that the model knows, or
@@ -405,25 +458,27 @@ def constrain(
     keep = [keep] if isinstance(keep, str) else keep
     refuse_meaningless(backbone, concept)
     backbone.refuse_unclear(concept, keep)
-    kept = tuple(dict.fromkeys(["", *keep]))
-    kept_rows = backbone.encode(kept).flatten(0, 1).double().cpu()
-    concept_rows = backbone.encode(concept.prompts).flatten(0, 1).double().cpu()
+    kept, dtype = tuple(dict.fromkeys(["", *keep])), backbone.dtype
+    known = embedded or Embedded(backbone, (*kept, *concept.prompts))
+    A, E = known.rows(kept), known.rows(concept.prompts)
+    found = Constraint(concept, kept, E[:0], A, E, keep_rtol, method, dtype)
     # The tolerance floors at the dtype that the embeddings were stored in.
-    stored_kept, stored_concept = (rows.to(backbone.dtype) for rows in (kept_rows, concept_rows))
-    cut = "svd" if method == "damped" else method
-    space = null_space(stored_kept, rtol=keep_rtol, method=cut, labels=kept)
+    shared = embedded is not None and keep_rtol is not None and keep_rtol >= GRAM_RTOL
     try:
-        # Refuses a concept inside what is kept, which damping alone would not notice.
-        basis = space.directions(stored_concept, rtol=concept_rtol)
-        if method == "damped":
-            reach = damped_projection(stored_kept, stored_concept, keep_rtol)
-            basis = row_basis(reach, concept_rtol)
+        if method == "damped" and shared:
+            basis = row_basis(embedded.damped(kept, E, keep_rtol), concept_rtol)
+        else:  # refuses a concept inside what is kept, which damping alone would not notice
+            basis = found.space.directions(E.to(dtype), rtol=concept_rtol)
+            if method == "damped":
+                reach = damped_projection(A.to(dtype), E.to(dtype), keep_rtol)
+                basis = row_basis(reach, concept_rtol)
     except NothingFree as error:
         raise SepmeError(
-            f"Nothing of {concept.name!r} is free of what is kept ({space.rank} of {space.d_in} "
-            f"dimensions, {crowding(kept_rows, kept)}): keep fewer prompts, or raise keep_rtol."
+            f"Nothing of {concept.name!r} is free of what is kept ({found.space.rank} of "
+            f"{backbone.d_in} dimensions, {crowding(A, kept)}): keep fewer prompts, or raise "
+            "keep_rtol."
         ) from error
-    found = Constraint(concept, kept, space, basis, kept_rows, concept_rows)
+    found = replace(found, basis=basis)
     unknown = backbone.vocabulary.remark((*concept.prompts, *kept))
     for remark in (None if keep else _lonely(concept), unknown, found.remark()):
         if remark is not None and not quiet:

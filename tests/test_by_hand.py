@@ -56,10 +56,12 @@ def factor(ridge: float = 0.0, keep_weight: float = 0.0, **changes: Tensor) -> T
     constraint = Constraint(
         Concept("c", ("c",)),
         ("",),
-        null_space(tensor([0.0, 1.0])),
         changes.get("Q", tensor([1.0, 0.0])),
         tensor([1.0, 5.0], [3.0, 5.0]),
         tensor([2.0, 0.0], [4.0, 0.0]),
+        keep_rtol=None,
+        method="svd",
+        dtype=torch.float64,
     )
     return closed_form_factor(model, constraint, ridge=ridge, keep_weight=keep_weight)["layer"]
 

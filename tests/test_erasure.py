@@ -24,6 +24,7 @@ from sepme.model import Backbone
 from sepme.nullspace import constrain
 from sepme.training import Trainer
 from tests.miniature import (
+    EXACT,
     FROM_ZERO,
     INK,
     KEPT,
@@ -425,6 +426,22 @@ def test_joint_training_forgets_all_and_each_delta_is_its_own() -> None:
         before = noise_prediction(backbone, other.name)
         assert_close(with_deltas(backbone, other.name, delta), before)
         assert changed(before, with_deltas(backbone, other.name, *deltas)) > 0.01
+
+
+def test_a_group_in_closed_form_is_each_concept_alone() -> None:
+    """Nothing is trained jointly, so each is what it would be if the others were only kept."""
+    settings = replace(EXACT, keep_rtol=1e-3)
+    together = erase(shared(), [NEON, INK, OIL], KEPT, settings)
+    for concept, delta in zip((NEON, INK, OIL), together, strict=True):
+        alone = erase(shared(), concept, others(concept), settings)
+        about = (delta.forgotten, set(delta.kept), dict(delta.provenance.settings))
+        assert about == (
+            alone.forgotten,
+            set(alone.kept),
+            dict(alone.provenance.settings),
+        )
+        for path in delta.paths:
+            assert changed(alone.dense(path), delta.dense(path)) < 1e-5
 
 
 # ---------------------------------------------------------------- one after the other

@@ -16,13 +16,14 @@ from sepme.model import Backbone
 from sepme.nullspace import (
     NEAR,
     Constraint,
+    Embedded,
     constrain,
     null_space,
     pivot_rows,
     reduced_row_echelon,
     row_basis,
 )
-from tests.miniature import INK, KEPT, NEON, fresh, others, shared
+from tests.miniature import INK, KEPT, NAMES, NEON, OIL, fresh, others, shared
 from tests.refusals import refused
 from tests.tiny import TOKENS, WIDTH
 from tests.tolerance import assert_close
@@ -210,6 +211,22 @@ def test_the_concepts_tolerance_decides_how_many_directions_there_are() -> None:
 def test_a_prompt_that_says_more_than_a_kept_one_can_be_reached() -> None:
     """The tokens after "boat" are new, although those before are kept."""
     assert constrained(Concept("ship", ("a boat ship",)), keep=("a boat",)).reach > 0.05
+
+
+def test_a_group_shares_its_embeddings_and_each_concept_has_its_own_directions() -> None:
+    """`A^T A = G - E^T E`: the damped directions of each are those found for it alone."""
+    concepts = [NEON, INK, OIL]
+    everything = ("", *KEPT, *NAMES)
+    embedded = Embedded(shared(), everything)
+    for concept in concepts:
+        keep = [prompt for prompt in everything[1:] if prompt not in concept.prompts]
+        options = {"keep_rtol": 1e-3, "concept_rtol": 0.1, "method": "damped"}
+        alone = constrain(shared(), concept, keep, **options)
+        grouped = constrain(shared(), concept, keep, **options, embedded=embedded)
+        assert torch.allclose(grouped.basis, alone.basis, atol=1e-7)
+        # The control: with its own prompts among what is kept it finds others.
+        wrong = embedded.damped(everything, grouped.concept_rows, 1e-3)
+        assert not torch.allclose(row_basis(wrong, 0.1)[:1], alone.basis[:1], atol=1e-3)
 
 
 # ---------------------------------------------------------------- what cannot be told apart
