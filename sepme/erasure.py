@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import chain
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -37,6 +37,9 @@ from sepme.training import Stateful, Step, Trainer, mix
 __all__ = ["PRESETS", "ErasureSettings", "ErasureStep", "erase", "preset"]
 
 Weights = Mapping[str, Tensor]
+#: Latents of concepts that were drawn for a training, the latest last.
+_DRAWN: dict[Any, Tensor] = {}
+_DRAWN_AT_MOST = 128
 
 
 # ------------------------------------------------------------------ what can be chosen
@@ -88,6 +91,9 @@ class ErasureSettings:
     """Noised images an iteration; 1 as published."""
     images: int = 16
     """Images of the concept, drawn by the original model."""
+    pool: int = 0
+    """Noised images in all, which the original model passes once; 0 makes new ones in every
+    iteration, as published."""
     timesteps: str = "stratified"
     """"stratified" over the batch, or "uniform" as published."""
     learning_rate: float = 0.01
@@ -114,7 +120,7 @@ class ErasureSettings:
         choose(("signed", "loss"), statistic=self.statistic)
         choose(("stratified", "uniform"), timesteps=self.timesteps)
         at_least(1, batch=self.batch, images=self.images, earliest_stop=self.earliest_stop)
-        at_least(0, iterations=self.iterations, lam=self.lam)
+        at_least(0, iterations=self.iterations, lam=self.lam, pool=self.pool)
         above_zero(learning_rate=self.learning_rate, beta=self.beta)
         below_one(alpha=self.alpha, keep_rtol=self.keep_rtol, concept_rtol=self.concept_rtol)
         if not math.isfinite(self.tau):
@@ -191,7 +197,7 @@ PRESETS: Mapping[str, ErasureSettings] = {
     ),
 }
 #: Settings younger than the shipped deltas: recorded only where they say something else.
-_YOUNGER = {"statistic": "signed", "accumulate": False}
+_YOUNGER = {"statistic": "signed", "accumulate": False, "pool": 0}
 
 
 def preset(name: str) -> ErasureSettings:
@@ -272,14 +278,14 @@ def erase(
     weights = [weight for increment in increments for weight in increment.weights.values()]
     with model.original():
         (trainer or Trainer()).train(
-            lambda images, rng: changed.loss(images, settings, rng),
+            lambda prepared, rng: changed.loss(prepared, settings, rng),
             torch.optim.Adam(weights, settings.learning_rate),
             settings.iterations,
             seed=seed,
             key=[[asdict(i.concept), i.provenance.to_dict()] for i in increments],
             title=f"erasing {', '.join(concept.name for concept in group)}",
             report=ErasureStep,
-            prepare=lambda: {i.concept.name: i.draw() for i in increments},
+            prepare=lambda: {k: v for i in increments for k, v in i.prepare(changed).items()},
             state=[part for i in increments for part in i.state],  # ends it at m_n <= tau (eq. 4)
             before_step=lambda: [part.add() for i in increments for part in i.state[1:]],
         )
@@ -300,6 +306,16 @@ def _checked_group(
     if twice:
         raise SepmeError(f"'{twice[0]}' is to be erased twice: name what is not erased yet, once.")
     return group
+
+
+class _Noised(NamedTuple):
+    """Noised images of a concept, and what the original model predicts of them."""
+
+    x_t: Tensor  #: `[batch, c, h, w]`
+    t: Tensor  #: `[batch]`
+    n: Tensor  #: which of the concept's images, `[batch]`
+    eps_c: Tensor  #: `eps(x_t, c, t; theta)`
+    eps_0: Tensor  #: `eps(x_t, c_0, t; theta)`
 
 
 class _Increment:
@@ -394,18 +410,48 @@ class _Increment:
         return self.momentum.value
 
     def draw(self) -> Tensor:
-        """x_0 `[images, c, h, w]`: the concept as the original model draws it."""
-        seeds = range(self.image_seed, self.image_seed + len(self.prompts))
-        return self.model.generate(self.prompts, seeds, output="latents")
+        """x_0 `[images, c, h, w]`: the concept as the original model draws it.
 
-    def noise_differences(
-        self, x_t: Tensor, t: Tensor, n: Tensor, changed: "_Changed"
-    ) -> tuple[Tensor, Tensor]:
-        """`r(c; theta + Delta)` and `r(c; theta)`, `[batch, c, h, w]`, of the n-th images."""
-        c, c_0 = self.c[n], self.c_0[n]
-        eps_c, eps_0 = changed.original(x_t, t, c, c_0)
-        new_c = changed.epsilon(x_t, t, c)
-        new_0 = eps_0 if self.keeps_c_0 else changed.epsilon(x_t, t, c_0)
+        What was drawn before is not drawn again: other settings of a training need the same images.
+        """
+        model, seeds = self.model, range(self.image_seed, self.image_seed + len(self.prompts))
+        decides = (model.fingerprint, tuple(self.prompts), seeds, model.steps, model.guidance)
+        key = (*decides, model.dtype, model.device)
+        if key not in _DRAWN:
+            _DRAWN[key] = model.generate(self.prompts, seeds, output="latents")
+            if len(_DRAWN) > _DRAWN_AT_MOST:
+                del _DRAWN[next(iter(_DRAWN))]
+        return _DRAWN[key]
+
+    def prepare(self, changed: "_Changed") -> dict[str, Tensor]:
+        """What is needed once: the images, or the pool of noised ones with what the model says."""
+        name, settings, x_0 = self.concept.name, self.settings, self.draw()
+        if not settings.pool:
+            return {name: x_0}
+        blocks = range(-(-settings.pool // settings.batch))
+        rngs = [torch.Generator().manual_seed(mix(self.image_seed, block)) for block in blocks]
+        pool = zip(*(self._observe(changed, x_0, rng) for rng in rngs), strict=True)
+        return {f"{name}: {k}": torch.stack(v) for k, v in zip(_Noised._fields, pool, strict=True)}
+
+    def batch(
+        self, prepared: Mapping[str, Tensor], changed: "_Changed", rng: torch.Generator
+    ) -> "_Noised":
+        """The noised images of one iteration: new ones, or a batch of the pool."""
+        name = self.concept.name
+        if not self.settings.pool:
+            return self._observe(changed, prepared[name], rng)
+        block = int(torch.randint(len(prepared[f"{name}: t"]), (), generator=rng))
+        return _Noised(*(prepared[f"{name}: {field}"][block] for field in _Noised._fields))
+
+    def _observe(self, changed: "_Changed", x_0: Tensor, rng: torch.Generator) -> "_Noised":
+        x_t, t, n = _noised(self.model, x_0, self.settings, rng)
+        return _Noised(x_t, t, n, *changed.original(x_t, t, self.c[n], self.c_0[n]))
+
+    def noise_differences(self, seen: "_Noised", changed: "_Changed") -> tuple[Tensor, Tensor]:
+        """`r(c; theta + Delta)` and `r(c; theta)`, `[batch, c, h, w]`."""
+        x_t, t, n, eps_c, eps_0 = seen
+        new_c = changed.epsilon(x_t, t, self.c[n])
+        new_0 = eps_0 if self.keeps_c_0 else changed.epsilon(x_t, t, self.c_0[n])
         return noise_difference(new_c, new_0), noise_difference(eps_c, eps_0)
 
     def delta(self) -> ConceptDelta:
@@ -463,14 +509,14 @@ class _Changed:
         return [increment.delta() for increment in self.increments]
 
     def loss(
-        self, images: Mapping[str, Tensor], settings: ErasureSettings, rng: torch.Generator
+        self, prepared: Mapping[str, Tensor], settings: ErasureSettings, rng: torch.Generator
     ) -> tuple[Tensor, dict[str, Any]]:
         """What one iteration descends on (eq. 3), and the fields of its `ErasureStep`."""
         seen = []
         for increment in self.increments:
-            x_t, t, n = _noised(self.model, images[increment.concept.name], settings, rng)
-            r, r0 = increment.noise_differences(x_t, t, n, self)
-            seen.append(_Correlation(r, r0, t, settings))
+            noised = increment.batch(prepared, self, rng)
+            r, r0 = increment.noise_differences(noised, self)
+            seen.append(_Correlation(r, r0, noised.t, settings))
         losses = torch.stack([one.loss for one in seen])  # L_cor(c_i), eq. 2
         going = torch.tensor([not i.momentum.stopped for i in self.increments]).to(losses)
         eta = going * balance(going * losses)  # what is erased already pulls no more

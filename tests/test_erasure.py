@@ -171,6 +171,42 @@ def test_the_tolerance_of_what_is_kept_bounds_what_leaks(prediction: str) -> Non
         assert moved <= largest * constraint.leakage_bound * (1 + 1e-4)
 
 
+# ---------------------------------------------------------------- nothing computed twice
+def test_a_pool_of_noised_images_is_passed_by_the_original_model_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, passes = fresh(), []
+    epsilon = model.epsilon
+
+    def counting(*args) -> Tensor:
+        passes.append(torch.is_grad_enabled())
+        return epsilon(*args)
+
+    monkeypatch.setattr(model, "epsilon", counting)
+    settings = replace(FROM_ZERO, iterations=12)
+    for pool, of_the_original in ((0, 12), (6, 3)):  # batches of two
+        passes.clear()
+        _, steps = train(replace(settings, pool=pool), model)
+        assert (passes.count(False), passes.count(True)) == (of_the_original, 12)
+        assert steps[-1].correlation[0] < 0.3
+    seen = {step.timesteps for step in steps}
+    assert 1 < len(seen) <= 3
+
+
+def test_other_settings_of_a_training_draw_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, drawn = fresh(), []
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda *a, **k: drawn.append(a) or generate(*a, **k))
+    monkeypatch.setattr("sepme.erasure._DRAWN", {})
+    train(replace(QUICK, iterations=1, images=3), model)
+    train(replace(QUICK, iterations=2, images=3, learning_rate=0.5), model)
+    assert len(drawn) == 1
+    model.steps = 2  # another number of steps gives other images
+    train(replace(QUICK, iterations=1, images=3), model)
+    train(replace(QUICK, iterations=1, images=3), model, seed=1)
+    assert len(drawn) == 3
+
+
 # ---------------------------------------------------------------- whatever it is computed in
 @pytest.mark.parametrize("settings", [FROM_ZERO, DENSE, FULL], ids=["lora", "dense", "full"])
 def test_what_is_added_to_the_layers_is_the_changed_weight(settings: ErasureSettings) -> None:
