@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib import metadata
 from itertools import product
 from pathlib import Path
@@ -130,6 +131,11 @@ class Provenance:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a delta's numbers, where installed."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):  # then nothing here needs it

@@ -268,7 +268,8 @@ def erase(
     retained = [retain_set(concept, group, keep, after) for concept in group]
     embedded = None
     if len(group) > 1 and settings.parametrisation != "full":  # each prompt once for all of them
-        embedded = Embedded(model, {"": None, **dict.fromkeys(chain(*retained))})
+        own = (text for c in group for text in (*c.prompts, *c.anchors))
+        embedded = Embedded.of(model, ("", *chain(*retained), *own))
     increments = [
         _Increment(model, concept, group, kept, settings, seed, after, embedded)
         for concept, kept in zip(group, retained, strict=True)
@@ -372,7 +373,7 @@ class _Increment:
         R = settings.beta * constraint.space.basis.T if dense else constraint.basis
         self.R = R.to(model.device, torch.float32)
         if settings.start == "closed_form":
-            self.shift = _shift(model, constraint)
+            self.shift = _shift(constraint)
         return constraint.kept
 
     def start(self, factor: Mapping[str, Tensor]) -> None:
@@ -700,16 +701,14 @@ def closed_form_factor(
         ridge: rho, relative to the mean energy of the directions.
         keep_weight: mu; what leaks within the tolerance is penalised.
     """
-    return _applied(model, [_shift(model, constraint, ridge=ridge, keep_weight=keep_weight)])[0]
+    return _applied(model, [_shift(constraint, ridge=ridge, keep_weight=keep_weight)])[0]
 
 
-def _shift(
-    model: Backbone, constraint: Constraint, *, ridge: float = 1e-3, keep_weight: float = 1.0
-) -> Tensor:
+def _shift(constraint: Constraint, *, ridge: float = 1e-3, keep_weight: float = 1.0) -> Tensor:
     """Where each direction has to go, `[d_in, q]`: the same for all layers, which only apply W."""
-    q, e, k = constraint.basis, constraint.concept_rows, constraint.kept_rows
-    a = model.encode(constraint.concept.anchors).flatten(0, 1).to(e)
-    e_q, k_q = e @ q.T, k @ q.T
+    q, e, concept = constraint.basis, constraint.concept_rows, constraint.concept
+    a = constraint.embedded.rows(concept.anchors)
+    e_q, k_q = (constraint.seen(of).flatten(0, 1) for of in (concept.prompts, constraint.kept))
     G, K = e_q.T @ e_q / len(e_q), k_q.T @ k_q / len(k_q)
     damping = ridge * G.trace() / len(q) * torch.eye(len(q)).to(G)
     return (a - e).T @ e_q / len(e_q) @ torch.linalg.inv(G + keep_weight * K + damping)

@@ -11,7 +11,7 @@ rounding error in a basis *is* leakage, multiplied by the largest singular value
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -307,14 +307,22 @@ class Constraint:
     """Prompts that must not change, the empty prompt first."""
     basis: Tensor
     """`Q [q, d_in]`, orthonormal rows, strongest direction first."""
-    kept_rows: Tensor
-    """`A [len(kept) * tokens, d_in]`, the stacked embeddings of what is kept."""
-    concept_rows: Tensor
-    """`e(c) [len(prompts) * tokens, d_in]`."""
+    embedded: "Embedded"
+    """The embeddings of these prompts, and perhaps of others."""
     keep_rtol: float | None
     method: str
     dtype: torch.dtype
     """The number type that the model gives the embeddings in."""
+
+    @property
+    def kept_rows(self) -> Tensor:
+        """`A [len(kept) * tokens, d_in]`, the stacked embeddings of what is kept."""
+        return self.embedded.rows(self.kept)
+
+    @property
+    def concept_rows(self) -> Tensor:
+        """`e(c) [len(prompts) * tokens, d_in]`."""
+        return self.embedded.rows(self.concept.prompts)
 
     @cached_property
     def space(self) -> NullSpace:
@@ -330,46 +338,54 @@ class Constraint:
     def rank(self) -> int:
         return len(self.basis)
 
+    def seen(self, prompts: Sequence[str]) -> Tensor:
+        """`Q e` of every token, `[prompts, tokens, q]`: all that a delta sees of them."""
+        return self._seen[self.embedded.at(prompts)]
+
+    @cached_property
+    def _seen(self) -> Tensor:
+        return self.embedded.table @ self.basis.T
+
+    def _shares(self, prompts: Sequence[str]) -> Tensor:
+        """`||Q e|| / ||e||` of every token, `[prompts, tokens]`."""
+        return self.seen(prompts).norm(dim=2) / self.embedded.lengths[self.embedded.at(prompts)]
+
     @property
     def leakage(self) -> float:
         """Largest `||Q a|| / ||a||` over the kept rows a: how much of a kept token a delta sees."""
-        return float(self._shares(self.kept_rows).max())
+        return float(self._shares(self.kept).max())
 
     @property
     def leakage_bound(self) -> float:
         """`||A x|| <= leakage_bound` for every unit `x` in the span of Q: `||A Q^T||_2`."""
-        return float(torch.linalg.matrix_norm(self.kept_rows @ self.basis.T, 2))
+        return float(torch.linalg.matrix_norm(self.seen(self.kept).flatten(0, 1), 2))
 
     @property
     def reach(self) -> float:
         """Root mean square of `||Q e|| / ||e||` over the concept's rows: what is in reach."""
-        return float(self._shares(self.concept_rows).square().mean().sqrt())
+        return float(self._shares(self.concept.prompts).square().mean().sqrt())
 
-    @property
+    @cached_property
     def exposure(self) -> Tensor:
         """Relative exposure of every kept prompt, `[len(kept)]`.
 
         A prompt's exposure is `max_token ||Q e|| / ||e||`, here relative to the concept's least
         exposed prompt: 0 is out of sight, 1 as exposed as what is to be forgotten.
         """
-        shares = map(self._shares, (self.kept_rows, self.concept_rows))
-        kept, own = (self._by_prompt(of_rows).amax(dim=1) for of_rows in shares)
+        kept, own = (self._shares(of).amax(dim=1) for of in (self.kept, self.concept.prompts))
         return kept / own.min().clamp_min(torch.finfo(own.dtype).tiny)
 
     @property
     def entangled(self) -> tuple[str, ...]:
         """Kept prompts whose exposure is at least `NEAR`, those like the concept's first."""
-        found = (self.exposure >= NEAR).nonzero().flatten()
-        kept, own = (self._by_prompt(rows) for rows in (self.kept_rows, self.concept_rows))
-        nearest = torch.cdist(kept[found].flatten(1), own.flatten(1)).amin(dim=1)
-        return tuple(self.kept[i] for i in found[nearest.argsort(stable=True)])
-
-    def _shares(self, rows: Tensor) -> Tensor:
-        """`||Q e|| / ||e||` of every row."""
-        return (rows @ self.basis.T).norm(dim=1) / rows.norm(dim=1)
-
-    def _by_prompt(self, rows: Tensor) -> Tensor:
-        return rows.unflatten(0, (-1, len(self.kept_rows) // len(self.kept)))
+        found = [self.kept[i] for i in (self.exposure >= NEAR).nonzero().flatten()]
+        if not found:
+            return ()
+        near, own = (
+            self.embedded.table[self.embedded.at(p)] for p in (found, self.concept.prompts)
+        )
+        distance = torch.cdist(near.flatten(1), own.flatten(1)).amin(dim=1)
+        return tuple(found[i] for i in distance.argsort(stable=True))
 
     def remark(self) -> str | None:
         """One sentence about kept prompts that will change too, or None if there are none."""
@@ -388,20 +404,44 @@ class Constraint:
         )
 
 
+@dataclass(frozen=True, eq=False)
 class Embedded:
     """The text embeddings of many prompts, each computed once, in float64 on the CPU."""
 
-    def __init__(self, backbone: Backbone, prompts: Iterable[str]) -> None:
-        unique = list(dict.fromkeys(prompts))
-        self._tokens = dict(zip(unique, backbone.encode(unique).double().cpu(), strict=True))
+    tokens: Mapping[str, Tensor]
+    """Prompt -> `[tokens, d_in]`."""
 
-    def rows(self, prompts: Iterable[str]) -> Tensor:
+    @classmethod
+    def of(cls, backbone: Backbone, prompts: Iterable[str]) -> "Embedded":
+        """Encode each of the prompts once."""
+        unique = list(dict.fromkeys(prompts))
+        return cls(dict(zip(unique, backbone.encode(unique).double().cpu(), strict=True)))
+
+    @cached_property
+    def table(self) -> Tensor:
+        """`[prompts, tokens, d_in]`."""
+        return torch.stack([*self.tokens.values()])
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """`||e||` of every token, `[prompts, tokens]`."""
+        return self.table.norm(dim=2)
+
+    def at(self, prompts: Sequence[str]) -> list[int]:
+        """The prompts' places in the table."""
+        return [self._places[prompt] for prompt in prompts]
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {prompt: i for i, prompt in enumerate(self.tokens)}
+
+    def rows(self, prompts: Sequence[str]) -> Tensor:
         """`[prompts * tokens, d_in]`."""
-        return torch.cat([self._tokens[prompt] for prompt in prompts])
+        return self.table[self.at(prompts)].flatten(0, 1)
 
     @cached_property
     def _gram(self) -> Tensor:
-        rows = self.rows(self._tokens)
+        rows = self.table.flatten(0, 1)
         return rows.T @ rows
 
     def damped(self, kept: Sequence[str], rows: Tensor, rtol: float) -> Tensor:
@@ -412,7 +452,7 @@ class Embedded:
         condition number is 1 / rtol^2, so this is exact to about 1e-16 / rtol^2.
         """
         gram = self._gram
-        if forgotten := self._tokens.keys() - set(kept):
+        if forgotten := self.tokens.keys() - set(kept):
             E = self.rows(sorted(forgotten))
             gram = gram - E.T @ E
         (largest,) = eigsh(gram.numpy(), k=1, v0=np.ones(len(gram)), return_eigenvectors=False)
@@ -459,9 +499,9 @@ def constrain(
     refuse_meaningless(backbone, concept)
     backbone.refuse_unclear(concept, keep)
     kept, dtype = tuple(dict.fromkeys(["", *keep])), backbone.dtype
-    known = embedded or Embedded(backbone, (*kept, *concept.prompts))
-    A, E = known.rows(kept), known.rows(concept.prompts)
-    found = Constraint(concept, kept, E[:0], A, E, keep_rtol, method, dtype)
+    known = embedded or Embedded.of(backbone, (*kept, *concept.prompts, *concept.anchors))
+    E = known.rows(concept.prompts)
+    found = Constraint(concept, kept, E[:0], known, keep_rtol, method, dtype)
     # The tolerance floors at the dtype that the embeddings were stored in.
     shared = embedded is not None and keep_rtol is not None and keep_rtol >= GRAM_RTOL
     try:
@@ -470,13 +510,13 @@ def constrain(
         else:  # refuses a concept inside what is kept, which damping alone would not notice
             basis = found.space.directions(E.to(dtype), rtol=concept_rtol)
             if method == "damped":
-                reach = damped_projection(A.to(dtype), E.to(dtype), keep_rtol)
+                reach = damped_projection(found.kept_rows.to(dtype), E.to(dtype), keep_rtol)
                 basis = row_basis(reach, concept_rtol)
     except NothingFree as error:
         raise SepmeError(
             f"Nothing of {concept.name!r} is free of what is kept ({found.space.rank} of "
-            f"{backbone.d_in} dimensions, {crowding(A, kept)}): keep fewer prompts, or raise "
-            "keep_rtol."
+            f"{backbone.d_in} dimensions, {crowding(found.kept_rows, kept)}): keep fewer prompts, "
+            "or raise keep_rtol."
         ) from error
     found = replace(found, basis=basis)
     unknown = backbone.vocabulary.remark((*concept.prompts, *kept))

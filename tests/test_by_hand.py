@@ -21,7 +21,7 @@ from sepme.correlation import (
 )
 from sepme.erasure import PRESETS, closed_form_factor, erase, retain_set
 from sepme.model import to_epsilon
-from sepme.nullspace import Constraint, damped_projection, null_space
+from sepme.nullspace import Constraint, Embedded, damped_projection, null_space
 from sepme.training import mix
 from tests.miniature import (
     FROM_ZERO,
@@ -52,13 +52,13 @@ def factor(ridge: float = 0.0, keep_weight: float = 0.0, **changes: Tensor) -> T
     layer = nn.Linear(2, 2, bias=False).double()
     layer.weight.data = tensor([1.0, 2.0], [0.0, 1.0])
     anchors = changes.get("anchors", tensor([0.0, 2.0], [0.0, 0.0]))
-    model = SimpleNamespace(encode=lambda _: anchors[None], projections=lambda: {"layer": layer})
+    model = SimpleNamespace(projections=lambda: {"layer": layer})
+    kept, own = tensor([1.0, 5.0], [3.0, 5.0]), tensor([2.0, 0.0], [4.0, 0.0])
     constraint = Constraint(
-        Concept("c", ("c",)),
+        Concept("c", ("c",), anchors=("a",)),
         ("",),
         changes.get("Q", tensor([1.0, 0.0])),
-        tensor([1.0, 5.0], [3.0, 5.0]),
-        tensor([2.0, 0.0], [4.0, 0.0]),
+        Embedded({"": kept, "c": own, "a": anchors}),
         keep_rtol=None,
         method="svd",
         dtype=torch.float64,

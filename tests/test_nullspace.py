@@ -217,7 +217,7 @@ def test_a_group_shares_its_embeddings_and_each_concept_has_its_own_directions()
     """`A^T A = G - E^T E`: the damped directions of each are those found for it alone."""
     concepts = [NEON, INK, OIL]
     everything = ("", *KEPT, *NAMES)
-    embedded = Embedded(shared(), everything)
+    embedded = Embedded.of(shared(), everything)
     for concept in concepts:
         keep = [prompt for prompt in everything[1:] if prompt not in concept.prompts]
         options = {"keep_rtol": 1e-3, "concept_rtol": 0.1, "method": "damped"}
@@ -231,12 +231,18 @@ def test_a_group_shares_its_embeddings_and_each_concept_has_its_own_directions()
 
 # ---------------------------------------------------------------- what cannot be told apart
 def by_hand(kept: list, own: list, basis: list) -> Constraint:
-    """A constraint of given rows `[prompts][tokens][2]` and directions; its prompts are a, b, c."""
+    """A constraint of given rows `[prompts][tokens][2]` and directions.
+
+    It keeps a, b and c, and forgets the others.
+    """
+    tokens = [torch.tensor(prompt).double() for prompt in (*kept, *own)]
+    prompts = ("a", "b", "c", "neon", "glowing")
+    prompts = (*prompts[: len(kept)], *prompts[3 : 3 + len(own)])
     return replace(
         constrained(),
-        kept=tuple("abc"[: len(kept)]),
-        kept_rows=torch.tensor(kept).double().flatten(0, 1),
-        concept_rows=torch.tensor(own).double().flatten(0, 1),
+        concept=Concept("neon", prompts[len(kept) :]),
+        kept=prompts[: len(kept)],
+        embedded=Embedded(dict(zip(prompts, tokens, strict=True))),
         basis=torch.tensor(basis).double(),
     )
 
@@ -261,7 +267,8 @@ def test_the_nearest_of_the_entangled_prompts_come_first() -> None:
     only = by_hand(kept[:1], own=[[[0, 1], [3, 4]]], basis=[[0.0, 1.0]])
     assert "told from the kept prompt 'a' at keep_rtol" in only.remark()
     assert "leave it out" in only.remark()
-    always_kept = replace(only, kept=("",)).remark()
+    tokens = {"": only.embedded.tokens["a"], **only.embedded.tokens}
+    always_kept = replace(only, kept=("",), embedded=Embedded(tokens)).remark()
     assert "told from the empty prompt at" in always_kept
     assert "leave" not in always_kept
 
