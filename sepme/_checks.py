@@ -2,7 +2,9 @@
 
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import index
+from typing import Any
 
 from sepme.errors import JOINERS, SepmeError
 
@@ -15,33 +17,62 @@ def choose(known: Sequence[str], **values: str) -> None:
 
 
 def at_least(least: float, **values: float) -> None:
-    """Refuse a number below `least`, an infinite one, and NaN."""
-    for name, value in values.items():
-        if not least <= value < math.inf:
-            raise SepmeError(f"{name} = {value} makes no sense: give at least {least:g}.")
+    """Refuse a number below `least`, an infinite one, NaN, and what is no number."""
+    _check(lambda value: least <= value < math.inf, f"give at least {least:g}", values)
 
 
 def above_zero(**values: float) -> None:
     """Refuse a number that is not above 0, and an infinite one."""
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise SepmeError(f"{name} = {value} makes no sense: give a number above 0.")
+    _check(lambda value: 0 < value < math.inf, "give a number above 0", values)
 
 
 def below_one(**values: float | None) -> None:
     """Refuse a number outside of [0, 1); None is a choice of its own."""
-    for name, value in values.items():
-        if value is not None and not 0 <= value < 1:
-            raise SepmeError(f"{name} = {value} makes no sense: give at least 0, below 1.")
+    _check(lambda value: value is None or 0 <= value < 1, "give at least 0, below 1", values)
 
 
 def guided(guidance: float) -> None:
     """Refuse a guidance scale that diffusers would not draw with."""
-    if guidance != 0 and not 1 <= guidance < math.inf:
-        raise SepmeError(
-            f"guidance = {guidance} cannot be drawn with: give 0 (no words), 1 (the prompt's own "
-            "prediction), or more."
-        )
+    wish = "give 0 (no words), 1 (the prompt's own prediction), or more"
+    _check(lambda value: value == 0 or 1 <= value < math.inf, wish, {"guidance": guidance})
+
+
+def finite(**values: float) -> None:
+    """Refuse infinity, NaN, and what is no number."""
+    _check(math.isfinite, "give a number, like 1", values)
+
+
+def whole(least: int, most: float = math.inf, **values: int) -> None:
+    """Refuse what is no whole number of this range; 2.0 is none."""
+    wish = f"give a whole number, at least {least}"
+    wish += f" and at most {most}" if most < math.inf else ""
+    _check(lambda value: least <= index(value) <= most, wish, values)
+
+
+def _check(holds: Callable[[Any], bool], wish: str, values: Mapping[str, Any]) -> None:
+    """Refuse the values that are not as wished, or that cannot be asked."""
+    for name, value in values.items():
+        try:
+            fine = bool(holds(value))
+        except (TypeError, ValueError, ArithmeticError, RuntimeError):  # words, lists, tensors
+            fine = False
+        if not fine:
+            raise SepmeError(f"{name} = {value!r} makes no sense: {wish}.")
+
+
+def texts(prompts: str | Iterable[str]) -> list[str]:
+    """The prompts as a list; one alone is a list of one.
+
+    Raises:
+        SepmeError: something else than text.
+    """
+    prompts = (
+        [prompts] if isinstance(prompts, str) or not isinstance(prompts, Iterable) else prompts
+    )
+    prompts = list(prompts)
+    if wrong := [prompt for prompt in prompts if not isinstance(prompt, str)]:
+        raise SepmeError(f"{wrong[0]!r} is no text: write each prompt between quotes.")
+    return prompts
 
 
 def plain(text: str) -> str:
@@ -51,7 +82,7 @@ def plain(text: str) -> str:
         SepmeError: it contains a character that no screen shows, like a terminal's escape or a mark
             that turns the direction of reading; those that join letters are none of these.
     """
-    text = unicodedata.normalize("NFC", text)
+    text = unicodedata.normalize("NFC", *texts(text))
     hidden = [c for c in text if unicodedata.category(c)[0] == "C" and c not in JOINERS]
     if hidden:
         raise SepmeError(

@@ -18,6 +18,7 @@ from pathlib import Path
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from sepme._checks import finite, texts
 from sepme.artefact import same_model
 from sepme.delta import ConceptDelta, DenseDelta
 from sepme.errors import SepmeError
@@ -61,11 +62,10 @@ class Composition:
                 )
             self._check(delta)
             self._deltas[delta.concept] = delta
+        #: What decides embeddings and predictions, as it was.
+        self._fingerprint = backbone.fingerprint
         if backbone.composition is not None:
             backbone.composition.close()
-        self._refuse_fused()
-        #: What decides embeddings, as it was: adapters on the text encoder change it.
-        self._fingerprint = backbone.fingerprint
         taken = getattr(backbone.unet, "peft_config", None) or {}
         free = (name for n in count() if (name := f"sepme_{n}") not in taken)
         self._adapters = dict(zip(sorted(self._deltas), free, strict=False))
@@ -119,8 +119,8 @@ class Composition:
             self._backbone.projections()  # fused ones would leave the deltas out
         if wanted and self._backbone.fingerprint != self._fingerprint:
             raise SepmeError(
-                "The adapters on the text encoder were switched since the deltas were attached, so "
-                "that its embeddings are others: switch them back, or compose again."
+                "The model's weights, or the adapters on its text encoder, were changed since the "
+                "deltas were attached: change them back, or erase and compose again."
             )
 
     # ------------------------------------------------------------------ switching
@@ -135,32 +135,29 @@ class Composition:
             SepmeError: a name without a delta, two deltas that would interfere, or adapters that
                 are fused into the weights.
         """
-        concepts = [concepts] if isinstance(concepts, str) else concepts
-        wanted = dict(concepts) if isinstance(concepts, Mapping) else dict.fromkeys(concepts, 1.0)
+        names = texts(concepts)
+        wanted = dict(concepts) if isinstance(concepts, Mapping) else dict.fromkeys(names, 1.0)
         for name, strength in wanted.items():
             if name not in self._deltas:
                 known = ", ".join(sorted(self._deltas)) or "none"
                 raise SepmeError(
                     f"No delta of '{name}' is attached (attached: {known}): erase it first."
                 )
-            if not math.isfinite(strength):
-                raise SepmeError(
-                    f"The strength {strength} of '{name}' is no number: give 1 for all of it."
-                )
+            finite(**{f"The strength of '{name}'": strength})
         if not self._force:
             _refuse_contradictions([self._deltas[name] for name in wanted])
-        self._refuse_fused()
+        self._backbone.refuse_fused()
         strengths = {name: round(float(s), _DIGITS) for name, s in wanted.items()}
         self._wanted = {name: strength for name, strength in strengths.items() if strength != 0.0}
         self._switch()
 
     def erase(self, *concepts: str, strength: float = 1.0) -> None:
         """Switch these concepts off in addition to those already erased."""
-        self.set(self._wanted | dict.fromkeys(concepts, strength))
+        self.set(self._wanted | dict.fromkeys(texts(concepts), strength))
 
     def restore(self, *concepts: str) -> None:
         """Give these concepts back; the others stay erased."""
-        for name in concepts:
+        for name in texts(concepts):
             if name not in self._deltas:
                 raise SepmeError(f"'{name}' was never erased here, so there is nothing to restore.")
         self.set({name: s for name, s in self._wanted.items() if name not in concepts})
@@ -186,7 +183,7 @@ class Composition:
         Raises:
             SepmeError: they are fused into the weights.
         """
-        self._refuse_fused()
+        self._backbone.refuse_fused()
         unet = self._backbone.unet
         there = getattr(unet, "peft_config", {}) or {}
         ours = [adapter for adapter in self._adapters.values() if adapter in there]
@@ -225,13 +222,6 @@ class Composition:
 
     def _layers(self) -> list[LoraLayer]:
         return [m for m in self._backbone.unet.modules() if isinstance(m, LoraLayer)]
-
-    def _refuse_fused(self) -> None:
-        if any(layer.merged for layer in self._layers()):
-            raise SepmeError(
-                "The pipeline's adapters are fused into its weights, so that none can be switched: "
-                "call pipe.unfuse_lora(), which restores up to rounding, or load the model again."
-            )
 
     def _attach(self, delta: ConceptDelta, adapter: str) -> None:
         dtype, device = self._backbone.dtype, self._backbone.device
@@ -333,10 +323,7 @@ def applied(model: Backbone, *deltas: ConceptDelta | DenseDelta) -> Iterator[Bac
     """
     if deltas and all(isinstance(delta, DenseDelta) for delta in deltas):
         refuse_attached(model)
-        total: DenseDelta = deltas[0]
-        for delta in deltas[1:]:
-            total = total + delta
-        model.composition = _Edited(model, total)
+        model.composition = _Edited(model, sum(deltas))
         try:
             yield model
         finally:
@@ -352,21 +339,21 @@ class _Edited:
 
     def __init__(self, model: Backbone, delta: DenseDelta) -> None:
         delta.check_model(model)
-        parameters = dict(model.unet.named_parameters())
         self._model = model
-        self._originals = {path: parameters[path].data for path in delta.changes}
-        for path, change in delta.changes.items():
-            edited = self._originals[path].float() + change.to(model.device)
-            parameters[path].data = edited.to(model.dtype)
+        self._edited = {path: model.unet.get_parameter(path) for path in delta.changes}
+        #: By their names in the fingerprint, which goes on to be of the original.
+        self.originals = {f"unet.{path}": edited.data for path, edited in self._edited.items()}
+        for path, edited in self._edited.items():
+            changed = edited.data.float() + delta.changes[path].to(model.device)
+            edited.data = changed.to(model.dtype)
 
     def check(self) -> None:
         """Nothing but this class writes to the parameters."""
 
     def close(self) -> None:
         """Give the original tensors back."""
-        parameters = dict(self._model.unet.named_parameters())
-        for path, original in self._originals.items():
-            parameters[path].data = original
+        for path, edited in self._edited.items():
+            edited.data = self.originals[f"unet.{path}"]
         self._model.composition = None
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sepme._checks import plain
+from sepme._checks import plain, texts
 from sepme.artefact import write_atomically
 from sepme.errors import SepmeError, in_words
 
@@ -60,8 +60,7 @@ class Concept:
     """`anchors[i]` is what `prompts[i]` should mean afterwards; "" (the default) for nothing."""
 
     def __post_init__(self) -> None:
-        prompts = (self.prompts,) if isinstance(self.prompts, str) else tuple(self.prompts)
-        anchors = (self.anchors,) if isinstance(self.anchors, str) else tuple(self.anchors)
+        prompts, anchors = tuple(texts(self.prompts)), tuple(texts(self.anchors))
         object.__setattr__(self, "prompts", prompts)
         object.__setattr__(self, "anchors", anchors or ("",) * len(prompts))
         for text in (self.name, self.kind, *prompts, *anchors):

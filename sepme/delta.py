@@ -6,8 +6,9 @@ pair, so its file is a LoRA file: stock diffusers loads it without sepme. `Dense
 baseline did to the weights: one float32 difference per trained parameter.
 """
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from sepme._checks import finite
 from sepme.artefact import Provenance, digest_of, load_artefact, same_model, save_artefact
 from sepme.errors import SepmeError
 
@@ -54,6 +56,14 @@ class _Delta:
     def base(self) -> str:
         """Fingerprint of the model that it was made for."""
         return self.provenance.base
+
+    def __reduce__(self) -> tuple[Callable[..., "_Delta"], tuple[dict[str, Tensor], Provenance]]:
+        """Copied and pickled as it is saved: read-only mappings can be neither."""
+        return self._of, (dict(self._tensors()), self.provenance)
+
+    def __radd__(self: _Self, other: int) -> _Self:
+        """`sum` begins with 0."""
+        return self if isinstance(other, int) and other == 0 else self + other
 
     def _tensors(self) -> Mapping[str, Tensor]:
         """Name in the file -> tensor."""
@@ -165,7 +175,8 @@ class ConceptDelta(_Delta):
                     f"The factors of {path} do not fit: give [q, d_in] and [d_out, q], not "
                     f"{list(down.shape)} and {list(up.shape)}."
                 )
-        rank = self.rank
+        if (rank := self.rank) == 0:
+            raise SepmeError(f"The delta of '{self.concept}' has rank 0: give one that changes.")
         object.__setattr__(self, "down", _own(self.down, rank, dim=0))
         object.__setattr__(self, "up", _own(self.up, rank, dim=1))
         self._check_finite()
@@ -222,12 +233,17 @@ class ConceptDelta(_Delta):
 
     # ------------------------------------------------------------------ algebra
     def __mul__(self, scale: float) -> "ConceptDelta":
+        finite(scale=scale)
         settings = dict(self.provenance.settings)
         settings["scale"] = settings.get("scale", 1.0) * float(scale)
         up = {path: factor * scale for path, factor in self.up.items()}
         return replace(self, up=up, provenance=replace(self.provenance, settings=settings))
 
     __rmul__ = __mul__
+
+    def __truediv__(self, by: float) -> "ConceptDelta":
+        finite(divisor=by)
+        return self * (1 / by if by else math.inf)
 
     def __neg__(self) -> "ConceptDelta":
         return self * -1.0
@@ -252,7 +268,7 @@ class ConceptDelta(_Delta):
         )
 
     def __sub__(self, other: "ConceptDelta") -> "ConceptDelta":
-        return self + (-other)
+        return self + (-other if isinstance(other, ConceptDelta) else other)
 
 
 @dataclass(frozen=True, eq=False)
@@ -333,6 +349,10 @@ def _own(factors: Mapping[str, Tensor], rank: int, dim: int) -> Mapping[str, Ten
 
 def _sum_of(a: _Delta, b: _Delta) -> Provenance:
     """The provenance of a sum: it forgets what either forgets and keeps what both keep."""
+    if type(a) is not type(b):
+        raise SepmeError(
+            f"A {type(a).__name__} and {b!r:.40} do not add up: add deltas of one kind."
+        )
     if not same_model(a.base, b.base):
         raise SepmeError(
             f"The deltas of '{a.concept}' and '{b.concept}' were made for different models "

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sepme._checks import above_zero, at_least, below_one, choose
+from sepme._checks import above_zero, at_least, below_one, choose, finite, texts
 from sepme.artefact import Provenance, versions
 from sepme.concept import Concept, evenly
 from sepme.correlation import (
@@ -123,8 +123,7 @@ class ErasureSettings:
         at_least(0, iterations=self.iterations, lam=self.lam, pool=self.pool)
         above_zero(learning_rate=self.learning_rate, beta=self.beta)
         below_one(alpha=self.alpha, keep_rtol=self.keep_rtol, concept_rtol=self.concept_rtol)
-        if not math.isfinite(self.tau):
-            raise SepmeError(f"tau = {self.tau} is no number: give one, like 0.")
+        finite(tau=self.tau)
         if self.start == "closed_form" and self.parametrisation != "lora":
             raise SepmeError(
                 f"The closed form is a 'lora': use start='zero' with '{self.parametrisation}'."
@@ -631,10 +630,9 @@ def retain_set(
     concept: Concept, group: Sequence[Concept], keep: Sequence[str], after: Sequence[ConceptDelta]
 ) -> list[str]:
     """What a concept must not touch: `keep`, the others of its group, what was erased before."""
-    keep = [keep] if isinstance(keep, str) else list(keep)
     others = [p for other in group for p in other.prompts]
     others += [p for delta in after for p in delta.forgotten]
-    return list(dict.fromkeys([*keep, *(p for p in others if p not in concept.prompts)]))
+    return list(dict.fromkeys([*texts(keep), *(p for p in others if p not in concept.prompts)]))
 
 
 def _noised(

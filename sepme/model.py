@@ -9,7 +9,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, wraps
 from operator import index
 from pathlib import Path
@@ -22,7 +22,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from sepme._checks import at_least, choose, guided
+from sepme._checks import choose, guided, texts, whole
 from sepme._data import shipped
 from sepme.concept import Catalogue, Concept, Vocabulary, refuse_overlap
 from sepme.errors import SepmeError, warn
@@ -77,6 +77,8 @@ class Backbone:
     name: str
     guidance: float = Sampling().guidance_scale
     steps: int = Sampling().num_inference_steps
+    #: What was hashed last, in short, and its digests.
+    _hashed: tuple[Any, tuple[str, ...]] = field(default=(None, ()), init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_pipeline(self.pipe)
@@ -163,10 +165,21 @@ class Backbone:
         config = self.pipe.unet.config
         return (config.in_channels, config.sample_size, config.sample_size)
 
-    @cached_property
+    @property
     def alphas_cumprod(self) -> Tensor:
-        """`[T]`, the scheduler's cumulative products of 1 - beta."""
-        return self.pipe.scheduler.alphas_cumprod.to(self.device)
+        """`[T]`, the cumulative products of 1 - beta of the pipeline's scheduler.
+
+        Raises:
+            SepmeError: a scheduler of another kind, which somebody put in its place.
+        """
+        scheduler = self.pipe.scheduler
+        alphas = getattr(scheduler, "alphas_cumprod", None)
+        if alphas is None:
+            raise SepmeError(
+                f"A {type(scheduler).__name__} does not add noise as Stable Diffusion was trained "
+                "with: put a DDIMScheduler in its place."
+            )
+        return alphas.to(self.device)
 
     @property
     def text_adapters(self) -> dict[str, Tensor]:
@@ -183,13 +196,17 @@ class Backbone:
 
     @property
     def fingerprint(self) -> str:
-        """What decides embeddings and predictions, in 64 hexadecimal digits.
+        """What decides embeddings and predictions now, in 64 hexadecimal digits.
 
         Half of them are sha256 of the weights and text adapters rounded to float16, half of them
         rounded to bfloat16: of two copies of one model, in any two of the number types float32,
         float16 and bfloat16, at least one half is the same (`sepme.artefact.same_model`), unless
         one was rounded to float16 and the other to bfloat16.
+
+        Raises:
+            SepmeError: adapters are fused into the weights, which are then nobody's.
         """
+        self.refuse_fused()
         adapters = sorted(self.text_adapters.items())
         if not adapters:
             return "".join(self._weights)
@@ -197,20 +214,35 @@ class Backbone:
         both = zip(self._weights, digests, strict=True)
         return "".join(hashlib.sha256("".join(pair).encode()).hexdigest()[:32] for pair in both)
 
-    @cached_property
+    @property
     def _weights(self) -> tuple[str, ...]:
         """The digests of the original UNet and text encoder, one for each of `HALVES`.
 
-        Embeddings that were appended, as textual inversion does, are not part of the model.
+        Embeddings that were appended, as textual inversion does, are not part of the model. Weights
+        that were replaced, or written to in place, have other sums: to add them up takes a
+        twentieth of the time that hashing takes.
         """
         original = {}
         for part in ("text_encoder", "unet"):
             for name, tensor in _uncompiled(getattr(self.pipe, part)).state_dict().items():
                 if "lora_" not in name:
                     original[f"{part}.{name.replace('.base_layer', '')}"] = tensor
+        original |= getattr(self.composition, "originals", {})
         table = next(name for name in original if name.endswith("token_embedding.weight"))
         original[table] = original[table][: self.pipe.tokenizer.vocab_size]
-        return tuple(_digest(sorted(original.items()), half) for half in HALVES)
+        short = {name: float(each.sum(dtype=torch.float32)) for name, each in original.items()}
+        if self._hashed[0] != short:
+            self._hashed = short, tuple(_digest(sorted(original.items()), h) for h in HALVES)
+        return self._hashed[1]
+
+    def refuse_fused(self) -> None:
+        """Raise SepmeError if adapters are fused into the weights."""
+        modules = itertools.chain(self.unet.modules(), self.pipe.text_encoder.modules())
+        if any(isinstance(module, LoraLayer) and module.merged for module in modules):
+            raise SepmeError(
+                "The pipeline's adapters are fused into its weights: load the model again, or call "
+                "pipe.unfuse_lora(), which restores them up to rounding."
+            )
 
     def projections(self) -> dict[str, nn.Linear]:
         """Module path -> the key and value projections that see only text (theta_II).
@@ -251,8 +283,13 @@ class Backbone:
 
     @contextmanager
     def original(self) -> Iterator[None]:
-        """Within the block the model answers as if no adapter were attached, and others wait."""
+        """Within the block the model answers as if no adapter were attached, and others wait.
+
+        Raises:
+            SepmeError: adapters are fused into the weights.
+        """
         with IN_USE:
+            self.refuse_fused()
             layers = [m for m in self.unet.modules() if isinstance(m, BaseTunerLayer)]
             switched_on = [layer for layer in layers if not layer.disable_adapters]
             composition, self.composition = self.composition, None
@@ -291,7 +328,7 @@ class Backbone:
         """A sentence about the first prompt whose end the model does not read, or None."""
         tokenizer = self.pipe.tokenizer
         room = self.tokens - tokenizer.num_special_tokens_to_add()
-        for prompt in prompts:
+        for prompt in texts(prompts):
             pieces = tokenizer.tokenize(prompt)
             if len(pieces) > room:
                 lost = "".join(pieces[room:]).replace("</w>", " ").strip()
@@ -311,20 +348,19 @@ class Backbone:
         Warns:
             SepmeWarning: a prompt that is longer than the model takes.
         """
-        if isinstance(prompts, str):
-            prompts = [prompts]
-        if not prompts:
+        if not (prompts := texts(prompts)):
             raise SepmeError("There is no prompt to encode: give at least one.")
         self.warn_of_cut(prompts)
         options = {"padding": "max_length", "max_length": self.tokens, "truncation": True}
-        ids = self.pipe.tokenizer(list(prompts), return_tensors="pt", **options).input_ids
+        ids = self.pipe.tokenizer(prompts, return_tensors="pt", **options).input_ids
         # In blocks: a UNet's text encoder is small beside hundreds of prompts' activations.
         blocks = [self.pipe.text_encoder(part.to(self.device))[0] for part in ids.split(64)]
         return torch.cat(blocks)
 
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Forward diffusion x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise; t is `[n]`."""
-        return self.pipe.scheduler.add_noise(latents, noise, t)
+        """Forward diffusion of x_0 `[n, c, h, w]` to timesteps `[n]`, by any scheduler's alphas."""
+        a = _at(t, self.alphas_cumprod, latents)
+        return a.sqrt() * latents + (1 - a).sqrt() * noise  # sqrt(abar_t) x_0 + sqrt(1-abar_t) eps
 
     def epsilon(
         self, x_t: Tensor, t: Tensor, embedding: Tensor, weights: Mapping[str, Tensor] | None = None
@@ -371,8 +407,9 @@ class Backbone:
             on_step: called after each step of a batch with the numbers of steps done and in all;
                 what it raises ends the sampling.
 
-        Each picture's noise comes from its own seed alone. The same batch gives the same bytes on
-        the same machine; another batch moves a picture by some 1e-5 of its range.
+        All of a picture's noise comes from its own seed, that of an ancestral scheduler too. The
+        same batch gives the same bytes on the same machine; another batch moves a picture by some
+        1e-5 of its range.
 
         Raises:
             SepmeError: no prompt, seeds that do not match, numbers that cannot be sampled with, or
@@ -381,38 +418,36 @@ class Backbone:
         Warns:
             SepmeWarning: a prompt that is longer than the model takes, or pictures not finite.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        prompts = texts(prompts)
         seeds = _whole_numbers(seeds, len(prompts))
         steps = self.steps if steps is None else steps
         guidance = self.guidance if guidance is None else guidance
         choose(tuple(OUTPUTS), output=output)
-        at_least(1, batch=batch)
+        whole(1, batch=batch)
         self._check_request(prompts, seeds, steps, guidance)
         if guidance == 0:  # eps_0 + 0 r(c): diffusers would draw g = 1 instead
             prompts = [""] * len(prompts)
         starts = range(0, len(prompts), batch)
-        total, done = steps * len(starts), itertools.count(1)
+        done = itertools.count(1)
 
-        def after_step(_pipe: Any, _index: int, _t: Any, values: dict) -> dict:
-            if on_step is not None:
-                on_step(next(done), total)
+        def after_step(pipe: Any, _index: int, _t: Any, values: dict) -> dict:
+            if on_step is not None:  # a scheduler may take two passes for a step
+                on_step(next(done), pipe.num_timesteps * len(starts))
             return values
 
-        how = {"num_inference_steps": steps, "guidance_scale": guidance}
+        how = {"num_inference_steps": index(steps), "guidance_scale": float(guidance)}
         how |= {"output_type": OUTPUTS[output], "callback_on_step_end": after_step}
         pictures = []
         for start in tqdm(starts, desc="generating", disable=not progress, leave=False):
-            noise = self._starting_noise(seeds[start : start + batch])
-            pictures.append(self.pipe(prompts[start : start + batch], latents=noise, **how).images)
+            part = slice(start, start + batch)
+            generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[part]]
+            noise = torch.stack([torch.randn(self.latent_shape, generator=g) for g in generators])
+            how |= {"latents": noise.to(self.device, self.dtype), "generator": generators}
+            pictures.append(self.pipe(prompts[part], **how).images)
         result = torch.cat(pictures)
         if not result.isfinite().all():
             warn("What was drawn is not finite: give less guidance, or deltas less strength.")
         return result if output == "latents" else result.float().cpu()
-
-    def _starting_noise(self, seeds: Sequence[int]) -> Tensor:
-        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        noise = torch.stack([torch.randn(self.latent_shape, generator=g) for g in generators])
-        return noise.to(self.device, self.dtype)
 
     def _check_request(
         self, prompts: list[str], seeds: Sequence[int], steps: int, guidance: float
@@ -422,9 +457,9 @@ class Backbone:
                 f"{len(prompts)} prompts and {len(seeds)} seeds do not go together: give at least "
                 "one prompt, and one seed a picture."
             )
-        if not 1 <= steps <= self.timesteps:
-            raise SepmeError(f"steps = {steps} is not possible: give 1 to {self.timesteps}.")
+        whole(1, self.timesteps, steps=steps)
         guided(guidance)
+        self.alphas_cumprod  # noqa: B018 - refuses what Stable Diffusion cannot be drawn with
         if self.composition is not None:
             self.composition.check()
         self.warn_of_cut(prompts)
@@ -461,6 +496,11 @@ def _whole_numbers(seeds: Iterable[int] | int, n: int) -> list[int]:
     return found
 
 
+def _at(t: Tensor, alphas_cumprod: Tensor, x: Tensor) -> Tensor:
+    """`abar_t`, to be multiplied with x `[n, ...]`."""
+    return alphas_cumprod.to(x)[t].reshape(-1, *[1] * (x.ndim - 1))
+
+
 def to_epsilon(
     model_output: Tensor, x_t: Tensor, t: Tensor, alphas_cumprod: Tensor, prediction_type: str
 ) -> Tensor:
@@ -481,7 +521,7 @@ def to_epsilon(
     choose(PREDICTION_TYPES, prediction_type=prediction_type)
     if prediction_type == "epsilon":
         return model_output
-    a = alphas_cumprod.to(x_t)[t].reshape(-1, *[1] * (x_t.ndim - 1))
+    a = _at(t, alphas_cumprod, x_t)
     if prediction_type == "v_prediction":
         return a.sqrt() * model_output + (1 - a).sqrt() * x_t
     return (x_t - a.sqrt() * model_output) / (1 - a).sqrt()  # the model predicts x_0

@@ -22,7 +22,7 @@ import torch
 from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
-from sepme._checks import below_one, choose
+from sepme._checks import below_one, choose, texts
 from sepme.concept import Concept
 from sepme.errors import SepmeError, warn
 from sepme.model import Backbone
@@ -495,7 +495,7 @@ def constrain(
         SepmeWarning: nothing kept, words that mean nothing to the model, kept prompts that will
             change too.
     """
-    keep = [keep] if isinstance(keep, str) else keep
+    keep = texts(keep)
     refuse_meaningless(backbone, concept)
     backbone.refuse_unclear(concept, keep)
     kept, dtype = tuple(dict.fromkeys(["", *keep])), backbone.dtype

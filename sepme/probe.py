@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sepme._checks import at_least
+from sepme._checks import at_least, texts
 from sepme.artefact import Provenance
 from sepme.concept import Concept, evenly
 from sepme.correlation import noise_difference, normalised_correlation
@@ -62,7 +62,7 @@ class Probe:
         Raises:
             SepmeError: no timestep, or one that the model does not have.
         """
-        prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+        prompts = tuple(texts(prompts))
         total = backbone.timesteps
         if isinstance(timesteps, int):  # the middles of equal parts of 0 ... total
             timesteps = [(2 * i + 1) * total // (2 * timesteps) for i in range(timesteps)]

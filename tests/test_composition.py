@@ -360,7 +360,7 @@ def test_what_cannot_be_composed_is_refused_and_nothing_is_attached() -> None:
             composition.erase("water")
         with refused("'water'", "nothing to restore"):
             composition.restore("water")
-        with refused("strength nan", "'neon'"):
+        with refused("strength of 'neon' = nan"):
             composition.erase("neon", strength=float("nan"))
         assert composition.active == ()
         composition.set("neon")  # one name is one name, not four letters

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sepme._checks import choose
+from sepme._checks import choose, texts
 from sepme.baselines import abconcept, esd, fmn, sdd, speed, uce
 from sepme.baselines._closed import ClosedForm, edit
 from sepme.baselines._train import Objective, Student, train
@@ -62,7 +62,7 @@ class Baseline:
                 a prompt both kept and forgotten, or training in another type than float32.
         """
         settings = self.preset(settings) if isinstance(settings, str) else settings
-        keep = (keep,) if isinstance(keep, str) else tuple(keep)
+        keep = tuple(texts(keep))
         refuse_attached(backbone)
         if keep and not self.uses_keep:
             raise SepmeError(f"{self.title} has no use for prompts to keep: leave out keep.")

@@ -16,13 +16,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
 from sepme._checks import at_least, choose
 from sepme.baselines._train import Objective, Student, TrainingSettings
 from sepme.baselines.prompts import check_prompt, pairs
 from sepme.concept import Concept
+from sepme.loading import as_ddim
 from sepme.model import Backbone
 
 __all__ = ["PAIRINGS", "Grid"]
@@ -43,8 +43,8 @@ class Grid:
 
     def __init__(self, backbone: Backbone, steps: int) -> None:
         # The predictions are noise already, whatever the UNet itself predicts.
-        config = backbone.pipe.scheduler.config
-        self.scheduler = DDIMScheduler.from_config(config, prediction_type="epsilon")
+        config = dict(backbone.pipe.scheduler.config)
+        self.scheduler = as_ddim(config | {"prediction_type": "epsilon"})
         self.scheduler.set_timesteps(steps, device=backbone.device)
         self.timesteps = self.scheduler.timesteps  #: `[steps]`
         self.total = backbone.timesteps

@@ -1,0 +1,190 @@
+"""Values of the wrong type or kind: they work, or are refused in one sentence of ours."""
+
+import copy
+import math
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sepme.composition import Composition, applied
+from sepme.concept import Concept
+from sepme.delta import ConceptDelta, DenseDelta
+from sepme.erasure import ErasureSettings, erase
+from tests.miniature import EXACT, KEPT, NEON, fresh, latents, shared, three_deltas
+from tests.refusals import refused
+
+DELTA = three_deltas()[0]
+DENSE = DenseDelta({f"{path}.weight": DELTA.dense(path) for path in DELTA.paths}, DELTA.provenance)
+
+REQUESTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "steps of a float": ({"steps": 2.0}, ("steps = 2.0", "whole number")),
+    "steps of words": ({"steps": "2"}, ("steps = '2'", "whole number")),
+    "too many steps": ({"steps": 1001}, ("steps = 1001", "at most 1000")),
+    "guidance of words": ({"guidance": "3"}, ("guidance = '3'", "or more")),
+    "guidance of a list": ({"guidance": [3]}, ("guidance = [3]",)),
+    "guidance of two": ({"guidance": torch.ones(2)}, ("guidance = ",)),
+    "batch of words": ({"batch": "3"}, ("batch = '3'", "whole number")),
+    "no text": ({"prompts": [None]}, ("None is no text",)),
+    "text and none": ({"prompts": ["neon", 3]}, ("3 is no text",)),
+    "no list": ({"prompts": 3}, ("3 is no text",)),
+    "bytes": ({"prompts": b"neon"}, ("is no text",)),
+}
+
+
+@pytest.mark.parametrize("case", REQUESTS)
+def test_what_cannot_be_drawn_with_is_said(case: str) -> None:
+    given, said = REQUESTS[case]
+    with refused(*said):
+        shared().generate(**({"prompts": ["neon"]} | given))
+
+
+@pytest.mark.parametrize("steps", [2, np.int64(2), torch.tensor(2)])
+@pytest.mark.parametrize("guidance", [3, np.float32(3), torch.tensor(3.0), True])
+def test_numbers_of_any_library_are_drawn_with(steps: object, guidance: object) -> None:
+    wanted = shared().generate(["neon"], steps=2, guidance=float(guidance))
+    assert torch.equal(shared().generate(["neon"], steps=steps, guidance=guidance), wanted)
+
+
+NO_TEXT: dict[str, Callable[[], object]] = {
+    "a concept's prompt": lambda: Concept("neon", (None,)),
+    "a concept's name": lambda: Concept(3, ("neon",)),
+    "an embedding": lambda: shared().encode([None]),
+    "no embedding": lambda: shared().encode(None),
+    "what is kept": lambda: erase(shared(), NEON, [None], EXACT),
+    "what is kept, alone": lambda: erase(shared(), NEON, 3, EXACT),
+}
+
+
+@pytest.mark.parametrize("case", NO_TEXT)
+def test_what_is_no_text_is_said(case: str) -> None:
+    with refused("is no text"):
+        NO_TEXT[case]()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"batch": "8"}, {"lam": None}, {"learning_rate": [1]}, {"alpha": "a"}, {"tau": "0"}],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_settings_of_another_type_are_said(settings: dict[str, Any]) -> None:
+    with refused(next(iter(settings)), "give"):
+        ErasureSettings(**settings)
+
+
+# ---------------------------------------------------------------------- deltas
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (lambda d: d / 2, 0.5),
+        (lambda d: d / np.float32(4), 0.25),
+        (lambda d: d * torch.tensor(3.0), 3),
+        (lambda d: sum([d, d]), 2),
+        (lambda d: sum([d, d, d]) / 3, 1),
+        (lambda d: d - d / 2, 0.5),
+        (lambda d: sum([-d]), -1),
+    ],
+)
+def test_deltas_are_added_and_divided(given: Callable, wanted: float) -> None:
+    made = given(DELTA)
+    for path in DELTA.paths:
+        assert torch.allclose(made.dense(path), wanted * DELTA.dense(path), atol=1e-7)
+
+
+def test_dense_deltas_are_added() -> None:
+    assert sum([DENSE]) is DENSE
+    for path, change in sum([DENSE, DENSE]).changes.items():
+        assert torch.equal(change, 2 * DENSE.changes[path])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: DELTA / 0,
+        lambda: DELTA / "2",
+        lambda: DELTA * "2",
+        lambda: DELTA * None,
+        lambda: DELTA * math.inf,
+        lambda: DELTA + 3,
+        lambda: 3 + DELTA,
+        lambda: DELTA + "neon",
+        lambda: DELTA - 3,
+        lambda: DELTA - DENSE,
+        lambda: DENSE + DELTA,
+        lambda: DELTA + DENSE,
+        lambda: DENSE + None,
+        lambda: sum([DELTA, DENSE]),
+    ],
+)
+def test_what_does_not_add_up_is_said(wrong: Callable[[], object]) -> None:
+    with refused():
+        wrong()
+
+
+@pytest.mark.parametrize(
+    "again", [copy.copy, copy.deepcopy, lambda d: pickle.loads(pickle.dumps(d))]
+)
+@pytest.mark.parametrize("delta", [DELTA, DENSE, DELTA / 2], ids=["concept", "dense", "half"])
+def test_a_copy_is_the_same_delta(again: Callable, delta: ConceptDelta | DenseDelta) -> None:
+    digest, made = delta.digest, again(delta)
+    assert made is not delta
+    assert type(made) is type(delta)
+    assert made.digest == digest
+    assert made.provenance == delta.provenance
+
+
+def test_a_delta_without_a_direction_is_refused(tmp_path) -> None:
+    down = {path: factor[:0] for path, factor in DELTA.down.items()}
+    up = {path: factor[:, :0] for path, factor in DELTA.up.items()}
+    with refused("'neon'", "rank 0"):
+        ConceptDelta(down, up, DELTA.provenance)
+    empty = copy.copy(DELTA)
+    object.__setattr__(empty, "down", down)  # as another program may have written it
+    object.__setattr__(empty, "up", up)
+    with refused("'neon'", "rank 0"):
+        ConceptDelta.load(empty.save(tmp_path / "neon.safetensors"))
+
+
+# ---------------------------------------------------------------------- compositions
+@pytest.mark.parametrize(
+    ("does", "given", "said"),
+    [
+        ("set", [{"neon": "1"}], "'neon' = '1'"),
+        ("set", [{"neon": None}], "'neon' = None"),
+        ("set", [{"neon": math.nan}], "'neon' = nan"),
+        ("set", [{"neon": [1]}], "'neon' = [1]"),
+        ("set", [{3: 1}], "3 is no text"),
+        ("set", [3], "3 is no text"),
+        ("set", [None], "None is no text"),
+        ("set", [[["neon"]]], "['neon'] is no text"),
+        ("erase", [["neon", "ink"]], "is no text"),
+        ("restore", [["neon"]], "is no text"),
+    ],
+)
+def test_a_switch_of_another_type_is_said_and_switches_nothing(does, given, said) -> None:
+    with Composition(shared(), three_deltas()) as composition:
+        composition.erase("ink")
+        with refused(said):
+            getattr(composition, does)(*given)
+        assert composition.strengths == {"ink": 1.0}
+
+
+def test_a_strength_of_any_library_is_taken() -> None:
+    backbone = fresh()
+    with Composition(backbone, three_deltas()) as composition:
+        for strength in (0.5, np.float64(0.5), torch.tensor(0.5)):
+            composition.set({"neon": strength})
+            assert composition.strengths == {"neon": 0.5}
+            latents(backbone)
+
+
+@pytest.mark.parametrize("deltas", [[DENSE], [DENSE, DENSE]])
+def test_dense_deltas_are_applied_and_taken_off(deltas: list[DenseDelta]) -> None:
+    backbone = fresh()
+    before = latents(backbone, KEPT)
+    with applied(backbone, *deltas):
+        assert not torch.equal(latents(backbone, KEPT), before)
+    assert torch.equal(latents(backbone, KEPT), before)
