@@ -44,9 +44,8 @@ def finite(**values: float) -> None:
 
 def whole(least: int, most: float = math.inf, **values: int) -> None:
     """Refuse what is no whole number of this range; 2.0 is none."""
-    wish = f"give a whole number, at least {least}"
-    wish += f" and at most {most}" if most < math.inf else ""
-    _check(lambda value: least <= index(value) <= most, wish, values)
+    wish = f"at least {least}" if most == math.inf else f"{least} to {most}"
+    _check(lambda value: least <= index(value) <= most, f"give a whole number, {wish}", values)
 
 
 def _check(holds: Callable[[Any], bool], wish: str, values: Mapping[str, Any]) -> None:

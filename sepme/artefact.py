@@ -5,12 +5,15 @@ the sha256 of that text and of every tensor. Reading checks the hash, so an edit
 is never taken for what it was.
 """
 
+import codecs
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import platform
 import shutil
+import stat
 import tempfile
 import threading
 from collections.abc import Iterable, Mapping
@@ -41,9 +44,12 @@ from sepme.errors import SepmeError, in_words
 
 __all__ = [
     "Provenance",
+    "check_whole",
     "digest_of",
     "load_artefact",
+    "read_text",
     "refuse_overwriting",
+    "regular",
     "save_artefact",
     "save_json",
     "temporary",
@@ -52,6 +58,8 @@ __all__ = [
     "write_atomically",
 ]
 
+#: How a pointer begins that Git LFS puts in place of a file.
+_POINTER = b"version https://git-lfs"
 #: The packages whose version can change a delta's numbers.
 PACKAGES = ("sepme", "torch", "diffusers", "transformers", "peft")
 
@@ -189,18 +197,10 @@ def load_artefact(path: str | Path, kind: str) -> tuple[Any, dict[str, Tensor]]:
     Raises:
         SepmeError: a missing, truncated, edited or foreign file.
     """
-    if not Path(path).is_file():  # a pipe would be waited for
-        raise SepmeError(f"{path} cannot be opened: check that the file exists.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(kind)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except OSError as error:
-        raise SepmeError(f"{path} cannot be read ({in_words(error)}): check its rights.") from error
-    except SafetensorError as error:
-        raise SepmeError(
-            f"{path} is not a whole safetensors file: it may be truncated, make or copy it again."
-        ) from error
+    check_whole(path)
+    with safe_open(path, framework="pt") as file:
+        text = (file.metadata() or {}).get(kind)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if text is None:
         raise SepmeError(
             f"{path} was not written by sepme for this purpose: choose a file that sepme wrote."
@@ -215,7 +215,50 @@ def load_artefact(path: str | Path, kind: str) -> tuple[Any, dict[str, Tensor]]:
     return header["provenance"], tensors
 
 
+def check_whole(path: str | Path) -> None:
+    """Raise SepmeError if this is no safetensors file that can be read and has all its bytes."""
+    try:
+        with regular(path).open("rb") as file:
+            if file.read(len(_POINTER)) == _POINTER:
+                raise SepmeError(
+                    f"{path} is what Git LFS puts in place of a large file: get the file itself "
+                    "with 'git lfs pull'."
+                )
+        with safe_open(path, framework="pt"):
+            pass
+    except OSError as error:
+        raise SepmeError(
+            f"{path} cannot be opened ({in_words(error)}): check that it is there, and its rights."
+        ) from error
+    except SafetensorError as error:
+        raise SepmeError(
+            f"{path} is not a whole safetensors file: it may be truncated, make or copy it again."
+        ) from error
+
+
 # ------------------------------------------------------------------ files and folders
+def regular(path: str | Path) -> Path:
+    """The path, unless what is there would be waited for, as a pipe is (OSError)."""
+    path = Path(path)
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return path
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file that people bring: UTF-8, or UTF-16 with its byte order mark.
+
+    Raises:
+        OSError: it cannot be read, or holds something else.
+    """
+    content = regular(path).read_bytes()
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return content.decode("utf-16" if marked else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise OSError(errno.EINVAL, "it is neither UTF-8 nor UTF-16") from error
+
+
 def write_atomically(path: str | Path, content: bytes) -> Path:
     """Write `content` so that a reader sees the old file or the new one, never a half.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sepme._checks import plain, texts
-from sepme.artefact import write_atomically
+from sepme.artefact import read_text, write_atomically
 from sepme.errors import SepmeError, in_words
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class Catalogue:
             SepmeError: something else, or nothing.
         """
         try:
-            found = _CatalogueFile.model_validate_json(Path(path).read_bytes(), strict=True)
+            found = _CatalogueFile.model_validate_json(read_text(path), strict=True)
         except (OSError, ValidationError) as error:
             raise SepmeError(
                 f"{path} is not a catalogue ({in_words(error)}): it must be JSON like "
@@ -234,9 +234,14 @@ def slug(name: str) -> str:
     A long name is cut, and ends in a few digits of its hash, so that it stays distinct. So does one
     of which nothing is left, and one that Windows reserves for a device.
     """
-    short = re.sub(r"[^\w]+", "-", unicodedata.normalize("NFC", name).lower()).strip("-")
+    short = ""
+    for c in unicodedata.normalize("NFC", name).lower():
+        # Vowels of Hindi, Thai and others are marks on the letter before.
+        vowel = unicodedata.category(c)[0] == "M" and short[-1:] not in ("", "-")
+        short += c if c.isalnum() or c == "_" or vowel else "-"
+    short = re.sub("-+", "-", short).strip("-")
     cut = short.encode()[:_LONGEST].decode(errors="ignore").strip("-")
-    if cut == short and short and not _DEVICE.fullmatch(short):
+    if cut == short and short and not _DEVICE.fullmatch(unicodedata.normalize("NFKC", short)):
         return short
     return f"{cut or 'concept'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
@@ -346,7 +351,7 @@ def catalogue_of(
 
 # ------------------------------------------------------------------ known words
 #: Runs of letters, as CLIP's tokenizer divides a text into words.
-_LETTERS = re.compile(r"[^\W\d_]+")
+_LETTERS = r"[^\W\d_]+"
 
 
 @dataclass(frozen=True)
@@ -378,11 +383,13 @@ class Vocabulary:
         """The words that the model reads in pieces and never saw, each once, in their order."""
         if self.words is None:
             return ()
-        return tuple(word for word in _words(prompts) if len(self.tokenizer.tokenize(word)) > 1)
+        known = {*self.words, *self.tokenizer.get_added_vocab()}
+        words = self._words(prompts)
+        return tuple(w for w in words if not known & {w, w.lower()} and len(w.encode()) > 1)
 
     def knows_any(self, prompts: Iterable[str]) -> bool:
         """Whether a single word of the prompts, or something without letters, can be known."""
-        words = _words(prompts)
+        words = self._words(prompts)
         return not words or len(self.unknown(prompts)) < len(words)
 
     def remark(self, prompts: Iterable[str]) -> str | None:
@@ -400,11 +407,14 @@ class Vocabulary:
             f"The words {', '.join(listed)} mean nothing to this model, which was never shown them."
         )
 
+    def _words(self, prompts: Iterable[str]) -> list[str]:
+        """The different words of the prompts, whatever their case, in their order.
 
-def _words(prompts: Iterable[str]) -> list[str]:
-    """The different words of the prompts, whatever their case, in their order."""
-    found: dict[str, str] = {}
-    for prompt in prompts:
-        for word in _LETTERS.findall(prompt):
-            found.setdefault(word.lower(), word)
-    return list(found.values())
+        A token that was added to the tokenizer, as textual inversion does, is one word.
+        """
+        added = sorted(self.tokenizer.get_added_vocab(), key=len, reverse=True)
+        word = re.compile("|".join([*map(re.escape, added), _LETTERS]))
+        found: dict[str, str] = {}
+        for each in (each for prompt in prompts for each in word.findall(prompt)):
+            found.setdefault(each.lower(), each)
+        return list(found.values())

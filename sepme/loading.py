@@ -28,6 +28,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_log
 
 from sepme._data import WeightsFile
+from sepme.artefact import check_whole, read_text, temporary
 from sepme.errors import SepmeError, in_words
 
 __all__ = ["load_pipeline"]
@@ -73,7 +74,7 @@ class Sampling(BaseModel):
         """
         file = model / "generation.json"
         try:
-            return cls.model_validate_json(file.read_bytes()) if file.is_file() else cls()
+            return cls.model_validate_json(read_text(file)) if file.is_file() else cls()
         except (OSError, ValidationError) as error:
             raise SepmeError(
                 f"{file} says nothing that can be sampled with ({in_words(error)}): it must be "
@@ -101,7 +102,7 @@ def load_pipeline(
     one_file = path.suffix == ".safetensors" and path.is_file()
     if not one_file:
         _check_place(path)
-    with _quiet_loading():
+    with quiet():
         with _refused(path):
             pipe = _from_one_file(path, dtype) if one_file else _from_parts(str(model), dtype)
         try:
@@ -217,6 +218,9 @@ def _refused(path: Path) -> Iterator[None]:
     except SepmeError:
         raise
     except Exception as error:
+        for file in sorted(path.glob("*/*.safetensors") if path.is_dir() else [path]):
+            if file.exists():
+                check_whole(file)
         what = f"'{path}' holds no Stable Diffusion pipeline that diffusers can load"
         if not path.exists():
             what = f"There is no folder '{path}', nor did the hub give a pipeline of that name"
@@ -226,7 +230,7 @@ def _refused(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Neither progress bars for small files nor remarks: what is wrong, we say in our own words."""
     libraries = (diffusers_log, transformers_log)
     before = [(log.get_verbosity(), log.is_progress_bar_enabled()) for log in libraries]
@@ -384,7 +388,8 @@ def _from_one_file(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
             f"'{path}' is no checkpoint of Stable Diffusion 1.x or 2.x, whose text is 768 or 1024 "
             f"wide and whose noise has 4 channels ({found}): give one, or a diffusers folder."
         )
-    with tempfile.TemporaryDirectory() as folder:
+    # So named, what a killed process leaves is swept up by the next one.
+    with tempfile.TemporaryDirectory(prefix=temporary(Path(tempfile.gettempdir())).name) as folder:
         _write_configs(Path(folder), width)
         pipe = StableDiffusionPipeline.from_single_file(
             str(path), config=folder, local_files_only=True, torch_dtype=dtype, safety_checker=None

@@ -26,7 +26,7 @@ from sepme._checks import choose, guided, texts, whole
 from sepme._data import shipped
 from sepme.concept import Catalogue, Concept, Vocabulary, refuse_overlap
 from sepme.errors import SepmeError, warn
-from sepme.loading import PREDICTION_TYPES, Sampling, as_ddim, check_pipeline, load_pipeline
+from sepme.loading import PREDICTION_TYPES, Sampling, as_ddim, check_pipeline, load_pipeline, quiet
 
 P, R = ParamSpec("P"), TypeVar("R")
 
@@ -305,8 +305,13 @@ class Backbone:
     # ------------------------------------------------------------------ text, noise, pictures
     def reads(self, prompt: str) -> tuple[int, ...]:
         """The token ids of a whole prompt. Prompts of the same ids are one to the model."""
-        tokenizer = self.pipe.tokenizer
-        return tuple(tokenizer.convert_tokens_to_ids(tokenizer.tokenize(prompt)))
+        return tuple(self.pipe.tokenizer.convert_tokens_to_ids(self._pieces(prompt)))
+
+    @alone  # a tokenizer remembers how it was asked last, and can answer one at a time
+    def _pieces(self, prompt: str) -> list[str]:
+        """The tokens of a whole prompt; a word that textual inversion gave several has them all."""
+        written = self.pipe.maybe_convert_prompt(prompt, self.pipe.tokenizer)
+        return self.pipe.tokenizer.tokenize(written, verbose=False)
 
     def warn_of_cut(self, prompts: Iterable[str]) -> None:
         """Warn of the first prompt that is longer than the model takes."""
@@ -326,10 +331,9 @@ class Backbone:
 
     def cut(self, prompts: Iterable[str]) -> str | None:
         """A sentence about the first prompt whose end the model does not read, or None."""
-        tokenizer = self.pipe.tokenizer
-        room = self.tokens - tokenizer.num_special_tokens_to_add()
+        room = self.tokens - self.pipe.tokenizer.num_special_tokens_to_add()
         for prompt in texts(prompts):
-            pieces = tokenizer.tokenize(prompt)
+            pieces = self._pieces(prompt)
             if len(pieces) > room:
                 lost = "".join(pieces[room:]).replace("</w>", " ").strip()
                 return (
@@ -339,6 +343,7 @@ class Backbone:
         return None
 
     @torch.no_grad()
+    @alone
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Text embeddings e(c) `[n, tokens, d_in]` of prompts padded to the model's length.
 
@@ -352,7 +357,8 @@ class Backbone:
             raise SepmeError("There is no prompt to encode: give at least one.")
         self.warn_of_cut(prompts)
         options = {"padding": "max_length", "max_length": self.tokens, "truncation": True}
-        ids = self.pipe.tokenizer(prompts, return_tensors="pt", **options).input_ids
+        written = self.pipe.maybe_convert_prompt(prompts, self.pipe.tokenizer)
+        ids = self.pipe.tokenizer(written, return_tensors="pt", **options).input_ids
         # In blocks: a UNet's text encoder is small beside hundreds of prompts' activations.
         blocks = [self.pipe.text_encoder(part.to(self.device))[0] for part in ids.split(64)]
         return torch.cat(blocks)
@@ -443,7 +449,8 @@ class Backbone:
             generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[part]]
             noise = torch.stack([torch.randn(self.latent_shape, generator=g) for g in generators])
             how |= {"latents": noise.to(self.device, self.dtype), "generator": generators}
-            pictures.append(self.pipe(prompts[part], **how).images)
+            with quiet():  # a prompt that is cut has been warned of
+                pictures.append(self.pipe(prompts[part], **how).images)
         result = torch.cat(pictures)
         if not result.isfinite().all():
             warn("What was drawn is not finite: give less guidance, or deltas less strength.")

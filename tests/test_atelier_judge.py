@@ -76,8 +76,10 @@ def test_what_it_cannot_judge_is_refused(judge, tmp_path):
     with pytest.raises(SepmeError, match="shape"):
         judge.judge(torch.rand(3, 64, 64))
     (tmp_path / "judge.safetensors").write_bytes(b"not a judge")
-    with pytest.raises(SepmeError, match="No judge"):
+    with pytest.raises(SepmeError, match="not a whole safetensors"):
         Judge.load(tmp_path / "judge.safetensors")
+    with pytest.raises(SepmeError, match="No judge"):
+        Judge.load(shipped("atelier", "unet") / "diffusion_pytorch_model.safetensors")
 
 
 def test_softening_keeps_pictures_pictures():

@@ -602,7 +602,7 @@ def test_what_makes_no_sense_is_refused_before_any_work(monkeypatch) -> None:
         ({"alpha": 1.0}, ("alpha = 1.0", "below 1")),
         ({"keep_rtol": 2.0}, ("keep_rtol = 2.0", "below 1")),
         ({"concept_rtol": -0.1}, ("concept_rtol = -0.1", "at least 0")),
-        ({"tau": math.inf}, ("tau = inf", "no number")),
+        ({"tau": math.inf}, ("tau = inf", "give a number")),
         ({"parametrisation": "dense"}, ("closed form", "start='zero'", "'dense'")),
         ({"parametrisation": "dense", "start": "zero"}, ("damped", "method='svd'", "'dense'")),
     ],

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sepme._data import shipped
+from sepme.artefact import check_whole
 from sepme.atelier.captions import EMBLEM
 from sepme.atelier.objects import DRAWERS, SIZE
 from sepme.atelier.paintings import ALIASES
@@ -94,13 +94,14 @@ class Judge(nn.Module):
         """The judge in `path`; the one that ships with the model by default.
 
         Raises:
-            SepmeError: no file there, or not a judge's.
+            SepmeError: no whole file there, or not a judge's.
         """
         path = path or shipped("atelier", "judge.safetensors")
         judge = cls()
+        check_whole(path)
         try:
             judge.load_state_dict(load_file(path))
-        except (OSError, SafetensorError, RuntimeError) as error:
+        except RuntimeError as error:
             raise SepmeError(
                 f"No judge can be read from {path}: train one with `sepme atelier train`."
             ) from error

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from sepme.artefact import refuse_overwriting, writable_folder
+from sepme.artefact import refuse_overwriting, regular, writable_folder
 from sepme.errors import SepmeError
 
 __all__ = ["check_name", "read_picture"]
@@ -22,13 +22,13 @@ def read_picture(file: Path, size: int) -> Tensor:
             than 8 bits a channel.
     """
     try:
-        with Image.open(file) as image:
+        with Image.open(regular(file)) as image:
             if image.size != (size, size):
                 raise SepmeError(
                     f"{file} has {image.width} x {image.height} pixels where {size} x {size} are "
                     "needed: give pictures that the shipped model drew."
                 )
-            if image.mode.startswith(("I", "F")):
+            if image.mode.startswith(("I", "F")) or ";16" in str(image.tile):  # read as 8
                 raise SepmeError(
                     f"{file} has more than 8 bits a channel: save it with 8 bits, as PNG."
                 )

@@ -1,31 +1,41 @@
 """Lists of prompts that people bring: a prompt a line, or a table with a column of prompts."""
 
-import codecs
 import csv
+import re
 from io import StringIO
 from pathlib import Path
 
 from sepme._checks import plain
-from sepme.errors import SepmeError
+from sepme.artefact import read_text
+from sepme.errors import SepmeError, in_words
 
 __all__ = ["read_prompts"]
 
 #: What a column of prompts is called, whatever its case.
 COLUMNS = ("prompt", "prompts", "text", "caption")
-_MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_JSON = (".json", ".jsonl", ".ndjson")
 
 
 def read_prompts(file: Path) -> list[str]:
     """The prompts in a text file (one a line, blank lines and `# comments` left out) or a CSV file.
 
     A file is a table if its name ends in .csv or .tsv, or if its first line has several cells of
-    which one is `prompt`. UTF-8 and UTF-16, with a byte order mark or (UTF-8) without.
+    which one is `prompt`. In a list, a first line `prompt` is a head, and lines that all stand
+    between double quotes are read without them. UTF-8 and UTF-16, with a byte order mark or (UTF-8)
+    without.
 
     Raises:
-        SepmeError: a file that cannot be read, a table without a column of prompts or with a row
-            that lacks it, no prompt at all, or a character that cannot be printed.
+        SepmeError: a file that cannot be read, JSON, a table without a column of prompts or with a
+            row that lacks it, no prompt at all, or a character that cannot be printed.
     """
-    text = _text(file)
+    try:
+        text = read_text(file)
+    except OSError as error:
+        raise SepmeError(
+            f"'{file}' cannot be read ({in_words(error)}): give a text file, one prompt a line."
+        ) from error
+    if file.suffix.lower() in _JSON or re.match(r'\s*(\{\s*"|\[\s*[{"])', text):
+        raise SepmeError(f"'{file}' holds JSON: give a text file, one prompt a line, or a table.")
     lines = text.splitlines()
     first = next((line for line in lines if line.strip()), "")
     delimiter = max(",;\t", key=first.count)
@@ -33,7 +43,9 @@ def read_prompts(file: Path) -> list[str]:
     if file.suffix.lower() in (".csv", ".tsv") or (len(head) > 1 and "prompt" in head):
         found = _column(file, text, delimiter)
     else:
-        found = [line for line in lines if not line.lstrip().startswith("#")]
+        found = _unquoted([line for line in lines if line.strip() and line.lstrip()[0] != "#"])
+        if found[1:] and found[0].strip().lower() == COLUMNS[0]:
+            found = found[1:]
     prompts = [plain(" ".join(prompt.split())) for prompt in found]
     prompts = list(dict.fromkeys(prompt for prompt in prompts if prompt))
     if not prompts:
@@ -41,15 +53,10 @@ def read_prompts(file: Path) -> list[str]:
     return prompts
 
 
-def _text(file: Path) -> str:
-    try:
-        content = file.read_bytes()
-        return content.decode(_MARKS.get(content[:2], "utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is neither UTF-8 nor UTF-16"
-        raise SepmeError(
-            f"'{file}' cannot be read ({reason}): give a text file, one prompt a line."
-        ) from error
+def _unquoted(lines: list[str]) -> list[str]:
+    """The lines without the quotes that each of them stands in; else as they are."""
+    cells = [re.fullmatch(r'\s*"((?:[^"]|"")+)"\s*', line) for line in lines]
+    return [cell[1].replace('""', '"') for cell in cells] if all(cells) else lines
 
 
 def _column(file: Path, text: str, delimiter: str) -> list[str]:

@@ -238,7 +238,7 @@ def generate(
     from sepme.model import Backbone
     from sepme.plots import png
 
-    check_name(out, *(erased or ()), _model_path(model))
+    check_name(out, *(erased or ()), *_read_of(model))
     guided(guidance or 0)
     plain(prompt)
     deltas = [ConceptDelta.load(file) for file in erased or ()]

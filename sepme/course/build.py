@@ -17,7 +17,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from sepme.artefact import refuse_overwriting, write_atomically
+from sepme.artefact import read_text, refuse_overwriting, write_atomically
 from sepme.course.notebook import FOLDER, tidy
 from sepme.errors import SepmeError
 
@@ -89,7 +89,7 @@ def read(path: Path) -> NotebookNode:
         SepmeError: see `build`.
     """
     try:
-        notebook = nbformat.read(path, as_version=4)
+        notebook = nbformat.reads(read_text(path), as_version=4)
         nbformat.validate(notebook)
     except (OSError, ValueError, nbformat.ValidationError, AttributeError, KeyError) as error:
         raise SepmeError(

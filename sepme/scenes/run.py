@@ -22,7 +22,7 @@ from pydantic_core import from_json
 from tqdm.auto import tqdm
 
 from sepme._checks import choose
-from sepme.artefact import versions, writable_folder, write_atomically
+from sepme.artefact import read_text, versions, writable_folder, write_atomically
 from sepme.atelier.judge import Judge
 from sepme.concept import Catalogue
 from sepme.errors import SepmeError, in_words
@@ -264,7 +264,7 @@ def read_manifest(table: Path) -> dict[str, Any]:
     """
     file = table.with_suffix(".json")
     try:
-        text = file.read_bytes()
+        text = read_text(file)
         _Manifest.model_validate_json(text, strict=True)
         return from_json(text)
     except (OSError, ValidationError) as error:

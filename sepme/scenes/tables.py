@@ -6,6 +6,7 @@ columns `kind`, `method`, `scene`, `time`, `concept_index`, `concept`, `role`, `
 """
 
 from collections.abc import Iterable
+from io import StringIO
 from itertools import product
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from pandas import DataFrame, Series
 
 from sepme._checks import choose
 from sepme._data import shipped
-from sepme.artefact import write_atomically
+from sepme.artefact import read_text, write_atomically
 from sepme.errors import SepmeError
 from sepme.scenes.images import MEASURES
 from sepme.scenes.methods import METHODS
@@ -78,10 +79,10 @@ def read_table(table: str | Path) -> DataFrame:
     remedy = "make it with 'sepme scenes run'"
     try:
         rows = pd.read_csv(
-            table, dtype=str, keep_default_na=False, compression=None, skip_blank_lines=False
+            StringIO(read_text(table)), dtype=str, keep_default_na=False, skip_blank_lines=False
         )
     except (OSError, ValueError) as error:
-        reason = str(error).split("C error: ")[-1].strip()
+        reason = str(getattr(error, "strerror", None) or error).split("C error: ")[-1].strip()
         raise SepmeError(f"{table} cannot be read ({reason}): {remedy}.") from error
     if list(rows) != COLUMNS:
         raise SepmeError(f"{table} is no table of scenes: {remedy}.")

@@ -1,7 +1,11 @@
 """Models that people bring: folders of either number type, single files, pipelines, and others."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,9 @@ from safetensors.torch import load_file, save_file
 
 from sepme import loading
 from sepme.artefact import same_model
+from sepme.atelier.judge import Judge
 from sepme.composition import Composition
+from sepme.delta import ConceptDelta, DenseDelta
 from sepme.loading import CLIP_MERGES, Sampling, as_ddim, check_pipeline
 from sepme.model import Backbone
 from tests.ldm import one_file
@@ -28,6 +34,8 @@ from tests.miniature_sd import save_miniature_sd
 from tests.refusals import refused
 from tests.tiny import make_tiny_pipeline, text_encoder
 
+#: What Git LFS puts in place of a file that it has not fetched.
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n"
 PART = {
     "text_encoder": "model",
     "unet": "diffusion_pytorch_model",
@@ -220,7 +228,6 @@ def test_the_same_folder_unspoilt_draws(folder: Path) -> None:
         '{"num_inference_steps": 1001}',
         '{"num_inference_steps": 1e400}',
         "[" * 100_000,
-        "\ufeff{}",
     ],
 )
 def test_sampling_that_cannot_be_done_is_refused(tmp_path: Path, text: str) -> None:
@@ -236,6 +243,7 @@ def test_sampling_that_cannot_be_done_is_refused(tmp_path: Path, text: str) -> N
         ('{"guidance_scale": 4}', 4.0, 100),
         ('{"guidance_scale": 0, "num_inference_steps": 1}', 0.0, 1),
         ('{"num_inference_steps": 1000, "scheduler": "DDIM"}', 7.5, 1000),
+        ('\ufeff{"guidance_scale": 4}', 4.0, 100),
     ],
 )
 def test_sampling_that_can(tmp_path: Path, text: str, guidance: float, steps: int) -> None:
@@ -470,8 +478,9 @@ def test_a_model_that_gives_noise_back_predicts_noise(share: float, noise: bool)
             "here 768 and 9",
         ),
         ("half.safetensors", {loading._TO_K: torch.zeros(2, 768)}, "no Stable Diffusion pipeline"),
-        ("cut.safetensors", b"\x10\0\0\0\0\0\0\0{", "no Stable Diffusion pipeline"),
-        ("empty.safetensors", b"", "no Stable Diffusion pipeline"),
+        ("cut.safetensors", b"\x10\0\0\0\0\0\0\0{", "not a whole safetensors file"),
+        ("empty.safetensors", b"", "not a whole safetensors file"),
+        ("pointer.safetensors", POINTER, "git lfs pull"),
         ("model.ckpt", b"\x80\x02", "a file and no Stable Diffusion pipeline"),
         ("model.bin", b"", "a file and no Stable Diffusion pipeline"),
     ],
@@ -484,6 +493,51 @@ def test_a_file_that_is_no_checkpoint_is_refused(
     with refused(said, str(file)):
         Backbone.load(file, device="cpu")
     assert everything(tmp_path) == [file]
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda content: content[:-100], "not a whole safetensors file"),
+        (lambda content: content[:50], "not a whole safetensors file"),
+        (lambda _: b"", "not a whole safetensors file"),
+        (lambda _: POINTER, "git lfs pull"),
+    ],
+)
+def test_the_file_that_is_damaged_is_named(tmp_path: Path, part: str, spoil, said: str) -> None:
+    make_tiny_pipeline().save_pretrained(tmp_path)
+    (file,) = (tmp_path / part).glob("*.safetensors")
+    file.write_bytes(spoil(file.read_bytes()))
+    with refused(str(file), said):
+        Backbone.load(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("load", [ConceptDelta.load, DenseDelta.load, Judge.load])
+def test_a_pointer_to_a_file_is_not_the_file(tmp_path: Path, load: Callable) -> None:
+    file = tmp_path / "neon.safetensors"
+    file.write_bytes(POINTER)
+    with refused(str(file), "git lfs pull"):
+        load(file)
+
+
+def test_what_a_killed_load_left_is_swept_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    left, alive = (tmp_path / f".sepme-{pid}-1.tmpx" for pid in (process.pid, os.getpid()))
+    for folder in (left, alive):
+        folder.mkdir()
+        (folder / "model_index.json").write_text("{")
+    file, made = tmp_path / "model.safetensors", []
+    save_file({loading._TO_K: torch.zeros(2, 768)}, file)
+    monkeypatch.setattr(loading, "_write_configs", lambda folder, _: made.append(folder.name))
+    with refused("no Stable Diffusion pipeline"):
+        Backbone.load(file, device="cpu")
+    assert made[0].startswith(f".sepme-{os.getpid()}-")  # the next one finds it by its name
+    assert everything(tmp_path) == [alive, alive / "model_index.json", file]
 
 
 def test_without_clip_s_vocabulary_a_single_file_is_refused_with_the_remedy(

@@ -1,5 +1,7 @@
 """Pipelines as users leave them: other adapters, fused, compiled, half precision; and pictures."""
 
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -316,11 +318,28 @@ def test_what_is_no_picture_is_refused_by_name(content: bytes, said: str, tmp_pa
         read_picture(tmp_path / "a.png", 8)
 
 
+def sixteen_bits(size: int, colours: int) -> bytes:
+    """A PNG file of 16 bits a channel, in PNG's numbers for RGB, RGBA and grey with alpha."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(name + data))
+        return struct.pack(">I", len(data)) + name + data + check
+
+    head = struct.pack(">IIBBBBB", size, size, 16, colours, 0, 0, 0)
+    rows = (b"\0" + bytes(2 * {2: 3, 6: 4, 4: 2}[colours] * size)) * size
+    parts = (b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
 def test_other_pictures_are_refused_before_they_are_decoded(tmp_path: Path, monkeypatch) -> None:
     with refused("16 x 8 pixels"):
         read_picture(picture(tmp_path, "wide.png", size=(16, 8)), 8)
     with refused("8 bits"):
         read_picture(picture(tmp_path, "deep.png", "I;16"), 8)
+    for colours, kind in ((2, "deep-rgb.png"), (6, "deep-rgba.png"), (4, "deep-la.png")):
+        (tmp_path / kind).write_bytes(sixteen_bits(8, colours))
+        with refused(kind, "8 bits"):
+            read_picture(tmp_path / kind, 8)
     with refused("cannot be read"):
         read_picture(tmp_path, 8)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # as of a bomb: far more than it says

@@ -287,6 +287,16 @@ def test_what_is_right_gets_to_work_and_has_written_nothing_yet(command: str, at
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.parametrize("command", ["generate neon", "generate neon --out new.png", "erase neon"])
+def test_within_a_model_s_folder_the_model_is_a_dot(command: str, at: Path, monkeypatch) -> None:
+    monkeypatch.chdir(at / "model")
+    more = " --out ../new" if command.startswith("erase") else ""
+    assert isinstance(run(f"{command}{more} --model .", at).exception, Work)
+    result = run("generate neon --model . --out unet/a.png", at)
+    assert result.exit_code == 2
+    assert "would overwrite 'unet'" in result.stderr
+
+
 def test_a_folder_is_not_made_until_something_is_in_it(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "new", tmp_path / "a" / ".." / "b" / "c"):
         assert writable_folder(folder) == folder

@@ -1,17 +1,27 @@
 """Names, prompts and lists of prompts: what is understood, and what is refused in one sentence."""
 
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from sepme._checks import plain
+from sepme.atelier.judge import Judge
+from sepme.cli._pictures import read_picture
 from sepme.cli._prompts import read_prompts
-from sepme.concept import Concept, parse_names, refuse_overlap, slug
+from sepme.concept import Catalogue, Concept, parse_names, refuse_overlap, slug
+from sepme.course.build import read as read_notebook
+from sepme.delta import ConceptDelta
+from sepme.erasure import erase
 from sepme.errors import SepmeWarning
 from sepme.model import Backbone
-from tests.miniature import KEPT, shared
+from sepme.scenes.tables import RESULTS, read_table
+from tests.miniature import EXACT, KEPT, shared
 from tests.refusals import refused
+from tests.tiny import make_tiny_pipeline
 
 
 # ---------------------------------------------------------------------- names
@@ -83,6 +93,12 @@ def test_names_that_are_refused(typed: str, said: str) -> None:
         ("C:neon", "c-neon"),
         ("neon*?", "neon"),
         ("console", "console"),
+        ("snow_white", "snow_white"),
+        ("हिन्दी", "हिन्दी"),  # whose vowels are marks
+        ("हिन्दा", "हिन्दा"),
+        ("ไทย กี", "ไทย-กี"),
+        ("กา", "กา"),
+        ("❤\ufe0f neon", "neon"),
     ],
 )
 def test_file_names_that_can_be_read(name: str, file: str) -> None:
@@ -93,7 +109,7 @@ def test_file_names_that_can_be_read(name: str, file: str) -> None:
     "name",
     [
         *("../..", "/", ".", "***", "🦊", " "),
-        *("CON", "con", "nul", "aux", "PRN", "com1", "LPT9"),
+        *("CON", "con", "nul", "aux", "PRN", "com1", "LPT9", "com¹", "LPT³"),
         *("a very long name " * 20, "long" * 100, "葛飾北斎" * 40),
     ],
 )
@@ -188,6 +204,15 @@ UTF8, UTF16 = "utf-8", "utf-16"
         ("a.csv", b"seed,caption\n1,a house\n\n2,a boat\n", ["a house", "a boat"]),
         ("a.txt", b"case_number,prompt\n0,a house\n", ["a house"]),  # a table by another name
         ("a.txt", "Ce\u0301zanne\n".encode(), ["Cézanne"]),
+        ("a.txt", b"prompt\na boat in ink style\na house\n", TWO),
+        ("a", b"# mine\n\nPrompt \na boat in ink style\na house\n", TWO),
+        ("a.txt", b'"a boat in ink style"\n\n "a house" \n', TWO),
+        ("a.txt", b'"prompt"\n"a boat in ink style"\n"a house"\n', TWO),
+        ("a.txt", b'"a ""red"" house"\n', ['a "red" house']),
+        ("a.txt", b'"a house, a tree"\n', ["a house, a tree"]),
+        ("a.txt", b'"Hi", she said, "bye"\n', ['"Hi", she said, "bye"']),
+        ("a.txt", b'"a house"\na boat\n', ['"a house"', "a boat"]),
+        ("a.txt", b"{red|blue} house\n[a] boat\n", ["{red|blue} house", "[a] boat"]),
     ],
 )
 def test_lists_that_are_understood(
@@ -216,6 +241,10 @@ def test_lists_that_are_understood(
         ("a.csv", b'seed,prompt\n0,"a house\n', "quotes"),
         ("a.csv", b"seed,prompt\n", "no prompt"),
         ("a.csv", b"seed,prompt\n0,\n", "no prompt"),
+        ("a.jsonl", b'{"prompt": "a house"}\n', "holds JSON"),
+        ("a.txt", b'{"prompt": "a house"}\n{"prompt": "a boat"}\n', "holds JSON"),
+        ("a.json", b'["a house"]', "holds JSON"),
+        ("a.txt", b'\xef\xbb\xbf[\n "a house"]', "holds JSON"),
     ],
 )
 def test_lists_that_are_refused(name: str, content: bytes, said: str, tmp_path: Path) -> None:
@@ -234,3 +263,70 @@ def test_plain_text_is_composed_and_printable() -> None:
     assert plain("Ce\u0301zanne") == "Cézanne"
     with refused("U+0008"):
         plain("a\x08b")
+
+
+# ---------------------------------------------------------------------- files of any kind
+READERS: dict[str, Callable[[Path], object]] = {
+    "prompts.txt": read_prompts,
+    "catalogue.json": Catalogue.load,
+    "scenes_style.csv": read_table,
+    "neon.safetensors": ConceptDelta.load,
+    "judge.safetensors": Judge.load,
+    "boat.png": lambda file: read_picture(file, 8),
+    "00_exercises.ipynb": read_notebook,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda file: file.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_not_waited_for(name: str, make: Callable, tmp_path: Path) -> None:
+    make(tmp_path / name)
+    with refused(name):
+        READERS[name](tmp_path / name)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_json_and_tables_may_begin_with_a_byte_order_mark(encoding: str, tmp_path: Path) -> None:
+    catalogue = Catalogue({"neon": Concept("neon", ("neon",))})
+    (tmp_path / "catalogue.json").write_text(catalogue.to_json(), encoding=encoding)
+    assert Catalogue.load(tmp_path / "catalogue.json") == catalogue
+    table = RESULTS / "scenes_style.csv"
+    (tmp_path / "table.csv").write_text(table.read_text(), encoding=encoding)
+    assert read_table(tmp_path / "table.csv").equals(read_table(table))
+
+
+# ---------------------------------------------------------------------- words that were added
+def with_words(*added: str) -> Backbone:
+    pipe = make_tiny_pipeline()
+    for word in added:
+        rows = torch.randn(2, 96, generator=torch.Generator().manual_seed(1))
+        pipe.load_textual_inversion(rows if word.endswith("2") else rows[:1], token=word)
+    return Backbone(pipe, "with words", guidance=4.0, steps=3)
+
+
+@pytest.mark.parametrize("word", ["<my-style>", "mystyle", "<my style 2>", "sks_2"])
+def test_a_word_of_textual_inversion_means_something(word: str, recwarn) -> None:
+    backbone = with_words(word)
+    vocabulary = backbone.vocabulary
+    assert vocabulary.words is not None
+    assert vocabulary.unknown([f"a {word} boat", "a qzx"]) == ("qzx",)
+    assert not vocabulary.knows_any(["qzx"])
+    delta = erase(backbone, Concept(word, (word,)), KEPT, EXACT)
+    assert [w for w in recwarn if "means nothing" in str(w.message)] == []
+    assert delta.forgotten == (word,)
+
+
+def test_a_word_of_several_vectors_is_read_as_it_is_drawn() -> None:
+    backbone, word = with_words("sks_2"), "a sks_2 boat"
+    assert len(backbone.reads(word)) == 4
+    assert backbone.cut([f"a boat in the style of {word}"]) is not None
+    drawn, *_ = backbone.pipe.encode_prompt(word, "cpu", 1, False)
+    assert torch.equal(backbone.encode([word]), drawn)
+
+
+@pytest.mark.parametrize("words", ["a boat", "a Boat, NEON", "boa", "é", "a", "x", "dotted ships"])
+def test_known_words_are_those_of_one_token(words: str) -> None:
+    tokenizer = shared().pipe.tokenizer
+    pieces = [w for w in re.findall("[^\\W_]+", words) if len(tokenizer.tokenize(w)) > 1]
+    if words != "é":  # which the miniature's tokenizer cannot tell from any other
+        assert list(shared().vocabulary.unknown([words])) == pieces
