@@ -44,12 +44,9 @@ from sepme.errors import SepmeError, in_words
 
 __all__ = [
     "Provenance",
-    "check_whole",
     "digest_of",
     "load_artefact",
-    "read_text",
     "refuse_overwriting",
-    "regular",
     "save_artefact",
     "save_json",
     "temporary",
@@ -228,7 +225,8 @@ def check_whole(path: str | Path) -> None:
             pass
     except OSError as error:
         raise SepmeError(
-            f"{path} cannot be opened ({in_words(error)}): check that it is there, and its rights."
+            f"{path} cannot be opened ({in_words(error)}): check that the file exists, and its "
+            "rights."
         ) from error
     except SafetensorError as error:
         raise SepmeError(
