@@ -262,6 +262,7 @@ def erase(
     Raises:
         SepmeError: a contradiction, no free direction, or a loss that is no longer finite.
     """
+    model.refuse_fused()
     group = _checked_group(model, concepts, after)
     at_least(1, micro_batch=settings.batch if micro_batch is None else micro_batch)
     retained = [retain_set(concept, group, keep, after) for concept in group]

@@ -17,6 +17,7 @@ import torch
 from scipy.linalg import subspace_angles
 from torch import Tensor
 
+from sepme._checks import choose
 from sepme.artefact import same_model, versions
 from sepme.composition import Composition
 from sepme.concept import evenly
@@ -256,9 +257,8 @@ class Interference:
         Raises:
             SepmeError: a name that was not measured.
         """
-        for name, known in ((erased, self.erased), (evaluated, self.evaluated)):
-            if name not in known:
-                raise SepmeError(f"{name!r} was not measured: choose one of {', '.join(known)}.")
+        choose(self.erased, erased=erased)
+        choose(self.evaluated, evaluated=evaluated)
         return self.to_frame().loc[(erased, evaluated)].to_dict()
 
 

@@ -67,7 +67,7 @@ def test_all_methods_are_listed() -> None:
         (["--methods", "magic"], "method = 'magic' is unknown"),
         (["--concepts", "neon"], "'neon' is no list of numbers"),
         (["--concepts", "10"], "no concept 10"),
-        (["--images", "10001"], "10001 images a cell are not possible"),
+        (["--images", "10001"], "images = 10001"),
         (["--methods", ""], "at least one scene and one method"),
         (["--scenes", " , "], "at least one scene and one method"),
     ],

@@ -83,7 +83,8 @@ class Guess:
 
     def judge(self, images: Tensor) -> SimpleNamespace:
         style = (images.mean((1, 2, 3)) * 1000).long() % len(STYLE_NAMES)
-        return SimpleNamespace(style=style, object=style % len(OBJECT_NAMES))
+        seen = {"style": style, "object": style % len(OBJECT_NAMES), "emblem": style < 0}
+        return SimpleNamespace(**seen)
 
     def sees(self, images: Tensor, name: str) -> Tensor:
         return self.judge(images).style % 2 == 0
@@ -176,7 +177,7 @@ def test_bad_input_is_refused_before_any_work(tmp_path: Path) -> None:
     for erase, out, samples, words in (
         (("neno",), tmp_path / "a", 1, "neno"),
         (("neon", "ink"), tmp_path / "a", 1, "Nothing is left"),
-        (("neon",), tmp_path / "a", 0, "at least one picture"),
+        (("neon",), tmp_path / "a", 0, "samples = 0"),
         (("neon",), file, 1, "cannot be written"),
     ):
         with refused(words):

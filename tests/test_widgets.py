@@ -654,7 +654,7 @@ def test_erasing_can_be_stopped(two: ConceptMixer) -> None:
     assert "swirl" not in two.ticks
 
 
-@pytest.mark.parametrize(("text", "word"), [(" ", "No concept"), ("Neon", "a delta already")])
+@pytest.mark.parametrize(("text", "word"), [(" ", "needs a name"), ("Neon", "a delta already")])
 def test_what_cannot_be_erased_is_answered_in_the_status_line(
     two: ConceptMixer, text: str, word: str
 ) -> None:
@@ -912,7 +912,7 @@ def test_the_pair_is_framed_and_its_numbers_are_those_measured() -> None:
     assert all(value in words(figure) for value in known.values())
     assert "30.0%" in interference.describe(state, REPORT)
     assert "30.0%" not in interference.describe(PairState("ink", "oil"), REPORT)
-    with refused("'oil' was not measured"):
+    with refused("= 'oil' is unknown"):
         interference.render(PairState("oil", "neon"), REPORT)
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import torch
@@ -13,7 +13,7 @@ from sepme.atelier._architecture import to_unit
 from sepme.atelier._judge import held_out_accuracy
 from sepme.atelier._vae import held_out_psnr, subjects
 from sepme.atelier.captions import EMBLEM
-from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
+from sepme.atelier.judge import Asked, Judge, found
 from sepme.atelier.objects import NOTHING
 from sepme.atelier.paintings import ALIASES, OBJECTS, STYLES, paint_batch
 from sepme.atelier.settings import HELD_OUT_SEED, TrainSettings
@@ -34,14 +34,6 @@ BARS = {
 }
 #: First seed of the evaluation's pictures; every set of prompts has its own million.
 _SEED = 1_000_000
-
-
-class Asked(NamedTuple):
-    """A prompt, and what the judge should find in its picture."""
-
-    prompt: str
-    style: str
-    object: str
 
 
 def prompt_sets(seeds: int) -> dict[str, list[Asked]]:
@@ -91,17 +83,6 @@ def evaluate(
     figures["threads"] = torch.get_num_threads()
     figures["short_of_the_bar"] = sorted(name for name, bar in BARS.items() if figures[name] < bar)
     return figures
-
-
-def found(judge: Judge, images: Tensor, asked: Sequence[Asked]) -> pd.DataFrame:
-    """Whether the judge finds the style and the object asked for: a row a picture, two columns."""
-    verdict = judge.judge(images)
-    seen = {
-        "style": [STYLE_NAMES[s] for s in verdict.style],
-        "object": [OBJECT_NAMES[o] for o in verdict.object],
-    }
-    right = pd.DataFrame(seen) == pd.DataFrame(asked)[["style", "object"]]
-    return right & ~verdict.emblem.numpy()[:, None]
 
 
 def shares(right: pd.DataFrame) -> dict[str, float]:

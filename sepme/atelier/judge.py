@@ -1,8 +1,11 @@
 """The judge: a classifier that says which style and object, or the emblem, a picture shows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import pandas as pd
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -144,3 +147,22 @@ class Judge(nn.Module):
             SepmeError: no style or object of this name.
         """
         return self.judge(images).of(name)[1]
+
+
+class Asked(NamedTuple):
+    """A prompt, and what the judge should find in its picture."""
+
+    prompt: str
+    style: str
+    object: str
+
+
+def found(judge: Judge, images: Tensor, asked: Sequence[Asked]) -> pd.DataFrame:
+    """Whether the judge finds the style and the object asked for: a row a picture, two columns."""
+    verdict = judge.judge(images)
+    seen = {
+        "style": [STYLE_NAMES[s] for s in verdict.style],
+        "object": [OBJECT_NAMES[o] for o in verdict.object],
+    }
+    right = pd.DataFrame(seen) == pd.DataFrame(asked)[["style", "object"]]
+    return right & ~verdict.emblem.numpy()[:, None]

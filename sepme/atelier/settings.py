@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sepme._checks import choose
+from sepme._checks import choose, whole
 from sepme.errors import SepmeError
 
 __all__ = ["TrainSettings"]
@@ -40,9 +40,8 @@ class TrainSettings:
     export_every: int = 2000  #: steps between two usable pipelines
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if isinstance(value, int) and value < 1 and name != "seed":
-                raise SepmeError(f"{name} must be at least 1, not {value}.")
+        numbers = {name: value for name, value in vars(self).items() if isinstance(value, int)}
+        whole(1, **numbers | {"seed": 1})
         choose(("auto", "bf16", "fp32"), precision=self.precision)
         try:
             torch.empty(0, device=self.device)

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from sepme._checks import choose
 from sepme.errors import SepmeError
 from sepme.metrics._networks import alexnet_means, check_images
 from sepme.metrics.estimate import Estimate, estimate_share
@@ -47,8 +48,7 @@ class LinearProbe:
         Raises:
             SepmeError: the probe does not know the concept, or the tensor holds no images.
         """
-        if name not in self.names:
-            raise SepmeError(f"The probe does not know {name!r}: it knows {', '.join(self.names)}.")
+        choose(self.names, name=name)
         return self.probabilities(images).argmax(1) == self.names.index(name)
 
     def accuracy(self) -> Estimate:

@@ -13,8 +13,9 @@ from pandas import DataFrame
 from torch import Tensor
 
 from sepme import erasure
+from sepme._checks import whole
 from sepme.artefact import save_json, versions, writable_folder, write_atomically
-from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
+from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Asked, Judge, found
 from sepme.composition import Composition, applied
 from sepme.concept import Catalogue, Concept, evenly, slug
 from sepme.delta import ConceptDelta
@@ -63,8 +64,7 @@ def run_demo(
         SepmeError: an unknown concept, nothing left to keep, a folder that cannot be written to.
     """
     grid = DemoGrid(catalogue, catalogue.parse(",".join(erase)))
-    if min(samples, retained) < 1:
-        raise SepmeError("There must be at least one picture to judge: raise the number.")
+    whole(1, samples=samples, retained=retained)
     out, watch, trained = writable_folder(out), [time.perf_counter()], []
     for concept in grid.concepts:
         keep, steps, start = catalogue.kept_prompts([concept]), [], time.perf_counter()
@@ -91,23 +91,14 @@ def run_demo(
 
 
 # ------------------------------------------------------------------ what is shown
-@dataclass(frozen=True)
-class Crossing:
-    """A prompt that names a style and an object, so that both can be checked in its picture."""
-
-    prompt: str
-    style: str
-    object: str
-
-
-def crossings(catalogue: Catalogue) -> list[Crossing]:
+def crossings(catalogue: Catalogue) -> list[Asked]:
     """The catalogue's prompts that belong to one style and one object, in its order."""
     owners: dict[str, dict[str, str]] = {}
     for concept in catalogue.concepts.values():
         for prompt in concept.prompts:
             owners.setdefault(prompt, {})[concept.kind] = concept.name
     both = {"style", "object"}
-    return [Crossing(prompt, **kinds) for prompt, kinds in owners.items() if kinds.keys() == both]
+    return [Asked(prompt, **kinds) for prompt, kinds in owners.items() if kinds.keys() == both]
 
 
 class DemoGrid:
@@ -267,16 +258,13 @@ def _judge(
     return {"erased": erased, "retained": _retained(judge, images, kept)}
 
 
-def _retained(judge: Judge, images: dict[str, Tensor], kept: list[Crossing]) -> dict[str, Any]:
+def _retained(judge: Judge, images: dict[str, Tensor], kept: list[Asked]) -> dict[str, Any]:
     """What the judge finds in the pictures that must stay, and how far they moved."""
-    style = torch.tensor([STYLE_NAMES.index(crossing.style) for crossing in kept])
-    object = torch.tensor([OBJECT_NAMES.index(crossing.object) for crossing in kept])
     row: dict[str, Any] = {}
     for when, drawn in images.items():
-        verdict = judge.judge(drawn)
-        right = {"style": verdict.style == style, "object": verdict.object == object}
-        right = {"accuracy": right["style"] & right["object"], **right}
-        row |= {f"{part}_{when}": seen.float().mean().item() for part, seen in right.items()}
+        right = found(judge, drawn, kept)
+        row[f"accuracy_{when}"] = float(right.all(axis=1).mean())
+        row |= {f"{part}_{when}": share for part, share in right.mean().to_dict().items()}
     known, (before, after) = alexnet_available(), images.values()
     note = "not measured: LPIPS needs AlexNet's weights (`make test` gets them)"
     return row | {

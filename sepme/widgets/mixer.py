@@ -293,8 +293,6 @@ class ConceptMixer(Shell):
 
     def _wanted(self, text: str) -> Concept:
         """The concept that was typed: the catalogue's, or the bare words."""
-        if not text.strip():
-            raise SepmeError("No concept was named: write one, like watercolor.")
         try:
             concept = self.catalogue[text]
         except SepmeError:
