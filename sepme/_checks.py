@@ -56,7 +56,14 @@ def _check(holds: Callable[[Any], bool], wish: str, values: Mapping[str, Any]) -
         except (TypeError, ValueError, ArithmeticError, RuntimeError):  # words, lists, tensors
             fine = False
         if not fine:
-            raise SepmeError(f"{name} = {value!r} makes no sense: {wish}.")
+            raise SepmeError(f"{name} = {value!r:.80} makes no sense: {wish}.")
+
+
+def kinds(kind: type, values: Iterable[Any], remedy: str) -> None:
+    """Refuse what is of another type."""
+    for value in values if isinstance(values, Iterable) else [values]:
+        if not isinstance(value, kind):
+            raise SepmeError(f"{value!r:.80} is no {kind.__name__}: {remedy}.")
 
 
 def texts(prompts: str | Iterable[str]) -> list[str]:
@@ -65,12 +72,10 @@ def texts(prompts: str | Iterable[str]) -> list[str]:
     Raises:
         SepmeError: something else than text.
     """
-    prompts = (
-        [prompts] if isinstance(prompts, str) or not isinstance(prompts, Iterable) else prompts
-    )
-    prompts = list(prompts)
+    several = isinstance(prompts, Iterable) and not isinstance(prompts, str)
+    prompts = list(prompts) if several else [prompts]
     if wrong := [prompt for prompt in prompts if not isinstance(prompt, str)]:
-        raise SepmeError(f"{wrong[0]!r} is no text: write each prompt between quotes.")
+        raise SepmeError(f"{wrong[0]!r:.80} is no text: write each prompt between quotes.")
     return prompts
 
 

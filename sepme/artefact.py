@@ -237,10 +237,13 @@ def check_whole(path: str | Path) -> None:
 # ------------------------------------------------------------------ files and folders
 def regular(path: str | Path) -> Path:
     """The path, unless what is there would be waited for, as a pipe is (OSError)."""
-    path = Path(path)
-    if not stat.S_ISREG(path.stat().st_mode):
+    try:
+        there = stat.S_ISREG(os.stat(path).st_mode)
+    except ValueError as error:  # a name that no file can have
+        raise OSError(errno.EINVAL, str(error)) from error
+    if not there:
         raise OSError(errno.EINVAL, "it is no regular file")
-    return path
+    return Path(path)
 
 
 def read_text(path: str | Path) -> str:

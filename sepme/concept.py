@@ -83,7 +83,7 @@ class Concept:
     @classmethod
     def from_text(cls, text: str) -> "Concept":
         """A concept of free words, as for Stable Diffusion: the bare name is its only prompt."""
-        name = text.strip()
+        name = plain(text).strip()
         return cls(name=name, prompts=(name,))
 
 
@@ -337,7 +337,7 @@ def catalogue_of(
     Raises:
         SepmeError: no word at all, or one that is given twice, whatever its case.
     """
-    words = [*styles, *objects]
+    words = texts([*styles, *objects])
     if not words:
         raise SepmeError("A catalogue needs words: give at least one style or object.")
     lowered = [word.lower() for word in words]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sepme._checks import above_zero, at_least, below_one, choose, finite, texts
+from sepme._checks import above_zero, at_least, below_one, choose, finite, kinds, texts, whole
 from sepme.artefact import Provenance, versions
 from sepme.concept import Concept, evenly
 from sepme.correlation import (
@@ -119,8 +119,9 @@ class ErasureSettings:
         choose(("squared", "product"), objective=self.objective)
         choose(("signed", "loss"), statistic=self.statistic)
         choose(("stratified", "uniform"), timesteps=self.timesteps)
-        at_least(1, batch=self.batch, images=self.images, earliest_stop=self.earliest_stop)
-        at_least(0, iterations=self.iterations, lam=self.lam, pool=self.pool)
+        whole(1, batch=self.batch, images=self.images, earliest_stop=self.earliest_stop)
+        whole(0, iterations=self.iterations, pool=self.pool)
+        at_least(0, lam=self.lam)
         above_zero(learning_rate=self.learning_rate, beta=self.beta)
         below_one(alpha=self.alpha, keep_rtol=self.keep_rtol, concept_rtol=self.concept_rtol)
         finite(tau=self.tau)
@@ -262,9 +263,10 @@ def erase(
     Raises:
         SepmeError: a contradiction, no free direction, or a loss that is no longer finite.
     """
-    model.refuse_fused()
     group = _checked_group(model, concepts, after)
-    at_least(1, micro_batch=settings.batch if micro_batch is None else micro_batch)
+    kinds(ErasureSettings, [settings], "preset('default') gives one")
+    whole(1, micro_batch=settings.batch if micro_batch is None else micro_batch)
+    whole(0, seed=seed)
     retained = [retain_set(concept, group, keep, after) for concept in group]
     embedded = None
     if len(group) > 1 and settings.parametrisation != "full":  # each prompt once for all of them
@@ -300,6 +302,9 @@ def _checked_group(
     group = [concepts] if isinstance(concepts, Concept) else list(concepts)
     if not group:
         raise SepmeError("There is no concept to erase: name at least one.")
+    model.refuse_fused()
+    kinds(Concept, group, "make one, like Concept.from_text('neon')")
+    kinds(ConceptDelta, after, "load files with ConceptDelta.load")
     for delta in after:
         delta.check_model(model)
     names = [*(delta.concept for delta in after), *(concept.name for concept in group)]

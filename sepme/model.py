@@ -218,9 +218,9 @@ class Backbone:
     def _weights(self) -> tuple[str, ...]:
         """The digests of the original UNet and text encoder, one for each of `HALVES`.
 
-        Embeddings that were appended, as textual inversion does, are not part of the model. Weights
-        that were replaced, or written to in place, have other sums: to add them up takes a
-        twentieth of the time that hashing takes.
+        Embeddings that were appended, as textual inversion does, are not part of the model. They
+        are hashed again when the weights' sums, which take far less time, are others: LoRAs are
+        fused into `weight.data`, and neither the tensor's address nor its version tells.
         """
         original = {}
         for part in ("text_encoder", "unet"):

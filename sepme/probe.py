@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sepme._checks import at_least, texts
+from sepme._checks import texts, whole
 from sepme.artefact import Provenance
 from sepme.concept import Concept, evenly
 from sepme.correlation import noise_difference, normalised_correlation
@@ -66,8 +66,10 @@ class Probe:
         total = backbone.timesteps
         if isinstance(timesteps, int):  # the middles of equal parts of 0 ... total
             timesteps = [(2 * i + 1) * total // (2 * timesteps) for i in range(timesteps)]
+        for t in timesteps:
+            whole(0, total - 1, timestep=t)
         grid = tuple(sorted(set(timesteps)))
-        if not grid or not 0 <= grid[0] <= grid[-1] < total:
+        if not grid:
             raise SepmeError(f"A probe needs timesteps from 0 to {total - 1}: give one or more.")
         seeds = range(seed, seed + len(prompts))
         with backbone.original():
@@ -258,7 +260,7 @@ def record(
     Raises:
         SepmeError: see `erase`; or a prompt that is not the concept's, or `every` below 1.
     """
-    at_least(1, every=every)
+    whole(1, every=every)
     prompts, references = _watched(concept, prompts, settings.reference)
     start = erase(backbone, concept, keep, replace(settings, iterations=0), seed=seed)
     probe = Probe.draw(backbone, prompts, timesteps, seed)
