@@ -61,7 +61,9 @@ def _check(holds: Callable[[Any], bool], wish: str, values: Mapping[str, Any]) -
 
 def kinds(kind: type, values: Iterable[Any], remedy: str) -> None:
     """Refuse what is of another type."""
-    for value in values if isinstance(values, Iterable) else [values]:
+    if not isinstance(values, Iterable):
+        raise SepmeError(f"{values!r:.80} is no list: {remedy}.")
+    for value in values:
         if not isinstance(value, kind):
             raise SepmeError(f"{value!r:.80} is no {kind.__name__}: {remedy}.")
 

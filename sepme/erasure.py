@@ -304,7 +304,7 @@ def _checked_group(
         raise SepmeError("There is no concept to erase: name at least one.")
     model.refuse_fused()
     kinds(Concept, group, "make one, like Concept.from_text('neon')")
-    kinds(ConceptDelta, after, "load files with ConceptDelta.load")
+    kinds(ConceptDelta, after, "give a list of what ConceptDelta.load reads")
     for delta in after:
         delta.check_model(model)
     names = [*(delta.concept for delta in after), *(concept.name for concept in group)]

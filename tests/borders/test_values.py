@@ -14,7 +14,8 @@ from sepme.composition import Composition, applied
 from sepme.concept import Concept
 from sepme.delta import ConceptDelta, DenseDelta
 from sepme.erasure import ErasureSettings, erase
-from tests.miniature import EXACT, KEPT, NEON, fresh, latents, shared, three_deltas
+from sepme.probe import Probe
+from tests.miniature import EXACT, KEPT, NEON, QUICK, fresh, latents, others, shared, three_deltas
 from tests.refusals import refused
 
 DELTA = three_deltas()[0]
@@ -67,12 +68,47 @@ def test_what_is_no_text_is_said(case: str) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"batch": "8"}, {"lam": None}, {"learning_rate": [1]}, {"alpha": "a"}, {"tau": "0"}],
+    [
+        {"batch": "8"},
+        {"batch": 2.5},
+        {"iterations": 2.5},
+        {"lam": None},
+        {"learning_rate": [1]},
+        {"alpha": "a"},
+        {"tau": "0"},
+    ],
     ids=lambda settings: next(iter(settings)),
 )
 def test_settings_of_another_type_are_said(settings: dict[str, Any]) -> None:
     with refused(next(iter(settings)), "give"):
         ErasureSettings(**settings)
+
+
+ERASE: dict[str, tuple[dict[str, Any], str]] = {
+    "a word": ({"concepts": "neon"}, "is no Concept"),
+    "words": ({"concepts": ["neon"]}, "'neon' is no Concept"),
+    "nothing": ({"concepts": []}, "no concept to erase"),
+    "a seed of words": ({"seed": "1"}, "seed = '1'"),
+    "a seed of a float": ({"seed": 1.5}, "seed = 1.5"),
+    "one delta before": ({"after": DELTA}, "is no list"),
+    "a file before": ({"after": ["neon.safetensors"]}, "is no ConceptDelta"),
+    "a preset's name": ({"settings": "default"}, "is no ErasureSettings"),
+    "half a picture": ({"micro_batch": 1.5}, "micro_batch = 1.5"),
+}
+
+
+@pytest.mark.parametrize("case", ERASE)
+def test_what_cannot_be_erased_with_is_said(case: str) -> None:
+    given, said = ERASE[case]
+    about = {"concepts": NEON, "keep": others(NEON), "settings": QUICK} | given
+    with refused(said):
+        erase(shared(), **about)
+
+
+@pytest.mark.parametrize("timesteps", ["3", [1.5], [1000], [-1], [None], []])
+def test_timesteps_that_are_none_are_said(timesteps: object) -> None:
+    with refused("timestep"):
+        Probe.draw(shared(), ["neon"], timesteps)
 
 
 # ---------------------------------------------------------------------- deltas
