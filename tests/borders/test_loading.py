@@ -392,7 +392,11 @@ def test_a_single_file_is_the_model_of_its_folder(
     assert loaded.name == "model.safetensors"
     prompts = ["a painting by Van Gogh, 1889", ""]
     if dtype == torch.float32:
-        assert torch.equal(latents(loaded, prompts), latents(original, prompts))
+        state = original.unet.state_dict()
+        assert all(torch.equal(w, state[name]) for name, w in loaded.unet.state_dict().items())
+        # Where in memory a weight lies can decide how a product is added up.
+        drawn, expected = latents(loaded, prompts), latents(original, prompts)
+        assert (drawn - expected).abs().max() < 1e-4 * expected.abs().max()
     assert loaded.reads(prompts[0]) == original.reads(prompts[0])
     assert everything(tmp_path) == before
 
