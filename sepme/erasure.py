@@ -389,15 +389,15 @@ class _Increment:
 
     @cached_property
     def c(self) -> Tensor:
-        """e(c) `[images, tokens, d_in]`."""
-        return self.model.encode(self.prompts)
+        """e(c) of every image, as `epsilon` takes it."""
+        return self.model.conditioning(self.prompts)
 
     @cached_property
     def c_0(self) -> Tensor:
-        """e(c_0) `[images, tokens, d_in]`, of the empty prompt or of the anchors."""
+        """e(c_0), of the empty prompt or of the anchors."""
         anchors = dict(zip(self.concept.prompts, self.concept.anchors, strict=True))
         to_anchor = self.settings.reference == "anchor"
-        return self.model.encode([anchors[p] if to_anchor else "" for p in self.prompts])
+        return self.model.conditioning([anchors[p] if to_anchor else "" for p in self.prompts])
 
     def factor(self) -> dict[str, Tensor]:
         """`W_l` by module path; differentiable until the concept is erased."""

@@ -3,7 +3,6 @@
 What cannot be erased from, or would not be the model that its files hold, is refused here.
 """
 
-import gzip
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -12,42 +11,38 @@ from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import (
-    AutoencoderKL,
     DDIMScheduler,
     ModelMixin,
+    SchedulerMixin,
     StableDiffusionPipeline,
-    UNet2DConditionModel,
+    StableDiffusionXLPipeline,
 )
 from diffusers.utils import logging as diffusers_log
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import safe_open
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
+from transformers import CLIPTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_log
 
-from sepme._data import WeightsFile
 from sepme.artefact import check_whole, read_text, temporary
 from sepme.errors import SepmeError, in_words
+from sepme.shapes import PARTS, SHAPES, Pipeline, Shape, assembled, kind_of, text_parts
 
 __all__ = ["load_pipeline"]
 
-#: The parts that hold weights, as Stable Diffusion's pipelines have them.
-PARTS: dict[str, type[ModelMixin] | type[PreTrainedModel]] = {
-    "text_encoder": CLIPTextModel,
-    "unet": UNet2DConditionModel,
-    "vae": AutoencoderKL,
-}
 #: What a UNet's output may mean.
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 #: Why pipelines of other architectures are refused, by a part that only they have.
 OTHERS = {
-    "text_encoder_2": "it has a second text encoder, as Stable Diffusion XL does",
-    "transformer": "its text and its picture run through the same layers of a transformer, so that "
-    "no layer sees the text alone",
+    "transformer": "its text and its picture mix in joint attention blocks, so that after one "
+    "block the text's keys and values depend on the picture, and no delta can leave a prompt alone",
     "prior_prior": "it draws from embeddings of pictures",
 }
+REFINER = "it is a refiner, which only finishes pictures that another model began"
+#: Which kinds of pipeline can be erased from.
+KINDS = "Stable Diffusion 1.x, 2.x and XL"
 
 
 class Sampling(BaseModel):
@@ -90,7 +85,7 @@ def best_device() -> torch.device:
 
 def load_pipeline(
     model: str | Path, device: str | torch.device | None, dtype: torch.dtype
-) -> StableDiffusionPipeline:
+) -> Pipeline:
     """The pipeline of a diffusers folder, a hub id or one checkpoint, its weights in this type.
 
     Raises:
@@ -113,15 +108,22 @@ def load_pipeline(
             ) from error
 
 
-def _from_parts(model: str, dtype: torch.dtype) -> StableDiffusionPipeline:
-    _check_index(model, StableDiffusionPipeline.load_config(model))
-    pipe = StableDiffusionPipeline(
-        **{name: _part(name, model, dtype) for name in PARTS},
-        tokenizer=CLIPTokenizer.from_pretrained(model, subfolder="tokenizer"),
-        scheduler=as_ddim(DDIMScheduler.load_config(model, subfolder="scheduler")),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+def _from_parts(model: str, dtype: torch.dtype) -> Pipeline:
+    index = StableDiffusionPipeline.load_config(model)
+    kind = _checked_kind(model, index)
+    options = {}
+    if kind is StableDiffusionXLPipeline:
+        options["force_zeros_for_empty_prompt"] = index.get("force_zeros_for_empty_prompt", True)
+    scheduler = getattr(diffusers, index["scheduler"][1])
+    pipe = assembled(
+        kind,
+        **{name: _part(part, name, model, dtype) for name, part in PARTS[kind].items()},
+        **{
+            name: CLIPTokenizer.from_pretrained(model, subfolder=name)
+            for name in text_parts(kind).values()
+        },
+        scheduler=as_ddim(scheduler.from_pretrained(model, subfolder="scheduler")),
+        **options,
     )
     pipe.register_to_config(_name_or_path=model)
     return pipe
@@ -144,32 +146,44 @@ def _check_place(path: Path) -> None:
     )
 
 
-def _check_index(path: str, index: Mapping[str, Any]) -> None:
-    """Refuse a pipeline of another kind by what its `model_index.json` lists."""
-    own = {name: kind.__name__ for name, kind in PARTS.items()} | {"tokenizer": "CLIPTokenizer"}
+def _checked_kind(path: str, index: Mapping[str, Any]) -> type[Pipeline]:
+    """The kind of pipeline that a `model_index.json` lists, and not of another."""
     listed = {name: entry for name, entry in index.items() if isinstance(entry, list)}
-    for name, entry in listed.items():
-        if entry[-1:] != [None] and (why := OTHERS.get(name)):
-            raise SepmeError(
-                f"'{path}' is a {index.get('_class_name')}: {why}, and sepme edits pipelines of "
-                "Stable Diffusion 1.x and 2.x only."
-            )
-    for name, kind in own.items():
+    there = {name for name, entry in listed.items() if entry[-1:] != [None]}
+    others = {name: why for name, why in OTHERS.items() if name in there}
+    if "text_encoder_2" in there and listed.get("text_encoder") == [None, None]:
+        others["text_encoder_2"] = REFINER
+    for why in others.values():
+        raise SepmeError(
+            f"'{path}' is a {index.get('_class_name')}: {why}, and sepme edits pipelines of "
+            f"{KINDS} only."
+        )
+    second = "text_encoder_2" in there
+    kind = StableDiffusionXLPipeline if second else StableDiffusionPipeline
+    own = {name: part.__name__ for name, part in PARTS[kind].items()}
+    own |= dict.fromkeys(text_parts(kind).values(), "CLIPTokenizer")
+    own["scheduler"] = "a scheduler of diffusers"
+    for name, wanted in own.items():
         library, found = [*listed.get(name, ()), None, None][:2]
-        if library not in ("diffusers", "transformers") or str(found).removesuffix("Fast") != kind:
+        scheduler = name == "scheduler" and hasattr(getattr(diffusers, str(found), None), "step")
+        right = scheduler or str(found).removesuffix("Fast") == wanted
+        if library not in ("diffusers", "transformers") or not right:
             raise SepmeError(
                 f"'{path}' holds no Stable Diffusion pipeline, since its {name} is "
-                f"{found or 'missing'} where {kind} is needed: give one whose model_index.json "
+                f"{found or 'missing'} where {wanted} is needed: give one whose model_index.json "
                 "lists it."
             )
+    return kind
 
 
-def _part(name: str, model: str, dtype: torch.dtype) -> ModelMixin | PreTrainedModel:
+def _part(
+    kind: type[ModelMixin] | type[PreTrainedModel], name: str, model: str, dtype: torch.dtype
+) -> ModelMixin | PreTrainedModel:
     """One part with all its weights, from the files of either number type."""
     variants = ("fp16", None) if dtype == torch.float16 else (None, "fp16")
     for variant in variants:
         try:
-            part, info = PARTS[name].from_pretrained(
+            part, info = kind.from_pretrained(
                 model,
                 subfolder=name,
                 variant=variant,
@@ -199,15 +213,38 @@ def _refuse_without_weights(folder: Path, error: OSError) -> None:
         ) from error
 
 
-def as_ddim(config: Mapping[str, Any]) -> DDIMScheduler:
-    """A DDIM scheduler from the config of any class.
+def as_ddim(scheduler: SchedulerMixin) -> DDIMScheduler:
+    """A DDIM scheduler of the same diffusion process, from a scheduler of any class.
 
-    What it says by default counts as said, since DDIM's defaults are others. What it does not name
-    is off in other classes, and on in DDIM's unless it is said: clipping the predicted x_0 to
-    [-1, 1] (latents are larger), and an alpha of 1 at the end.
+    What the classes share in name and meaning is taken over as this class has it, whether said or
+    by default, since DDIM's defaults are others. Latents are neither clipped to [-1, 1] nor
+    thresholded, which is made for pixels. The last step ends at the first alpha, as Stable
+    Diffusion is published, unless the scheduler says that it ends at 1.
+
+    Raises:
+        SepmeError: one whose noise is not made by betas at whole timesteps.
     """
-    said = {name: value for name, value in config.items() if name != "_use_default_values"}
-    return DDIMScheduler.from_config({"clip_sample": False, "set_alpha_to_one": False} | said)
+    said = scheduler.config
+    by_betas = hasattr(scheduler, "alphas_cumprod")
+    if not by_betas or said.get("timestep_type", "discrete") != "discrete":
+        raise SepmeError(
+            f"The pipeline's {type(scheduler).__name__} does not noise by betas at whole timesteps "
+            f"as {KINDS} do: give a model that was trained so."
+        )
+    return DDIMScheduler(
+        num_train_timesteps=said["num_train_timesteps"],
+        beta_start=said["beta_start"],
+        beta_end=said["beta_end"],
+        beta_schedule=said["beta_schedule"],
+        trained_betas=said.get("trained_betas"),
+        rescale_betas_zero_snr=said.get("rescale_betas_zero_snr", False),
+        prediction_type=said.get("prediction_type", "epsilon"),
+        timestep_spacing=said.get("timestep_spacing", "leading"),
+        steps_offset=said.get("steps_offset", 0),
+        set_alpha_to_one=said.get("set_alpha_to_one", False),
+        clip_sample=False,
+        thresholding=False,
+    )
 
 
 @contextmanager
@@ -247,24 +284,32 @@ def quiet() -> Iterator[None]:
 
 
 # ------------------------------------------------------------------ what can be worked with
-def check_pipeline(pipe: StableDiffusionPipeline) -> None:
+def check_pipeline(pipe: Pipeline) -> None:
     """Refuse what cannot draw from words, or would draw something else than its files hold.
 
     Raises:
         SepmeError: another kind of pipeline, a part that is missing or was not loaded, weights that
-            are not finite, a UNet that takes more than noise and words, or a tokenizer with more
-            tokens than the text encoder has embeddings.
+            are not finite, a UNet that is told something else than its kind's, or a tokenizer with
+            more tokens than its text encoder has embeddings.
     """
-    if not isinstance(pipe, StableDiffusionPipeline):
+    if (kind := kind_of(pipe)) is None:
         raise SepmeError(
             f"A {type(pipe).__name__} does not draw from words alone as Stable Diffusion does: "
-            "give a StableDiffusionPipeline."
+            "give a StableDiffusionPipeline, or a StableDiffusionXLPipeline."
         )
-    for name in (*PARTS, "tokenizer"):
+    for name in (*PARTS[kind], *text_parts(kind).values()):
         if getattr(pipe, name) is None:
             raise SepmeError(f"The pipeline has no {name}: load a whole one.")
-    for name in PARTS:
+    for name in PARTS[kind]:
         _check_weights(name, getattr(pipe, name))
+    _check_unet(pipe, kind)
+    room = min(_checked_room(pipe, *names) for names in text_parts(kind).items())
+    for name in text_parts(kind).values():
+        getattr(pipe, name).model_max_length = room
+
+
+def _check_unet(pipe: Pipeline, kind: type[Pipeline]) -> None:
+    """Refuse a UNet that is told something else than noise, a timestep and a prompt."""
     config, latents = pipe.unet.config, pipe.vae.config.latent_channels
     if (config.in_channels, config.out_channels) != (latents, latents):
         raise SepmeError(
@@ -277,23 +322,37 @@ def check_pipeline(pipe: StableDiffusionPipeline) -> None:
             f"The UNet's config gives {config.sample_size!r} for the size of its latents: give a "
             "whole number."
         )
-    told = [n for n in ("class_embed_type", "addition_embed_type") if config.get(n)]
-    if told:
+    xl = kind is StableDiffusionXLPipeline
+    told = {"addition_embed_type": "text_time" if xl else None, "class_embed_type": None}
+    told |= {"encoder_hid_dim_type": None, "time_cond_proj_dim": None}
+    if wrong := [name for name, value in told.items() if config.get(name) != value]:
         raise SepmeError(
-            f"This UNet is told more than words (its config has '{told[0]}'): load a pipeline of "
-            "the shape of Stable Diffusion 1.x or 2.x."
+            f"This UNet is told something else than the words of a {kind.__name__} (its config has "
+            f"'{wrong[0]}': {config.get(wrong[0])!r}): load a pipeline of the shape of {KINDS}."
         )
-    rows, vocabulary = pipe.text_encoder.get_input_embeddings().num_embeddings, pipe.tokenizer.vocab
-    if len(vocabulary) <= len(pipe.tokenizer.all_special_tokens):
-        raise SepmeError("The pipeline's tokenizer has no vocabulary: copy the whole model again.")
+    # The six numbers of a picture's size, and what the second text encoder makes of a prompt.
+    if xl and config.projection_class_embeddings_input_dim != (
+        6 * config.addition_time_embed_dim + pipe.text_encoder_2.config.projection_dim
+    ):
+        raise SepmeError(
+            "This UNet does not take the size of a picture as Stable Diffusion XL does, in six "
+            "numbers beside the pooled text: load the base model."
+        )
+
+
+def _checked_room(pipe: Pipeline, encoder: str, tokenizer: str) -> int:
+    """How many tokens a text encoder and its tokenizer take; they have to belong together."""
+    texts, words = getattr(pipe, encoder), getattr(pipe, tokenizer)
+    rows, vocabulary = texts.get_input_embeddings().num_embeddings, words.vocab
+    if len(vocabulary) <= len(words.all_special_tokens):
+        raise SepmeError(f"The pipeline's {tokenizer} has no vocabulary: copy the model again.")
     if (largest := max(vocabulary.values())) >= rows:
         raise SepmeError(
-            f"The tokenizer has the token {largest} and the text encoder {rows} embeddings: load "
+            f"The {tokenizer} has the token {largest} and the {encoder} {rows} embeddings: load "
             "the two that belong together, or resize the embeddings."
         )
     # Without its config a tokenizer takes any length, and the text encoder would fail.
-    room = pipe.text_encoder.config.max_position_embeddings
-    pipe.tokenizer.model_max_length = min(pipe.tokenizer.model_max_length, room)
+    return min(words.model_max_length, texts.config.max_position_embeddings)
 
 
 def _check_weights(part: str, module: torch.nn.Module) -> None:
@@ -309,109 +368,57 @@ def _check_weights(part: str, module: torch.nn.Module) -> None:
 
 
 # ------------------------------------------------------------------ one file
-#: The merges that CLIP's vocabulary is made of. Nothing else of the package is read.
-CLIP_MERGES = WeightsFile(
-    "CLIP's tokenizer",
-    "open-clip-torch==3.3.0",
-    "open_clip/bpe_simple_vocab_16e6.txt.gz",
-    "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a",
-)
-_CLIP = {"vocab_size": 49408, "max_position_embeddings": 77}
-_CLIP |= {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 1}
-_VAE = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-}
-_UNET = {"block_out_channels": (320, 640, 1280, 1280), "layers_per_block": 2}
-#: The parts of Stable Diffusion by the width of their text embeddings, where they differ from what
-#: diffusers and transformers take for granted (their published configs).
-SHAPES: dict[int, dict[str, dict[str, Any]]] = {
-    768: {  # 1.x
-        "text_encoder": _CLIP
-        | {"hidden_size": 768, "intermediate_size": 3072}
-        | {"num_hidden_layers": 12, "num_attention_heads": 12},
-        "unet": _UNET | {"cross_attention_dim": 768, "sample_size": 64},
-        "vae": _VAE,
-    },
-    1024: {  # 2.x
-        "text_encoder": _CLIP
-        | {"hidden_size": 1024, "intermediate_size": 4096, "hidden_act": "gelu"}
-        | {"num_hidden_layers": 23, "num_attention_heads": 16},
-        "unet": _UNET
-        | {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20)}
-        | {"use_linear_projection": True, "sample_size": 96},
-        "vae": _VAE,
-    },
-}
-#: The noise schedule of all of them.
-SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-SCHEDULE |= {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
-_CONV_IN = "model.diffusion_model.input_blocks.0.0.weight"
-_TO_K = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+_UNET = "model.diffusion_model."
+_CONV_IN = f"{_UNET}input_blocks.0.0.weight"
+#: The first layers that read the text: of 1.x and 2.x, and of XL.
+_TO_K = f"{_UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+_TO_K_XL = f"{_UNET}input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
 
 
-def clip_tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:
-    """CLIP's tokenizer, from the file of merges that its authors published.
-
-    Args:
-        pad: what a prompt is filled up with; "!" in Stable Diffusion 2.x.
-
-    Raises:
-        SepmeError: the package that carries the file is not installed.
-    """
-    letters = sorted(ByteLevel.alphabet())  # one for each byte
-    letters += [f"{letter}</w>" for letter in letters]
-    lines = gzip.decompress(CLIP_MERGES.read()).decode().splitlines()[1:]
-    merges = [tuple(line.split()) for line in lines[: _CLIP["vocab_size"] - len(letters) - 2]]
-    tokens = [*letters, *map("".join, merges), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(
-        vocab={token: i for i, token in enumerate(tokens)},
-        merges=merges,
-        pad_token=pad,
-        unk_token="<|endoftext|>",
-        model_max_length=77,
-    )
-
-
-def _from_one_file(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
+def _from_one_file(path: Path, dtype: torch.dtype) -> Pipeline:
     with safe_open(path, framework="pt") as file:
-        names = set(file.keys())
-        inputs = {name: file.get_slice(name).get_shape()[1] for name in names & {_CONV_IN, _TO_K}}
-    width, channels = inputs.get(_TO_K), inputs.get(_CONV_IN, 4)
-    if width not in SHAPES or channels != 4:
-        found = "there is none of a UNet" if width is None else f"here {width} and {channels}"
-        if any(name.startswith("conditioner.embedders.1.") for name in names):
-            found = OTHERS["text_encoder_2"]
+        found = {
+            n: file.get_slice(n).get_shape() for n in {_CONV_IN, _TO_K, _TO_K_XL} & {*file.keys()}
+        }
+    width = found.get(_TO_K, found.get(_TO_K_XL, [0, 0]))[1]
+    channels = found.get(_CONV_IN, [0, 4])[1]
+    shape = next((shape for shape in SHAPES.values() if shape.width == width), None)
+    if shape is None or channels != 4:
+        what = f"here {width} and {channels}" if width else "there is none of a UNet"
+        if width == SHAPES["sdxl"].parts["text_encoder_2"]["hidden_size"]:
+            what = REFINER
         raise SepmeError(
-            f"'{path}' is no checkpoint of Stable Diffusion 1.x or 2.x, whose text is 768 or 1024 "
-            f"wide and whose noise has 4 channels ({found}): give one, or a diffusers folder."
+            f"'{path}' is no checkpoint of {KINDS}, whose text is 768, 1024 or 2048 wide and whose "
+            f"noise has 4 channels ({what}): give one, or a diffusers folder."
         )
+    options = {"add_watermarker": False} if shape.kind is StableDiffusionXLPipeline else {}
     # So named, what a killed process leaves is swept up by the next one.
     with tempfile.TemporaryDirectory(prefix=temporary(Path(tempfile.gettempdir())).name) as folder:
-        _write_configs(Path(folder), width)
-        pipe = StableDiffusionPipeline.from_single_file(
-            str(path), config=folder, local_files_only=True, torch_dtype=dtype, safety_checker=None
+        _write_configs(Path(folder), shape)
+        pipe = shape.kind.from_single_file(
+            str(path), config=folder, local_files_only=True, torch_dtype=dtype, **options
         )
-    if width == 1024 and _predicts_noise(pipe):  # 2.x base, of 512 pixels
+    if shape is SHAPES["sd21"] and _predicts_noise(pipe):  # 2.x base, of 512 pixels
         pipe.unet.register_to_config(sample_size=64)
-    elif width == 1024:
-        pipe.scheduler.register_to_config(prediction_type="v_prediction")
+        pipe.scheduler.register_to_config(prediction_type="epsilon")
     return pipe
 
 
-def _write_configs(folder: Path, width: int) -> None:
+def _write_configs(folder: Path, shape: Shape) -> None:
     """A diffusers folder without weights, which says what the checkpoint's tensors are."""
-    clip_tokenizer("!" if width == 1024 else "<|endoftext|>").save_pretrained(folder / "tokenizer")
-    DDIMScheduler(**SCHEDULE).save_pretrained(folder / "scheduler")
-    index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "safety_checker": [None] * 2}
-    index |= {"scheduler": ["diffusers", "DDIMScheduler"], "feature_extractor": [None, None]}
-    index |= {"tokenizer": ["transformers", "CLIPTokenizer"], "image_encoder": [None, None]}
-    for name, kind in PARTS.items():
+    nothing = ("safety_checker", "feature_extractor", "image_encoder")
+    index: dict[str, Any] = {"_class_name": shape.kind.__name__} | dict.fromkeys(
+        nothing, [None] * 2
+    )
+    for name, tokenizer in shape.tokenizers.items():
+        tokenizer.save_pretrained(folder / name)
+        index[name] = ["transformers", "CLIPTokenizer"]
+    as_ddim(shape.scheduler).save_pretrained(folder / "scheduler")
+    index["scheduler"] = ["diffusers", "DDIMScheduler"]
+    for name, kind in PARTS[shape.kind].items():
         index[name] = [kind.__module__.partition(".")[0], kind.__name__]
         (folder / name).mkdir()
-        config = {"_class_name": kind.__name__, **SHAPES[width][name]}
+        config = {"_class_name": kind.__name__, **shape.parts[name]}
         (folder / name / "config.json").write_text(json.dumps(config))
     (folder / "model_index.json").write_text(json.dumps(index))
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionXLPipeline
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -26,7 +26,16 @@ from sepme._checks import choose, guided, texts, whole
 from sepme._data import shipped
 from sepme.concept import Catalogue, Concept, Vocabulary, refuse_overlap
 from sepme.errors import SepmeError, warn
-from sepme.loading import PREDICTION_TYPES, Sampling, as_ddim, check_pipeline, load_pipeline, quiet
+from sepme.loading import (
+    KINDS,
+    PREDICTION_TYPES,
+    Sampling,
+    as_ddim,
+    check_pipeline,
+    load_pipeline,
+    quiet,
+)
+from sepme.shapes import PARTS, Pipeline, kind_of, text_parts
 
 P, R = ParamSpec("P"), TypeVar("R")
 
@@ -66,6 +75,13 @@ def alone(method: Callable[P, R]) -> Callable[P, R]:
 class Backbone:
     """One Stable-Diffusion-shaped pipeline with what erasing needs to ask of it.
 
+    In Stable Diffusion XL a prompt reaches the UNet in two ways. The embeddings of both text
+    encoders, side by side, go through `attn2` alone, and there the theorem holds as it does for 1.x
+    and 2.x: a prompt that a delta does not see changes nothing. What the second encoder makes of
+    the whole prompt, one pooled vector, is added to the time embedding. No delta changes that path:
+    kept prompts stay as they are, but the concept keeps that channel too. Every prompt is taken
+    with its own pooled vector, so r(c) = eps(c) - eps(c_0) is all that c adds, by either path.
+
     Attributes:
         pipe: the diffusers pipeline, in evaluation mode, without gradients, with a DDIM scheduler.
         name: what the model is called in provenance and on banners.
@@ -73,7 +89,7 @@ class Backbone:
         steps: default number of sampling steps.
     """
 
-    pipe: StableDiffusionPipeline
+    pipe: Pipeline
     name: str
     guidance: float = Sampling().guidance_scale
     steps: int = Sampling().num_inference_steps
@@ -82,12 +98,11 @@ class Backbone:
 
     def __post_init__(self) -> None:
         check_pipeline(self.pipe)
-        self.pipe.scheduler = as_ddim(self.pipe.scheduler.config)
+        self.pipe.scheduler = as_ddim(self.pipe.scheduler)
         self.pipe.set_progress_bar_config(disable=True)
-        for part in ("unet", "text_encoder", "vae"):
-            setattr(self.pipe, part, _uncompiled(getattr(self.pipe, part)))
-        for module in (self.pipe.unet, self.pipe.text_encoder, self.pipe.vae):
-            module.eval().requires_grad_(False)
+        for part in PARTS[kind_of(self.pipe)]:
+            module = _uncompiled(getattr(self.pipe, part))
+            setattr(self.pipe, part, module.eval().requires_grad_(False))
         self.projections()  # a pipeline that cannot be edited is refused before any work
         choose(PREDICTION_TYPES, prediction_type=self.prediction_type)
 
@@ -143,9 +158,20 @@ class Backbone:
         return self.pipe.scheduler.config.prediction_type
 
     @property
+    def _text(self) -> dict[str, tuple[nn.Module, Any]]:
+        """Each text encoder by its name, with its tokenizer; two in Stable Diffusion XL."""
+        names = text_parts(kind_of(self.pipe)).items()
+        return {e: (getattr(self.pipe, e), getattr(self.pipe, t)) for e, t in names}
+
+    @property
+    def xl(self) -> bool:
+        """Whether it is Stable Diffusion XL, with two text encoders and a pooled embedding."""
+        return isinstance(self.pipe, StableDiffusionXLPipeline)
+
+    @property
     def d_in(self) -> int:
         """Width of a text embedding, the input width of every `to_k` and `to_v`."""
-        return self.pipe.text_encoder.config.hidden_size
+        return sum(encoder.config.hidden_size for encoder, _ in self._text.values())
 
     @property
     def tokens(self) -> int:
@@ -183,11 +209,14 @@ class Backbone:
 
     @property
     def text_adapters(self) -> dict[str, Tensor]:
-        """What adapters on the text encoder add to its embeddings, by name; empty for none."""
+        """What adapters on the text encoders add to embeddings, by name; empty for none."""
         return {
-            f"{path}.{adapter}.{part}": getattr(layer, f"lora_{part}")[adapter].weight
+            f"{name.removeprefix('text_encoder')}{path}.{adapter}.{part}": getattr(
+                layer, f"lora_{part}"
+            )[adapter].weight
             * (layer.scaling[adapter] if part == "B" else 1)
-            for path, layer in self.pipe.text_encoder.named_modules()
+            for name, (encoder, _) in self._text.items()
+            for path, layer in encoder.named_modules()
             if isinstance(layer, LoraLayer) and not layer.disable_adapters
             for adapter in layer.active_adapters
             if adapter in layer.lora_A
@@ -216,20 +245,22 @@ class Backbone:
 
     @property
     def _weights(self) -> tuple[str, ...]:
-        """The digests of the original UNet and text encoder, one for each of `HALVES`.
+        """The digests of the original UNet and text encoders, one for each of `HALVES`.
 
         Embeddings that were appended, as textual inversion does, are not part of the model. They
         are hashed again when the weights' sums, which take far less time, are others: LoRAs are
         fused into `weight.data`, and neither the tensor's address nor its version tells.
         """
         original = {}
-        for part in ("text_encoder", "unet"):
+        for part in (*self._text, "unet"):
             for name, tensor in _uncompiled(getattr(self.pipe, part)).state_dict().items():
                 if "lora_" not in name:
                     original[f"{part}.{name.replace('.base_layer', '')}"] = tensor
         original |= getattr(self.composition, "originals", {})
-        table = next(name for name in original if name.endswith("token_embedding.weight"))
-        original[table] = original[table][: self.pipe.tokenizer.vocab_size]
+        for part, (_, tokenizer) in self._text.items():
+            named = (name for name in original if name.startswith(f"{part}."))
+            table = next(name for name in named if name.endswith("token_embedding.weight"))
+            original[table] = original[table][: tokenizer.vocab_size]
         short = {name: float(each.sum(dtype=torch.float32)) for name, each in original.items()}
         if self._hashed[0] != short:
             self._hashed = short, tuple(_digest(sorted(original.items()), h) for h in HALVES)
@@ -237,7 +268,8 @@ class Backbone:
 
     def refuse_fused(self) -> None:
         """Raise SepmeError if adapters are fused into the weights."""
-        modules = itertools.chain(self.unet.modules(), self.pipe.text_encoder.modules())
+        parts = (self.unet, *(encoder for encoder, _ in self._text.values()))
+        modules = itertools.chain.from_iterable(part.modules() for part in parts)
         if any(isinstance(module, LoraLayer) and module.merged for module in modules):
             raise SepmeError(
                 "The pipeline's adapters are fused into its weights: load the model again, or call "
@@ -264,7 +296,7 @@ class Backbone:
         if not found:
             raise SepmeError(
                 "This UNet has no 'attn2.to_k' or 'attn2.to_v' layer: use a pipeline of the shape "
-                "of Stable Diffusion 1.x or 2.x."
+                f"of {KINDS}."
             )
         if wrong := [n for n, m in found.items() if m.in_features != self.d_in]:
             raise SepmeError(
@@ -347,21 +379,54 @@ class Backbone:
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Text embeddings e(c) `[n, tokens, d_in]` of prompts padded to the model's length.
 
+        It is what `attn2` reads, and so what a null space is made of. For `epsilon` take
+        `conditioning`, which is the same in 1.x and 2.x.
+
         Raises:
             SepmeError: no prompt.
 
         Warns:
             SepmeWarning: a prompt that is longer than the model takes.
         """
+        return self._encoded(prompts)[0]
+
+    @torch.no_grad()
+    @alone
+    def conditioning(self, prompts: Sequence[str]) -> Tensor:
+        """All that the UNet is told of prompts, as `epsilon` takes it: `encode(prompts)`.
+
+        In Stable Diffusion XL it is `[n, tokens + 1, d_in]`: the last row holds the pooled
+        embedding, filled up with zeros. There the empty prompt c_0 is what guidance is measured
+        against, zeros altogether (`force_zeros_for_empty_prompt` in its config). Every delta leaves
+        zeros alone, since Delta 0 = 0.
+        """
+        prompts = texts(prompts)
+        embeddings, pooled = self._encoded(prompts)
+        if pooled is None:
+            return embeddings
+        row = nn.functional.pad(pooled, (0, self.d_in - pooled.shape[1]))
+        told = torch.cat([embeddings, row[:, None]], dim=1)
+        if self.pipe.config.force_zeros_for_empty_prompt:
+            told[[not prompt for prompt in prompts]] = 0.0
+        return told
+
+    def _encoded(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """Embeddings `[n, tokens, d_in]`, and in XL pooled ones `[n, projection_dim]`."""
         if not (prompts := texts(prompts)):
             raise SepmeError("There is no prompt to encode: give at least one.")
         self.warn_of_cut(prompts)
+        # In blocks: a UNet's text encoder is small beside hundreds of prompts' activations.
+        if self.xl:
+            parts = [prompts[i : i + 64] for i in range(0, len(prompts), 64)]
+            unguided = {"do_classifier_free_guidance": False}
+            found = [self.pipe.encode_prompt(part, **unguided)[::2] for part in parts]
+            embeddings, pooled = map(torch.cat, zip(*found, strict=True))
+            return embeddings, pooled
         options = {"padding": "max_length", "max_length": self.tokens, "truncation": True}
         written = self.pipe.maybe_convert_prompt(prompts, self.pipe.tokenizer)
         ids = self.pipe.tokenizer(written, return_tensors="pt", **options).input_ids
-        # In blocks: a UNet's text encoder is small beside hundreds of prompts' activations.
         blocks = [self.pipe.text_encoder(part.to(self.device))[0] for part in ids.split(64)]
-        return torch.cat(blocks)
+        return torch.cat(blocks), None
 
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Forward diffusion of x_0 `[n, c, h, w]` to timesteps `[n]`, by any scheduler's alphas."""
@@ -373,12 +438,45 @@ class Backbone:
     ) -> Tensor:
         """Predicted noise eps(x_t, c, t) `[n, c, h, w]`, whatever the UNet itself predicts.
 
-        `weights` (module or parameter path -> tensor) replace the UNet's own in this one call, so
-        that a trained increment can be differentiated without touching the model.
+        `embedding` is the prompts' `conditioning`. `weights` (module or parameter path -> tensor)
+        replace the UNet's own in this one call, so that a trained increment can be differentiated
+        without touching the model.
         """
         named = {self._parameter_name(path): weight for path, weight in (weights or {}).items()}
-        output = torch.func.functional_call(self.unet, named, (x_t, t, embedding)).sample
+        text = (
+            self._split(embedding, x_t.shape) if self.xl else {"encoder_hidden_states": embedding}
+        )
+        output = torch.func.functional_call(self.unet, named, (x_t, t), text).sample
         return to_epsilon(output, x_t, t, self.alphas_cumprod, self.prediction_type)
+
+    def _split(self, conditioning: Tensor, shape: torch.Size) -> dict[str, Any]:
+        """What XL's UNet takes of a `conditioning`, and the size of the picture, uncropped."""
+        if conditioning.shape[1] != self.tokens + 1:
+            raise SepmeError(
+                f"Stable Diffusion XL takes {self.tokens + 1} rows a prompt, the pooled embedding "
+                f"last, and not {conditioning.shape[1]}: give what conditioning(prompts) returns."
+            )
+        pooled = conditioning[:, -1, : self.pipe.text_encoder_2.config.projection_dim]
+        height, width = (n * self.pipe.vae_scale_factor for n in shape[-2:])
+        sizes = pooled.new_tensor([height, width, 0, 0, height, width]).expand(len(pooled), -1)
+        added = {"text_embeds": pooled, "time_ids": sizes}
+        return {"encoder_hidden_states": conditioning[:, :-1], "added_cond_kwargs": added}
+
+    def _request(self, prompts: list[str]) -> dict[str, Any]:
+        """What the pipeline is asked to draw; XL takes the same `conditioning` as `epsilon`."""
+        if not self.xl:
+            return {"prompt": prompts}
+        shape = self.latent_shape
+        c, c_0 = (self._split(self.conditioning(c), shape) for c in (prompts, [""] * len(prompts)))
+        height, width = (n * self.pipe.vae_scale_factor for n in shape[-2:])
+        return {
+            "prompt_embeds": c["encoder_hidden_states"],
+            "pooled_prompt_embeds": c["added_cond_kwargs"]["text_embeds"],
+            "negative_prompt_embeds": c_0["encoder_hidden_states"],
+            "negative_pooled_prompt_embeds": c_0["added_cond_kwargs"]["text_embeds"],
+            "height": height,
+            "width": width,
+        }
 
     def _parameter_name(self, path: str) -> str:
         """peft wraps a layer and calls the original one `base_layer`."""
@@ -450,7 +548,7 @@ class Backbone:
             noise = torch.stack([torch.randn(self.latent_shape, generator=g) for g in generators])
             how |= {"latents": noise.to(self.device, self.dtype), "generator": generators}
             with quiet():  # a prompt that is cut has been warned of
-                pictures.append(self.pipe(prompts[part], **how).images)
+                pictures.append(self.pipe(**self._request(prompts[part]), **how).images)
         result = torch.cat(pictures)
         if not result.isfinite().all():
             warn("What was drawn is not finite: give less guidance, or deltas less strength.")

@@ -94,7 +94,7 @@ def predicted_noise(
         prompts: c, one for each picture; by default what the pictures were drawn from.
         weights: module path -> weight to use instead of the model's own.
     """
-    embeddings = backbone.encode(probe.prompts if prompts is None else prompts)
+    embeddings = backbone.conditioning(probe.prompts if prompts is None else prompts)
     made = [  # one timestep at a time, to bound the memory
         backbone.epsilon(x_t, torch.full((len(x_t),), t, device=x_t.device), embeddings, weights)
         for t, x_t in zip(probe.timesteps, probe.x_t, strict=True)

@@ -135,8 +135,8 @@ def objective(
     backbone = student.backbone
     texts = pairs(concept, settings.prompt, settings.anchor)
     forgotten = tuple(text for text, _ in texts)
-    targets, held = backbone.encode(forgotten), [anchor for _, anchor in texts]
-    anchors, retained = backbone.encode(held), backbone.encode(keep or held)
+    targets, held = backbone.conditioning(forgotten), [anchor for _, anchor in texts]
+    anchors, retained = backbone.conditioning(held), backbone.conditioning(keep or held)
     shown = torch.tensor(evenly(range(len(texts)), settings.images))  # of which pair an image is
     kept = torch.tensor(evenly(range(len(retained)), settings.images))  # of which prompt
 

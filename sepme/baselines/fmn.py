@@ -106,8 +106,17 @@ PRESETS_INVERTED: Mapping[str, FMNSettings] = {
 
 
 def objective(student: Student, concept: Concept, settings: FMNSettings) -> Objective:
-    """Forget-Me-Not's loss for one concept, on images that the original draws once."""
+    """Forget-Me-Not's loss for one concept, on images that the original draws once.
+
+    Raises:
+        SepmeError: the model has two text encoders.
+    """
     backbone, name, inversion = student.backbone, concept.name, settings.inversion
+    if backbone.xl:
+        raise SepmeError(
+            "Forget-Me-Not learns new words of one text encoder, and Stable Diffusion XL has two: "
+            "use it with 1.x or 2.x."
+        )
     template = settings.style_prompt if concept.kind == "style" else settings.prompt
     measured = [text for text, _ in evenly(pairs(concept, template), settings.images)]
     shown = [text for text, _ in evenly(pairs(concept, OWN), settings.images)]

@@ -125,7 +125,7 @@ def sampled(
     """
     backbone, n = student.backbone, settings.batch
     texts = tuple(text for text, _ in pairs(concept, settings.prompt))
-    embeddings, empty = backbone.encode(texts), backbone.encode([""])
+    embeddings, empty = backbone.conditioning(texts), backbone.conditioning([""])
     grid = Grid(backbone, settings.steps)
 
     def total(_: object, rng: torch.Generator) -> tuple[Tensor, Tensor]:

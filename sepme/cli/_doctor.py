@@ -98,10 +98,11 @@ def _seconds(seconds: float) -> str:
 def _pass_seconds(backbone: Backbone, batch: int) -> float:
     """Seconds of one pass of the UNet, the quicker of two, after one that warms up."""
     latents = torch.zeros(batch, *backbone.latent_shape).to(backbone.device, backbone.dtype)
-    text = backbone.encode([""]).expand(batch, -1, -1)
+    text = backbone.conditioning([""]).expand(batch, -1, -1)
+    t = torch.full((batch,), 500, device=backbone.device)
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        backbone.unet(latents, 500, text).sample.flatten()[0].item()  # waits for a GPU
+        backbone.epsilon(latents, t, text).flatten()[0].item()  # waits for a GPU
         seconds.append(time.perf_counter() - start)
     return min(seconds[1:])

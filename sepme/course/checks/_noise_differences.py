@@ -16,7 +16,7 @@ def difference(
 ) -> None:
     """`difference(x_t, t, prompt)` is r(c) = eps(x_t, c, t) - eps(x_t, c_0, t)."""
     prompt, shape = "a photo of a boat", tuple(x_t.shape)
-    eps_c, eps_0 = (model.epsilon(x_t, t, model.encode([p] * len(x_t))) for p in (prompt, ""))
+    eps_c, eps_0 = (model.epsilon(x_t, t, model.conditioning([p] * len(x_t))) for p in (prompt, ""))
     r = eps_c - eps_0
     mistakes = {
         "Your r(c) points backwards: subtract c_0 from c.": -r,
