@@ -7,13 +7,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor
+
+from sepme.shapes import Pipeline
 
 _UNET = [
     ("time_embedding.linear_1", "time_embed.0"),
     ("time_embedding.linear_2", "time_embed.2"),
+    ("add_embedding.linear_1", "label_emb.0.0"),
+    ("add_embedding.linear_2", "label_emb.0.2"),
     ("conv_in", "input_blocks.0.0"),
     ("conv_norm_out", "out.0"),
     ("conv_out", "out.2"),
@@ -28,6 +31,7 @@ for i in range(4):
         _UNET.append((f"up_blocks.{i}.resnets.{j}", f"output_blocks.{3 * i + j}.0"))
         _UNET.append((f"up_blocks.{i}.attentions.{j}", f"output_blocks.{3 * i + j}.1"))
     _UNET.append((f"down_blocks.{i}.downsamplers.0.conv", f"input_blocks.{3 * (i + 1)}.0.op"))
+    # In 1.x and 2.x the first of these blocks has no attention before it.
     _UNET.append((f"up_blocks.{i}.upsamplers.0", f"output_blocks.{3 * i + 2}.{min(i, 1) + 1}"))
 _RESNET = [
     ("norm1", "in_layers.0"),
@@ -68,24 +72,37 @@ def _named(name: str, pairs: Iterable[tuple[str, str]]) -> str:
     return name[1:]
 
 
-def one_file(pipe: StableDiffusionPipeline, file: Path) -> Path:
-    """Write the whole pipeline as a checkpoint of 1.x, or of 2.x if its text is 1024 wide."""
+def one_file(pipe: Pipeline, file: Path) -> Path:
+    """Write the whole pipeline as a checkpoint of 1.x, 2.x (by the width of its text) or XL."""
     state: dict[str, Tensor] = {}
-    for name, tensor in pipe.unet.state_dict().items():
+    unet = pipe.unet.state_dict()
+    names = dict(_UNET)
+    if any(name.startswith("up_blocks.0.attentions") for name in unet):
+        names["up_blocks.0.upsamplers.0"] = "output_blocks.2.2"
+    for name, tensor in unet.items():
         inside = _RESNET if ".resnets." in name else []
-        state[f"model.diffusion_model.{_named(_named(name, _UNET), inside)}"] = tensor
+        state[f"model.diffusion_model.{_named(_named(name, names.items()), inside)}"] = tensor
     for name, tensor in pipe.vae.state_dict().items():
         convolved = ".attentions." in name and tensor.ndim == 2
         state[f"first_stage_model.{_named(name, _VAE)}"] = (
             tensor[..., None, None] if convolved else tensor
         )
-    text = {n.removeprefix("text_model."): t for n, t in pipe.text_encoder.state_dict().items()}
-    if pipe.text_encoder.config.hidden_size == 1024:
+    text = _text(pipe.text_encoder)
+    if hasattr(pipe, "text_encoder_2"):
+        state |= {f"conditioner.embedders.0.transformer.text_model.{n}": t for n, t in text.items()}
+        second = _open_clip(_text(pipe.text_encoder_2))
+        second["text_projection"] = second.pop("text_projection.weight").T
+        state |= {f"conditioner.embedders.1.model.{n}": t for n, t in second.items()}
+    elif pipe.text_encoder.config.hidden_size == 1024:
         state |= {f"cond_stage_model.model.{n}": t for n, t in _open_clip(text).items()}
     else:
         state |= {f"cond_stage_model.transformer.text_model.{n}": t for n, t in text.items()}
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
     return file
+
+
+def _text(encoder: torch.nn.Module) -> dict[str, Tensor]:
+    return {name.removeprefix("text_model."): t for name, t in encoder.state_dict().items()}
 
 
 def _open_clip(text: dict[str, Tensor]) -> dict[str, Tensor]:

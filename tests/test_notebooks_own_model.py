@@ -12,10 +12,9 @@ import torch
 from nbformat.v4 import new_code_cell
 
 from sepme.course.notebook import execute, tidy
-from sepme.loading import CLIP_MERGES, clip_tokenizer
 from sepme.model import Backbone
 from sepme.nullspace import null_space
-from tests.miniature_sd import save_miniature_sd
+from sepme.shapes import CLIP_MERGES, random_pipeline
 from tests.test_notebooks import complaints, each_to_run, words
 
 #: Run before chapters that train much: twelve iterations in place of more than this many. Chapter
@@ -38,18 +37,10 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="session")
 def own_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model as people bring one, without judge, catalogue and deltas; quick to sample."""
-    folder = save_miniature_sd(tmp_path_factory.mktemp("models") / "mine")
+    folder = tmp_path_factory.mktemp("models") / "mine"
+    random_pipeline("sd14", miniature=True).save_pretrained(folder)
     (folder / "generation.json").write_text('{"guidance_scale": 4.0, "num_inference_steps": 3}')
     return folder
-
-
-def test_the_tokenizer_is_clips() -> None:
-    tokenizer = clip_tokenizer()
-    start, end = 49406, 49407
-    assert tokenizer("a photo of a cat").input_ids == [start, 320, 1125, 539, 320, 2368, end]
-    assert tokenizer.tokenize("Van Gogh") == ["van</w>", "gogh</w>"]
-    padded = tokenizer("a cat", padding="max_length").input_ids
-    assert padded == [start, 320, 2368] + 74 * [end]
 
 
 def test_the_model_has_the_shape_of_stable_diffusion(own_model: Path) -> None:
