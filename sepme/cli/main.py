@@ -41,7 +41,7 @@ RESUME = {
 }
 #: The files and folders that are read of a model's folder.
 MODEL = "unet vae text_encoder tokenizer scheduler judge.safetensors model_index.json".split()
-MODEL += ["catalogue.json", "generation.json", "training.json"]
+MODEL += ["text_encoder_2", "tokenizer_2", "catalogue.json", "generation.json", "training.json"]
 #: What was typed wrong: of click, or of typer's own copy of it.
 UsageError = typer.BadParameter.__base__
 
