@@ -43,8 +43,8 @@ class Grid:
 
     def __init__(self, backbone: Backbone, steps: int) -> None:
         # The predictions are noise already, whatever the UNet itself predicts.
-        config = dict(backbone.pipe.scheduler.config)
-        self.scheduler = as_ddim(config | {"prediction_type": "epsilon"})
+        self.scheduler = as_ddim(backbone.pipe.scheduler)
+        self.scheduler.register_to_config(prediction_type="epsilon")
         self.scheduler.set_timesteps(steps, device=backbone.device)
         self.timesteps = self.scheduler.timesteps  #: `[steps]`
         self.total = backbone.timesteps

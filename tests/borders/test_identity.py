@@ -192,7 +192,7 @@ def test_noise_is_added_by_its_equation_whatever_the_scheduler(scheduler: type) 
     plain, backbone = fresh(), sampled_by(scheduler)
     x_0, noise = torch.randn(2, 3, *plain.latent_shape)
     t = torch.tensor([0, 500, 999])
-    wanted = as_ddim(plain.pipe.scheduler.config).add_noise(x_0, noise, t)
+    wanted = as_ddim(plain.pipe.scheduler).add_noise(x_0, noise, t)
     assert torch.equal(plain.add_noise(x_0, noise, t), wanted)
     torch.testing.assert_close(backbone.add_noise(x_0, noise, t), wanted)
 
