@@ -91,7 +91,7 @@ def run(words: list[str], folder: Path, loading: float, kill: tuple[int, float] 
     log, before = folder.parent / "stderr", seen(folder)
     with log.open("w") as stderr:
         process = psutil.Popen(
-            [sys.executable, "-m", "sepme.cli", *words],
+            [sys.executable, "-m", "sepme", *words],
             cwd=folder,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,

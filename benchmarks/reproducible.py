@@ -128,7 +128,7 @@ def main(
     with TemporaryDirectory() as place:
         whole = Path(place)
         mine = [str(Path(__file__).resolve()), "--folder", "."]
-        demo = ["-m", "sepme.cli", *COMMANDS["demo"]]
+        demo = ["-m", "sepme", *COMMANDS["demo"]]
         for names in (["one", "again"], ["two"]):
             for words, inside in ((mine, ""), (demo, "demo")):
                 running = [start(whole / name / inside, RUNS[name], words) for name in names]

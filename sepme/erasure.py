@@ -197,7 +197,7 @@ PRESETS: Mapping[str, ErasureSettings] = {
     ),
 }
 #: Settings younger than the shipped deltas: recorded only where they say something else.
-_YOUNGER = {"statistic": "signed", "accumulate": False, "pool": 0}
+_YOUNGER = {"statistic": "signed", "accumulate": False, "pool": 0, "dtype": "float32"}
 
 
 def preset(name: str) -> ErasureSettings:
@@ -681,7 +681,8 @@ def recorded_settings(
     together = len(concepts) > 1 and settings.iterations > 0
     jointly = {"jointly": [concept.name for concept in concepts]} if together else {}
     sampling = {"guidance": model.guidance, "steps": model.steps}  # of the concept's images
-    said = {k: v for k, v in asdict(settings).items() if _YOUNGER.get(k, ...) != v}
+    said = asdict(settings) | {"dtype": str(model.dtype).removeprefix("torch.")}
+    said = {k: v for k, v in said.items() if _YOUNGER.get(k, ...) != v}
     return said | {"eraser": "sepme"} | sampling | jointly
 
 

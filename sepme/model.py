@@ -47,6 +47,9 @@ ATELIER = shipped("atelier")
 IN_USE = threading.RLock()
 #: What is drawn, and what diffusers calls it.
 OUTPUTS = {"images": "pt", "latents": "latent"}
+#: The most pictures that are drawn at once, and the most pixels of all their latents: four pictures
+#: of Stable Diffusion 1.x. Neither depends on the machine, so that pictures do not.
+PICTURES, PIXELS = 32, 4 * 64**2
 #: Two copies of one model may have been rounded to either of these.
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -100,6 +103,8 @@ class Backbone:
         check_pipeline(self.pipe)
         self.pipe.scheduler = as_ddim(self.pipe.scheduler)
         self.pipe.set_progress_bar_config(disable=True)
+        if self.together < PICTURES:  # pictures so large are decoded one by one
+            self.pipe.vae.enable_slicing()
         for part in PARTS[kind_of(self.pipe)]:
             module = _uncompiled(getattr(self.pipe, part))
             setattr(self.pipe, part, module.eval().requires_grad_(False))
@@ -190,6 +195,12 @@ class Backbone:
     def latent_shape(self) -> tuple[int, int, int]:
         config = self.pipe.unet.config
         return (config.in_channels, config.sample_size, config.sample_size)
+
+    @property
+    def together(self) -> int:
+        """How many pictures are drawn at once where nobody says another number."""
+        _, height, width = self.latent_shape
+        return min(PICTURES, max(1, PIXELS // (height * width)))
 
     @property
     def alphas_cumprod(self) -> Tensor:
@@ -495,7 +506,7 @@ class Backbone:
         *,
         steps: int | None = None,
         guidance: float | None = None,
-        batch: int = 32,
+        batch: int | None = None,
         output: str = "images",
         progress: bool = False,
         on_step: Callable[[int, int], None] | None = None,
@@ -506,7 +517,7 @@ class Backbone:
             seeds: one a picture (its noise), or the first of n in a row; 0 to 2**63 - 1.
             steps: sampling steps, by default the model's own.
             guidance: g of `eps_0 + g r(c)`, by default the model's own; 0, or 1 and more.
-            batch: how many pictures are drawn at once.
+            batch: how many pictures are drawn at once, by default `together`.
             output: "images" `[n, 3, H, W]` in [0, 1] on the CPU, or "latents" `[n, c, h, w]`.
             on_step: called after each step of a batch with the numbers of steps done and in all;
                 what it raises ends the sampling.
@@ -526,6 +537,7 @@ class Backbone:
         seeds = _whole_numbers(seeds, len(prompts))
         steps = self.steps if steps is None else steps
         guidance = self.guidance if guidance is None else guidance
+        batch = self.together if batch is None else batch
         choose(tuple(OUTPUTS), output=output)
         whole(1, batch=batch)
         self._check_request(prompts, seeds, steps, guidance)

@@ -13,7 +13,7 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_text())
     for path in sorted((ROOT / "sepme").rglob("*.py"))
 }
-CORE = [name for name in MODULES if name.count(".") == 1 and not name.endswith("__init__")]
+CORE = [name for name in MODULES if name.count(".") == 1 and not name.endswith("__")]
 PUBLIC = [name for name in MODULES if not name.rpartition(".")[2].startswith("_")]
 PUBLIC += [name for name in MODULES if name.endswith(".__init__") and name != "sepme.__init__"]
 

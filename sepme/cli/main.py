@@ -28,6 +28,7 @@ from sepme.errors import SepmeError, SepmeWarning, printable, warn
 if TYPE_CHECKING:
     from sepme.atelier.judge import Judge
     from sepme.concept import Catalogue, Concept
+    from sepme.erasure import ErasureSettings
 
 __all__ = ["app"]
 
@@ -107,6 +108,40 @@ Model = Annotated[
 Seed = Annotated[int, Option(min=0, max=2**63 - 1, help="Decides everything that is random.")]
 #: The most pictures of a kind that make sense.
 MANY = 10_000
+Preset = Annotated[
+    str,
+    Option(
+        help="default, closed_form, from_zero, faithful, paper, paper_first, authors, undecoupled."
+    ),
+]
+Device = Annotated[
+    str | None, Option(help="cpu, cuda, cuda:1 ...", show_default="the fastest there is")
+]
+Dtype = Annotated[
+    str | None,
+    Option(
+        help="The model's number type: float32, float16 or bfloat16.",
+        show_default="float16 on CUDA, else float32",
+    ),
+]
+Steps = Annotated[
+    int | None,
+    Option(min=1, max=1000, help="Sampling steps a picture.", show_default="the model's own"),
+]
+_of_preset = {"show_default": "the preset's"}
+Images = Annotated[
+    int | None, Option(min=1, max=MANY, help="Pictures of a concept to train on.", **_of_preset)
+]
+Batch = Annotated[
+    int | None, Option(min=1, max=MANY, help="Noised images an iteration.", **_of_preset)
+]
+MicroBatch = Annotated[
+    int | None,
+    Option(min=1, help="At most so many in one pass: less memory, more time; about the same file."),
+]
+Iterations = Annotated[
+    int | None, Option(min=0, max=10**6, help="The most iterations of training.", **_of_preset)
+]
 Picture = Annotated[Path, Option(help="The PNG file to write.")]
 
 
@@ -167,10 +202,7 @@ def demo(
 def erase(
     concepts: str = Argument(help="Names with commas between; 'neon, \"Alex Example, Jr.\"'."),
     out: Path = Option(Path("deltas"), help="Folder for one file a concept."),
-    preset: str = Option(
-        "default",
-        help="default, closed_form, from_zero, faithful, paper, paper_first, authors, undecoupled.",
-    ),
+    preset: Preset = "default",
     protocol: str = Option(
         "catalogue",
         help="catalogue: forget all prompts of a concept, keep all others that are known. paper: "
@@ -183,27 +215,43 @@ def erase(
     joint: bool = Option(False, "--joint", help="Train all of them in one run."),
     closed_form: bool = Option(False, "--closed-form", help="The preset that trains nothing."),
     overwrite: bool = Option(False, "--overwrite", help="Replace files that other settings made."),
+    steps: Steps = None,
+    images: Images = None,
+    batch: Batch = None,
+    micro_batch: MicroBatch = None,
+    iterations: Iterations = None,
     seed: Seed = 0,
     model: Model = None,
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
     """Erase concepts: one small file each.
 
     Any diffusers pipeline of the same model loads such a file as a LoRA. Killed and started again,
     the command goes on where it was and ends in the same bytes. Concepts that the folder holds
-    already, made with the same settings, are skipped.
+    already, made with the same settings, are skipped. Several processes share the list, each on a
+    GPU of its own: accelerate launch -m sepme erase "neon, ink" --out DIR.
     """
+    from sepme.cli._place import Process, load, place
     from sepme.cli.tasks import erase_into, plan
     from sepme.delta import ConceptDelta
     from sepme.erasure import preset as by_name
-    from sepme.model import Backbone, load_catalogue
+    from sepme.model import load_catalogue
 
     _check_folder(out)
     if closed_form and preset != "default":
         raise SepmeError("The closed form is a preset itself: leave out --preset or --closed-form.")
+    if closed_form and iterations:
+        raise SepmeError("The closed form trains nothing: leave out --iterations or --closed-form.")
+    where, process = place(device, dtype), Process.current()
     catalogue = load_catalogue(model)
-    settings = by_name("closed_form" if closed_form else preset)
-    if keep_rtol is not None:
-        settings = replace(settings, keep_rtol=keep_rtol)
+    settings = _changed(
+        by_name("closed_form" if closed_form else preset),
+        keep_rtol=keep_rtol,
+        images=images,
+        batch=batch,
+        iterations=iterations,
+    )
     tasks = plan(
         _concepts(concepts, catalogue),
         [*(keep or ()), *_kept(keep_from)],
@@ -216,8 +264,14 @@ def erase(
     )
     files = [file for task in tasks for file in task.files(out)]
     refuse_overwriting(files, [*(after or ()), *filter(None, [keep_from]), *_read_of(model)])
-    options = {"overwrite": overwrite, "progress": sys.stderr.isatty(), "say": echo}
-    erase_into(out, tasks, Backbone.load(model), **options)
+    erase_into(
+        *(out, tasks, load(model, where, steps)),
+        micro_batch=micro_batch,
+        overwrite=overwrite,
+        progress=sys.stderr.isatty(),
+        say=echo,
+        process=process,
+    )
 
 
 @app.command()
@@ -225,32 +279,41 @@ def generate(
     prompt: str = Argument(help="What to draw."),
     erased: list[Path] | None = Option(None, "--erase", help="A delta to switch on; repeatable."),
     out: Picture = Path("picture.png"),
-    steps: int | None = Option(None, min=1, max=1000, show_default="the model's own"),
+    steps: Steps = None,
     guidance: float | None = Option(None, help="0, or 1 and more.", show_default="the model's own"),
+    images: int = Option(1, min=1, max=MANY, help="Pictures, of seeds in a row; picture-SEED.png."),
+    batch: int | None = Option(
+        None, min=1, max=MANY, help="Pictures at once.", show_default="by size"
+    ),
     force: bool = Option(False, "--force", help="Even deltas that do not keep one another."),
     seed: Seed = 0,
     model: Model = None,
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
-    """Draw a picture with any concepts erased."""
+    """Draw pictures with any concepts erased."""
     from sepme.cli._pictures import check_name
+    from sepme.cli._place import load, place
     from sepme.composition import Composition
     from sepme.delta import ConceptDelta
-    from sepme.model import Backbone
     from sepme.plots import png
 
     check_name(out, *(erased or ()), *_read_of(model))
     guided(guidance or 0)
     plain(prompt)
     deltas = [ConceptDelta.load(file) for file in erased or ()]
-    backbone = Backbone.load(model)
+    backbone = load(model, place(device, dtype), steps)
     if remark := backbone.vocabulary.remark([prompt]):
         warn(remark)
     with Composition(backbone, deltas, force=force) as composition:
         composition.erase(*composition.deltas)
-        image = backbone.generate([prompt], seed, steps=steps, guidance=guidance)[0]
-    write_atomically(out, png(image))
+        options = {"guidance": guidance, "batch": batch, "progress": sys.stderr.isatty()}
+        drawn = backbone.generate([prompt] * images, seed, **options)
     names = ", ".join(delta.concept for delta in deltas) or "nothing"
-    echo(f"{out}: '{prompt}', {names} erased, seed {seed}")
+    for each, image in enumerate(drawn, start=seed):
+        file = out if images == 1 else out.with_stem(f"{out.stem}-{each}")
+        write_atomically(file, png(image))
+        echo(f"{file}: '{prompt}', {names} erased, seed {each}")
 
 
 app.command("compose", help="The same as generate.")(generate)
@@ -279,15 +342,28 @@ def inspect(
 
 
 @app.command()
-def doctor(model: Model = None) -> None:
+def doctor(
+    preset: Preset = "default",
+    steps: Steps = None,
+    images: Images = None,
+    batch: Batch = None,
+    micro_batch: MicroBatch = None,
+    iterations: Iterations = None,
+    model: Model = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
     """Say what to expect of this machine.
 
     What is installed, whether the model is there, and the time and memory that drawing and erasing
-    will take, from a measurement of one pass of the model.
+    will take with these settings, from a measurement of a few passes of the model.
     """
     from sepme.cli._doctor import examine
+    from sepme.cli._place import place
+    from sepme.erasure import preset as by_name
 
-    for subject, finding in examine(model):
+    settings = _changed(by_name(preset), images=images, batch=batch, iterations=iterations)
+    for subject, finding in examine(model, place(device, dtype), settings, steps, micro_batch):
         echo(f"{subject:<12} {finding}")
 
 
@@ -298,7 +374,7 @@ def train(
     steps: int | None = Option(None, min=1, help="Steps of the UNet."),
     pictures: int | None = Option(None, min=1, max=10_000_000, help="Training drawings."),
     batch: int | None = Option(None, min=1, max=MANY, help="Pictures a step."),
-    device: str | None = Option(None, help="cpu, cuda, cuda:1 ..."),
+    device: Device = None,
     seed: Seed = 0,
 ) -> None:
     """Train the shipped model from nothing.
@@ -528,6 +604,11 @@ def _indices(text: str) -> tuple[int, ...]:
         raise SepmeError(
             f"'{text}' is no list of numbers: write them with commas, like \"6, 7, 8\"."
         ) from error
+
+
+def _changed(settings: "ErasureSettings", **values: Any) -> "ErasureSettings":
+    """The settings with what was typed in place of their own."""
+    return replace(settings, **{name: value for name, value in values.items() if value is not None})
 
 
 def _concepts(names: str, catalogue: "Catalogue | None") -> "list[Concept]":

@@ -1,22 +1,32 @@
 """Erase concepts into a folder of files: what is done is skipped, what was killed goes on."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
+
 from sepme._checks import choose
 from sepme.artefact import canonical_json, same_model, writable_folder
+from sepme.cli._forecast import Forecast, duration
+from sepme.cli._place import Process
 from sepme.concept import Catalogue, Concept, refuse_overlap, slug
 from sepme.delta import ConceptDelta
 from sepme.erasure import ErasureSettings, erase, recorded_settings, retain_set
-from sepme.errors import SepmeError
+from sepme.errors import SepmeError, warn
 from sepme.model import Backbone
 from sepme.nullspace import refuse_meaningless
 from sepme.scenes.protocol import PROTOCOLS
 from sepme.training import Trainer
 
 __all__ = ["erase_into", "plan"]
+
+#: From so many weights times images in a pass on, what an erasure takes is told before: the
+#: Atelier's takes seconds, and less time than the measurement.
+LARGE = 2e8
 
 
 @dataclass(frozen=True)
@@ -103,42 +113,119 @@ def erase_into(
     tasks: Sequence[ErasureTask],
     model: Backbone,
     *,
+    micro_batch: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
     say: Callable[[str], None] = print,
+    process: Process | None = None,
 ) -> list[Path]:
     """Run the tasks, one file a concept. Killed and started again, it ends in the same bytes.
 
-    That is so with the same number of threads, see `sepme.training`.
+    That is so with the same number of threads, see `sepme.training`. Of n processes each takes
+    every n-th task, and the first shows how many concepts all of them have finished. A task that
+    another process is at, perhaps on another machine that shares the folder, is left to the end,
+    and is skipped if it is finished then.
+
+    Returns:
+        The files of all tasks, of which other processes may be at some.
 
     Raises:
         SepmeError: no writable folder, a file of another delta in the way, a concept of which the
             model knows no word, or what `erase` refuses.
+
+    Warns:
+        SepmeWarning: a training that would not fit into the memory that is free.
     """
-    folder = writable_folder(folder)
+    folder, process = writable_folder(folder), process or Process()
     for concept in (concept for task in tasks for concept in task.concepts):
         refuse_meaningless(model, concept)  # all of them before the first is trained
-    finished = [_finished(task, folder, model, overwrite) for task in tasks]
-    for task, done in zip(tasks, finished, strict=True):
-        files = task.files(folder)
-        checkpoint = folder / f".{'+'.join(file.stem for file in files)}.checkpoint"
-        if done:
-            say(f"Already erased with these settings: {', '.join(map(str, files))}")
-        else:
-            deltas = erase(
-                model,
-                task.concepts,
-                task.keep,
-                task.settings,
-                seed=task.seed,
-                after=task.after,
-                trainer=Trainer(checkpoint=checkpoint, progress=progress),
-            )
-            for file, delta in zip(files, deltas, strict=True):
-                delta.save(file)
-                say(f"{file}: rank {delta.rank}, {len(delta.kept)} prompts kept")
-        checkpoint.unlink(missing_ok=True)
-    return [file for task in tasks for file in task.files(folder)]
+    missing = [task for task in tasks if not _finished(task, folder, model, overwrite)]
+    if process.rank == 0:
+        _foretell(missing, model, micro_batch, say)
+    files = [file for task in tasks for file in task.files(folder)]
+    progress, together = progress and process.rank == 0, process.of > 1
+    with tqdm(total=len(files), desc="concepts", disable=not (progress and together)) as bar:
+
+        def count(_: object = None) -> None:
+            bar.update(sum(file.exists() for file in files) - bar.n)
+
+        def run(task: ErasureTask, *, wait: bool) -> bool:
+            checkpoint = _hidden(folder, task, "checkpoint")
+            trainer = Trainer(count, checkpoint, progress=progress and not together)
+            try:
+                with _claimed(_hidden(folder, task, "lock"), wait):
+                    if _finished(task, folder, model, overwrite):
+                        say(f"Already erased with these settings: {_listed(task.files(folder))}")
+                    else:
+                        _erase(task, folder, model, trainer, micro_batch, say)
+                    checkpoint.unlink(missing_ok=True)
+            except Timeout:
+                return False
+            count()
+            return True
+
+        own = tasks[process.rank :: process.of]
+        for task in [task for task in own if not run(task, wait=False)]:
+            say(f"Waiting for the process that is at {_listed(task.files(folder))}")
+            run(task, wait=True)
+    return files
+
+
+def _erase(
+    task: ErasureTask,
+    folder: Path,
+    model: Backbone,
+    trainer: Trainer,
+    micro_batch: int | None,
+    say: Callable[[str], None],
+) -> None:
+    how = {"seed": task.seed, "after": task.after, "micro_batch": micro_batch, "trainer": trainer}
+    deltas = erase(model, task.concepts, task.keep, task.settings, **how)
+    for file, delta in zip(task.files(folder), deltas, strict=True):
+        delta.save(file)
+        say(f"{file}: rank {delta.rank}, {len(delta.kept)} prompts kept")
+
+
+def _hidden(folder: Path, task: ErasureTask, what: str) -> Path:
+    """Where a task's checkpoint or lock is, as long as there is one."""
+    return folder / f".{'+'.join(file.stem for file in task.files(folder))}.{what}"
+
+
+def _listed(files: Iterable[Path]) -> str:
+    return ", ".join(map(str, files))
+
+
+@contextmanager
+def _claimed(lock: Path, wait: bool) -> Iterator[None]:
+    """Within the block no other process is at what is locked; a killed one's lock is free.
+
+    Raises:
+        Timeout: another is at it, and is not to be waited for.
+    """
+    with FileLock(lock, timeout=-1 if wait else 0):
+        try:
+            yield
+        finally:  # whoever opened the file before finds the work done
+            lock.unlink(missing_ok=True)
+
+
+def _foretell(
+    tasks: Sequence[ErasureTask],
+    model: Backbone,
+    micro_batch: int | None,
+    say: Callable[[str], None],
+) -> None:
+    """Say how long all tasks take, and warn where they do not fit; of a small model nothing."""
+    weights = sum(parameter.numel() for parameter in model.unet.parameters())
+    if not tasks or weights * tasks[0].settings.batch < LARGE:
+        return
+    joint = len(tasks[0].concepts)
+    forecast = Forecast(model, tasks[0].settings, micro_batch, joint)
+    if warning := forecast.warning():
+        warn(warning)
+    if forecast.seconds:
+        whole = duration(forecast.seconds * len(tasks) * joint)
+        say(f"{whole} at most on this device alone: for a concept, {forecast.passes()}")
 
 
 def _finished(task: ErasureTask, folder: Path, model: Backbone, overwrite: bool) -> bool:

@@ -90,7 +90,7 @@ def test_a_name_as_long_as_the_disk_takes_can_be_written(tmp_path: Path) -> None
 def test_ctrl_c_during_the_imports_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
     ended = subprocess.run(
-        [sys.executable, "-m", "sepme.cli", "demo"],
+        [sys.executable, "-m", "sepme", "demo"],
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,

@@ -1,5 +1,0 @@
-"""`python -m sepme.cli`: the command, where its folder is not on the path."""
-
-from sepme.cli.main import app
-
-app()

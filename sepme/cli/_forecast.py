@@ -1,0 +1,262 @@
+"""How long erasing takes on this device, and what memory it needs, before anything is trained.
+
+What a pass computes and holds is counted at full size, on tensors without content. How fast the
+device computes is measured on passes of about a second, at smaller latents where a model is large.
+"""
+
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from sepme.erasure import ErasureSettings, added
+from sepme.model import Backbone
+
+__all__ = ["Forecast", "counted", "drawing", "duration", "measured"]
+
+#: A pass that takes more seconds is not made larger to measure better.
+QUICK = 0.5
+#: Operations of attention on the CPU, which torch counts on GPUs only.
+_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+ATTENTION = {
+    _attention: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
+    _attention_backward: lambda *shapes, **_: sdpa_backward_flop_count(*shapes[:4]),
+}
+#: A pass of so many pictures, with latents of this height and width.
+Pass = Callable[[int, int], object]
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What erasing one concept with these settings takes."""
+
+    model: Backbone
+    settings: ErasureSettings
+    micro_batch: int | None = None
+    concepts: int = 1
+    """Erased jointly, so that all their passes are held until the way back."""
+
+    @property
+    def side(self) -> int:
+        return self.model.latent_shape[-1]
+
+    @property
+    def at_once(self) -> int:
+        """Images in one pass of the training."""
+        return min(self.micro_batch or self.settings.batch, self.settings.batch)
+
+    @cached_property
+    def seconds(self) -> float:
+        """Of one concept at most, texts and null space aside."""
+        settings, device = self.settings, self.model.device
+        if settings.iterations == 0:
+            return 0.0  # the closed form passes nothing through the UNet
+        together = min(self.model.together, settings.images)
+        drawn = measured(drawing(self.model), together, self.side, device)
+        parts = settings.iterations * ceil(settings.batch / self.at_once)
+        # An iteration asks the original model as a sampler's step does: twice an image.
+        original = drawn * self.at_once / together
+        changed = measured(self._training, self.at_once, self.side, device)
+        steps = self.model.steps * ceil(settings.images / together)
+        return steps * drawn + parts * (original + changed)
+
+    @cached_property
+    def peak(self) -> int:
+        """Bytes at the peak, beside the model."""
+        if self.settings.iterations == 0:
+            return 0
+        together = min(self.model.together, self.settings.images)
+        drawn = counted(drawing(self.model), together, self.side)[1]
+        trained = counted(self._training, self.at_once, self.side)[1]
+        return max(drawn, trained * (1 if self.at_once < self.settings.batch else self.concepts))
+
+    def warning(self) -> str | None:
+        """A sentence, where the peak is more than what is free."""
+        free, device = free_memory(self.model.device), self.model.device
+        if self.peak <= free:
+            return None
+        half = " or --dtype float16" if self.model.dtype == torch.float32 else ""
+        return (
+            f"Training would take about {gigabytes(self.peak)} beside the model, and "
+            f"{gigabytes(free)} are free on {device}: give --micro-batch "
+            f"{max(1, int(self.at_once * free / self.peak))}{half}."
+        )
+
+    def memory(self) -> str:
+        """What is taken, what the peak adds to it, and what is free, in words."""
+        taken, where = psutil.Process().memory_info().rss, "of the machine's memory"
+        if self.model.device.type == "cuda":
+            taken, where = torch.cuda.memory_allocated(self.model.device), "of the GPU's memory"
+        free = gigabytes(free_memory(self.model.device))
+        return (
+            f"{gigabytes(taken)} {where} taken by now, about {gigabytes(self.peak)} more at the "
+            f"peak of erasing; {free} are free"
+        )
+
+    def passes(self) -> str:
+        """Which passes of the UNet there are, in words."""
+        settings, again = self.settings, self.at_once < self.settings.batch
+        if settings.iterations == 0:
+            return "no pass of the UNet: the closed form needs none"
+        guided = 1 + (self.model.guidance > 1)
+        drawn = settings.images * self.model.steps * guided
+        samples = settings.iterations * settings.batch
+        changed = 1 + self._asks_twice
+        forwards = samples * (2 + changed * (1 + again))
+        return (
+            f"{drawn} passes of the UNet draw {settings.images} pictures; up to "
+            f"{settings.iterations} iterations of {settings.batch} pass {forwards} forwards and "
+            f"{samples * changed} backwards"
+        )
+
+    @property
+    def _asks_twice(self) -> bool:
+        """Whether the changed model is asked for c_0 too, since nothing keeps the empty prompt."""
+        return self.settings.parametrisation == "full" and self.settings.reference == "empty"
+
+    def _training(self, batch: int, side: int) -> None:
+        """The changed model's part of an iteration, forwards and back, with what is trained."""
+        model, settings = self.model, self.settings
+        place = {"device": model.device, "dtype": torch.float32}
+        theta, full = model.cross_attention(), settings.parametrisation == "full"
+        # Directions: as many as a prompt has tokens, or the whole space.
+        rows = model.tokens if settings.parametrisation == "lora" else model.d_in
+        shapes = {
+            p: theta[p].shape if full else (len(theta[p]), rows)
+            for p in (theta if full else model.projections())
+        }
+        W = {p: torch.zeros(shape, requires_grad=True, **place) for p, shape in shapes.items()}
+        moments = [torch.zeros_like(w) for w in W.values() for _ in range(2)]  # Adam's
+        R = None if full else torch.zeros(rows, model.d_in, **place)
+        inputs = _inputs(model, batch, side)
+
+        def changed() -> Tensor:
+            with added(model, [(R, W)]) as weights:
+                return model.epsilon(*inputs, weights).float()
+
+        again = self.at_once < settings.batch  # a micro-batch keeps nothing for the way back
+        eps = [
+            checkpoint(changed, use_reentrant=False) if again else changed()
+            for _ in range(1 + self._asks_twice)
+        ]
+        torch.stack(eps).square().mean().backward()
+        del moments  # held until here
+
+
+def drawing(model: Backbone) -> Pass:
+    """A step of the sampler: every picture with its prompt and without."""
+
+    @torch.no_grad()
+    def step(batch: int, side: int) -> None:
+        model.epsilon(*_inputs(model, 2 * batch, side))
+
+    return step
+
+
+def _inputs(model: Backbone, batch: int, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    place = {"device": model.device, "dtype": model.dtype}
+    x_t = torch.zeros(batch, model.latent_shape[0], side, side, **place)
+    text = torch.zeros(batch, model.tokens, model.d_in, **place)
+    return x_t, torch.full((batch,), 500, device=model.device), text
+
+
+# ------------------------------------------------------------------ counted
+class _Living(TorchDispatchMode):
+    """The bytes of the tensors that are alive, and their peak."""
+
+    now = peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if all(returned.alias_info is None for returned in func._schema.returns):  # no view
+            for tensor in tree_leaves(made):
+                if isinstance(tensor, Tensor):
+                    storage = tensor.untyped_storage()
+                    self._add(storage.nbytes())
+                    weakref.finalize(storage, self._add, -storage.nbytes())
+        return made
+
+    def _add(self, change: int) -> None:
+        self.now += change
+        self.peak = max(self.peak, self.now)
+
+
+def counted(work: Pass, batch: int, side: int) -> tuple[int, int]:
+    """Floating-point operations of a pass, and the bytes of its tensors at their peak."""
+    counter, living = FlopCounterMode(display=False, custom_mapping=ATTENTION), _Living()
+    with FakeTensorMode(allow_non_fake_inputs=True), counter, living:
+        work(batch, side)
+    return counter.get_total_flops(), living.peak
+
+
+# ------------------------------------------------------------------ measured
+def measured(work: Pass, batch: int, side: int, device: torch.device) -> float:
+    """Seconds of a pass: of itself, or beyond two smaller ones in proportion to the operations."""
+    found: list[tuple[tuple[int, int], float]] = []
+    for size in _growing(batch, side):
+        try:
+            took = _seconds(work, *size, device)
+            if took < QUICK:
+                took = min(took, _seconds(work, *size, device))
+        except torch.OutOfMemoryError:
+            break  # the warning says so
+        found.append((size, took))
+        if took > QUICK and len(found) > 1:
+            break
+    size, took = found[-1]
+    if size == (batch, side) or len(found) < 2:
+        return took
+    smaller, less = found[-2]
+    few, some, all_ = (counted(work, *each)[0] for each in (smaller, size, (batch, side)))
+    return took + (all_ - some) * max(took - less, 0) / (some - few)
+
+
+def _growing(batch: int, side: int) -> Iterator[tuple[int, int]]:
+    """Ever larger passes: one picture from latents of 8 x 8 on, then more of them, then all."""
+    yield from ((1, 2**power) for power in range(3, 10) if 2**power < side)
+    yield from ((2**power, side) for power in range(20) if 2**power < batch)
+    yield batch, side
+
+
+def _seconds(work: Pass, batch: int, side: int, device: torch.device) -> float:
+    """Of one pass. On the CPU, what this process computes, whatever else the machine does."""
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    start = clock()
+    work(batch, side)
+    if device.type == "cpu":
+        return (clock() - start) / torch.get_num_threads()
+    torch.accelerator.synchronize(device)
+    return clock() - start
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free where this device computes."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def gigabytes(memory: float) -> str:
+    """As one reads it: 0.05 GB, 1.8 GB, 14 GB."""
+    return f"{memory / 1e9:.2g} GB"
+
+
+def duration(seconds: float) -> str:
+    """One or two digits, all that such an estimate is worth."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 9.5 else f"{seconds:.1g} s"
