@@ -18,13 +18,23 @@ from sepme.cli.tasks import erase_into, plan
 from sepme.concept import Concept
 from sepme.delta import ConceptDelta
 from sepme.erasure import PRESETS, erase
-from sepme.errors import SepmeError, SepmeWarning
+from sepme.errors import SepmeError
 from tests.miniature import NEON, QUICK, QUIET, fresh, others, shared
-from tests.test_cli import bare, model, refused, sepme  # noqa: F401 (fixtures)
+from tests.test_cli import CATALOGUE, refused, sepme
 from tests.tiny import make_tiny_pipeline
 
 NAMES = ("neon", "ink", "boat")
 LIST = ("erase", ", ".join(NAMES), "--iterations", 2, "--images", 2, "--batch", 2)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A miniature model on the disk, sampled in three steps."""
+    folder = tmp_path_factory.mktemp("model")
+    make_tiny_pipeline().save_pretrained(folder)
+    (folder / "generation.json").write_text('{"guidance_scale": 4.0, "num_inference_steps": 3}')
+    CATALOGUE.save(folder / "catalogue.json")
+    return folder
 
 
 # ------------------------------------------------------------------ options
@@ -59,8 +69,8 @@ def test_half_precision_erases_and_draws(dtype: str, model: Path, tmp_path: Path
         (["--device", "meta"], "'meta' is not there"),
         (["--device", "toaster"], "'toaster' is not there"),
         (["--dtype", "float8"], "dtype = 'float8' is unknown"),
-        (["--batch", "0"], "0 is not in the range"),
-        (["--steps", "1001"], "1001 is not in the range"),
+        (["--batch", "0"], "greater than or equal to 1"),
+        (["--steps", "1001"], "less than or equal to 1000"),
         (["--closed-form", "--iterations", "3"], "trains nothing"),
     ],
 )
@@ -179,12 +189,15 @@ class _Counted:
 
     def __init__(self, unet: torch.nn.Module) -> None:
         self.forwards = self.backwards = 0
+        unet.register_forward_pre_hook(self.go)  # what is computed again need not end
         unet.register_forward_hook(self.see)
 
-    def see(self, _module: object, given: tuple, output: object) -> None:
+    def go(self, _module: object, given: tuple) -> None:
         self.forwards += len(given[0])
-        if output.sample.requires_grad:
-            output.sample.register_hook(lambda gradient: self.back(len(gradient)))
+
+    def see(self, _module: object, _given: tuple, output: object) -> None:
+        if output[0].requires_grad:
+            output[0].register_hook(lambda gradient: self.back(len(gradient)))
 
     def back(self, samples: int) -> None:
         self.backwards += samples
@@ -199,7 +212,7 @@ def test_the_passes_that_are_foretold_are_those_that_are_made(
         changes = changes | {"start": "zero", "reference": "empty", "method": "svd"}
     settings, backbone = replace(QUICK, **changes), fresh()
     foretold = Forecast(backbone, settings, micro_batch).passes()
-    drawn, *_ , iterations, batch, forwards, backwards = (
+    drawn, *_, iterations, batch, forwards, backwards = (
         int(word) for word in foretold.split() if word.isdecimal()
     )
     seen = _Counted(backbone.unet)
@@ -253,10 +266,20 @@ def test_memory_that_will_not_do_is_said_before_with_what_to_do(monkeypatch) -> 
     assert less.peak < forecast.peak / 2
     monkeypatch.setattr("sepme.cli._forecast.free_memory", lambda _: forecast.peak // 3)
     assert "give --micro-batch 2 or --dtype float16." in forecast.warning()
+
+
+def test_erase_says_before_what_a_large_model_takes(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = (*LIST, "--model", model, "--out", tmp_path)
     monkeypatch.setattr("sepme.cli.tasks.LARGE", 0)
-    tasks = plan([NEON], (), None, settings)
-    monkeypatch.setattr("sepme.cli.tasks.erase", lambda *_, **__: [])
-    monkeypatch.setattr(ConceptDelta, "save", lambda *_: None)
+    monkeypatch.setattr("sepme.cli._forecast.free_memory", lambda _: 1000)
+    result = sepme(*command)
+    assert "would take about" in result.stderr
+    assert "at most on this device alone: for a concept, 12 passes of the UNet" in result.stdout
+    assert "alone" not in sepme(*command).stdout  # all is there
 
 
 @pytest.mark.parametrize(
