@@ -12,7 +12,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from sepme.cli._forecast import Forecast, counted, drawing, duration, measured
+from sepme.cli._forecast import Forecast, counted, duration, measured
 from sepme.cli._place import Process, place
 from sepme.cli.tasks import erase_into, plan
 from sepme.concept import Concept
@@ -236,9 +236,6 @@ def test_what_is_counted_by_hand() -> None:
         torch.zeros(n)  # y is dead by now
 
     assert counted(product, 3, 5) == (2 * 3 * 5 * 5, 4 * (15 + 25 + 15))
-    backbone = shared()
-    whole, half = (counted(drawing(backbone), n, 8)[0] for n in (4, 2))
-    assert whole == 2 * half
 
 
 def test_what_is_measured_of_a_small_part_is_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:

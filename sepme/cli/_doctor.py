@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from sepme.cli._forecast import QUICK, Forecast, drawing, duration, measured
+from sepme.cli._forecast import QUICK, Forecast, duration
 from sepme.cli._place import load
 from sepme.erasure import ErasureSettings
 from sepme.errors import warn
@@ -72,14 +72,12 @@ def _expect(
     backbone: Backbone, settings: ErasureSettings, micro_batch: int | None
 ) -> Iterator[tuple[str, str]]:
     """Seconds and gigabytes, measured on passes of the UNet and counted at full size."""
-    step, side, steps = drawing(backbone), backbone.latent_shape[-1], backbone.steps
-    alone = measured(step, 1, side, backbone.device)
-    shown = f"about {duration(steps * alone)} drawn alone"
-    if alone < QUICK:
-        together = measured(step, TOGETHER, side, backbone.device) / TOGETHER
-        shown += f", {duration(steps * together)} each of {TOGETHER} at once"
+    forecast, steps = Forecast(backbone, settings, micro_batch), backbone.steps
+    shown = f"about {duration(steps * forecast.step(1))} drawn alone"
+    if forecast.step(1) < QUICK:
+        each = duration(steps * forecast.step(TOGETHER) / TOGETHER)
+        shown += f", {each} each of {TOGETHER} at once"
     yield "one picture", f"{shown}, in {steps} steps"
-    forecast = Forecast(backbone, settings, micro_batch)
     yield "erasing", f"about {duration(forecast.seconds)} a concept at most: {forecast.passes()}"
     clock = "time of the CPU" if backbone.device.type == "cpu" else "passes just now"
     yield "measured by", f"{clock}: while other programs run, all takes longer"

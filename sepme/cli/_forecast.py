@@ -7,7 +7,7 @@ device computes is measured on passes of about a second, at smaller latents wher
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil
 from typing import Any
@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from sepme.erasure import ErasureSettings, added
 from sepme.model import Backbone
 
-__all__ = ["Forecast", "counted", "drawing", "duration", "measured"]
+__all__ = ["Forecast", "counted", "duration", "measured"]
 
 #: A pass that takes more seconds is not made larger to measure better.
 QUICK = 0.5
@@ -41,13 +41,14 @@ Pass = Callable[[int, int], object]
 
 @dataclass(frozen=True)
 class Forecast:
-    """What erasing one concept with these settings takes."""
+    """What drawing takes, and erasing one concept with these settings."""
 
     model: Backbone
     settings: ErasureSettings
     micro_batch: int | None = None
     concepts: int = 1
     """Erased jointly, so that all their passes are held until the way back."""
+    _counts: dict[tuple[str, int, int], tuple[int, int]] = field(default_factory=dict, repr=False)
 
     @property
     def side(self) -> int:
@@ -58,29 +59,41 @@ class Forecast:
         """Images in one pass of the training."""
         return min(self.micro_batch or self.settings.batch, self.settings.batch)
 
+    @property
+    def _together(self) -> int:
+        """Pictures that are drawn at once."""
+        return min(self.model.together, self.settings.images)
+
+    def step(self, pictures: int) -> float:
+        """Seconds of a step of the sampler, with so many pictures at once."""
+        if self._alone > QUICK:  # nothing is gained by drawing more at once
+            return pictures * self._alone
+        return measured(self._drawing, pictures, self.side, self.model.device, self._count)
+
+    @cached_property
+    def _alone(self) -> float:
+        return measured(self._drawing, 1, self.side, self.model.device, self._count)
+
     @cached_property
     def seconds(self) -> float:
         """Of one concept at most, texts and null space aside."""
         settings, device = self.settings, self.model.device
         if settings.iterations == 0:
             return 0.0  # the closed form passes nothing through the UNet
-        together = min(self.model.together, settings.images)
-        drawn = measured(drawing(self.model), together, self.side, device)
-        parts = settings.iterations * ceil(settings.batch / self.at_once)
+        steps = self.model.steps * ceil(settings.images / self._together)
         # An iteration asks the original model as a sampler's step does: twice an image.
-        original = drawn * self.at_once / together
-        changed = measured(self._training, self.at_once, self.side, device)
-        steps = self.model.steps * ceil(settings.images / together)
-        return steps * drawn + parts * (original + changed)
+        changed = measured(self._training, self.at_once, self.side, device, self._count)
+        part = self.step(self.at_once) + changed
+        parts = settings.iterations * ceil(settings.batch / self.at_once)
+        return steps * self.step(self._together) + parts * part
 
     @cached_property
     def peak(self) -> int:
         """Bytes at the peak, beside the model."""
         if self.settings.iterations == 0:
             return 0
-        together = min(self.model.together, self.settings.images)
-        drawn = counted(drawing(self.model), together, self.side)[1]
-        trained = counted(self._training, self.at_once, self.side)[1]
+        drawn = self._count(self._drawing, self._together, self.side)[1]
+        trained = self._count(self._training, self.at_once, self.side)[1]
         return max(drawn, trained * (1 if self.at_once < self.settings.batch else self.concepts))
 
     def warning(self) -> str | None:
@@ -127,6 +140,18 @@ class Forecast:
         """Whether the changed model is asked for c_0 too, since nothing keeps the empty prompt."""
         return self.settings.parametrisation == "full" and self.settings.reference == "empty"
 
+    def _count(self, work: Pass, batch: int, side: int) -> tuple[int, int]:
+        """`counted`, once."""
+        key = (work.__name__, batch, side)
+        if key not in self._counts:
+            self._counts[key] = counted(work, batch, side)
+        return self._counts[key]
+
+    @torch.no_grad()
+    def _drawing(self, batch: int, side: int) -> None:
+        """A step of the sampler: every picture with its prompt and without."""
+        self.model.epsilon(*_inputs(self.model, 2 * batch, side))
+
     def _training(self, batch: int, side: int) -> None:
         """The changed model's part of an iteration, forwards and back, with what is trained."""
         model, settings = self.model, self.settings
@@ -154,16 +179,6 @@ class Forecast:
         ]
         torch.stack(eps).square().mean().backward()
         del moments  # held until here
-
-
-def drawing(model: Backbone) -> Pass:
-    """A step of the sampler: every picture with its prompt and without."""
-
-    @torch.no_grad()
-    def step(batch: int, side: int) -> None:
-        model.epsilon(*_inputs(model, 2 * batch, side))
-
-    return step
 
 
 def _inputs(model: Backbone, batch: int, side: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -203,7 +218,13 @@ def counted(work: Pass, batch: int, side: int) -> tuple[int, int]:
 
 
 # ------------------------------------------------------------------ measured
-def measured(work: Pass, batch: int, side: int, device: torch.device) -> float:
+def measured(
+    work: Pass,
+    batch: int,
+    side: int,
+    device: torch.device,
+    count: Callable[[Pass, int, int], tuple[int, int]] = counted,
+) -> float:
     """Seconds of a pass: of itself, or beyond two smaller ones in proportion to the operations."""
     found: list[tuple[tuple[int, int], float]] = []
     for size in _growing(batch, side):
@@ -220,7 +241,7 @@ def measured(work: Pass, batch: int, side: int, device: torch.device) -> float:
     if size == (batch, side) or len(found) < 2:
         return took
     smaller, less = found[-2]
-    few, some, all_ = (counted(work, *each)[0] for each in (smaller, size, (batch, side)))
+    few, some, all_ = (count(work, *each)[0] for each in (smaller, size, (batch, side)))
     return took + (all_ - some) * max(took - less, 0) / (some - few)
 
 
@@ -233,13 +254,13 @@ def _growing(batch: int, side: int) -> Iterator[tuple[int, int]]:
 
 def _seconds(work: Pass, batch: int, side: int, device: torch.device) -> float:
     """Of one pass. On the CPU, what this process computes, whatever else the machine does."""
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    start = clock()
+    wall, computed = time.perf_counter(), time.process_time()
     work(batch, side)
-    if device.type == "cpu":
-        return (clock() - start) / torch.get_num_threads()
-    torch.accelerator.synchronize(device)
-    return clock() - start
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    wall, computed = time.perf_counter() - wall, time.process_time() - computed
+    # A thread that waits for another computes too, as the system counts it: so the less of the two.
+    return min(wall, computed / torch.get_num_threads()) if device.type == "cpu" else wall
 
 
 def free_memory(device: torch.device) -> int:
