@@ -166,7 +166,9 @@ def test_ctrl_c_says_how_to_go_on(model: Path, tmp_path: Path, monkeypatch) -> N
 
 
 # ------------------------------------------------------------------ generate, inspect, doctor
-def test_generate_draws_with_any_subset_erased(model: Path, deltas: Path, tmp_path: Path) -> None:
+def test_generate_draws_with_any_subset_erased(
+    model: Path, deltas: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def drawn(name: str, *erased: str) -> bytes:
         out = tmp_path / name
         switched = [word for one in erased for word in ("--erase", deltas / f"{one}.safetensors")]
@@ -182,6 +184,10 @@ def test_generate_draws_with_any_subset_erased(model: Path, deltas: Path, tmp_pa
     assert again.read_bytes() == original
     with Image.open(tmp_path / "original.png") as picture:
         assert picture.size == (32, 32)
+    monkeypatch.chdir(tmp_path)  # where `erase` writes, a name will do
+    (tmp_path / "deltas").symlink_to(deltas)
+    sepme("generate", "neon", "--erase", "neon", "--seed", 3, "--out", "name.png", "--model", model)
+    assert (tmp_path / "name.png").read_bytes() == (tmp_path / "without.png").read_bytes()
 
 
 def test_inspect_says_what_a_file_holds(deltas: Path, tmp_path: Path) -> None:
@@ -202,7 +208,10 @@ def test_doctor_measures_instead_of_guessing(model: Path, monkeypatch) -> None:
     assert "no-such-package MISSING" in result.stdout
     for subject in ("Python", "device", "threads", "LPIPS", "fingerprint", "one picture", "memory"):
         assert f"\n{subject} " in result.stdout
-    for words in ("drawn alone", "each of 8 at once", "a concept at most", "all takes longer"):
+    for words in (
+        *("drawn alone", "each of 8 at once", "a concept at most", "all takes longer"),
+        *("96 passes of the UNet draw 16", "960 forwards and 320 backwards", "peak of erasing"),
+    ):
         assert words in result.stdout
     assert Backbone.load(model).fingerprint in result.stdout
 

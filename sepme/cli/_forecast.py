@@ -28,6 +28,9 @@ __all__ = ["Forecast", "counted", "duration", "measured"]
 
 #: A pass that takes more seconds is not made larger to measure better.
 QUICK = 0.5
+#: What libraries hold beside the tensors: in the shape of Stable Diffusion 1.x the process grew by
+#: 1.14 times the tensors in float32, and by 1.23 times in bfloat16.
+BESIDE = 1.2
 #: Operations of attention on the CPU, which torch counts on GPUs only.
 _attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -94,7 +97,8 @@ class Forecast:
             return 0
         drawn = self._count(self._drawing, self._together, self.side)[1]
         trained = self._count(self._training, self.at_once, self.side)[1]
-        return max(drawn, trained * (1 if self.at_once < self.settings.batch else self.concepts))
+        held = 1 if self.at_once < self.settings.batch else self.concepts
+        return int(BESIDE * max(drawn, held * trained))
 
     def warning(self) -> str | None:
         """A sentence, where the peak is more than what is free."""

@@ -277,7 +277,12 @@ def erase(
 @app.command()
 def generate(
     prompt: str = Argument(help="What to draw."),
-    erased: list[Path] | None = Option(None, "--erase", help="A delta to switch on; repeatable."),
+    erased: list[Path] | None = Option(
+        None,
+        "--erase",
+        help="A delta to switch on: a file, or the name of one in deltas or beside the model; "
+        "repeatable.",
+    ),
     out: Picture = Path("picture.png"),
     steps: Steps = None,
     guidance: float | None = Option(None, help="0, or 1 and more.", show_default="the model's own"),
@@ -298,10 +303,11 @@ def generate(
     from sepme.delta import ConceptDelta
     from sepme.plots import png
 
-    check_name(out, *(erased or ()), *_read_of(model))
+    files = [_delta_file(word, model) for word in erased or ()]
+    check_name(out, *files, *_read_of(model))
     guided(guidance or 0)
     plain(prompt)
-    deltas = [ConceptDelta.load(file) for file in erased or ()]
+    deltas = [ConceptDelta.load(file) for file in files]
     backbone = load(model, place(device, dtype), steps)
     if remark := backbone.vocabulary.remark([prompt]):
         warn(remark)
@@ -625,6 +631,15 @@ def _concepts(names: str, catalogue: "Catalogue | None") -> "list[Concept]":
     if catalogue is not None:
         return catalogue.parse(names)
     return [Concept.from_text(name) for name in parse_names(names)]
+
+
+def _delta_file(word: Path, model: str | None) -> Path:
+    """The file itself, or that of a concept: where `erase` writes, or beside the model."""
+    from sepme.concept import slug
+
+    folders = Path("deltas"), _model_path(model) / "deltas"
+    places = [word, *(folder / f"{slug(str(word))}.safetensors" for folder in folders)]
+    return next((place for place in places if place.is_file()), word)
 
 
 def _check_folder(*folders: Path) -> None:
