@@ -203,11 +203,12 @@ class _Counted:
         self.backwards += samples
 
 
-@pytest.mark.parametrize("changes", [{}, {"batch": 4}, {"parametrisation": "full"}])
+@pytest.mark.parametrize("changes", [{}, {"batch": 4}, {"pool": 5}, {"parametrisation": "full"}])
 @pytest.mark.parametrize("micro_batch", [None, 2])
 def test_the_passes_that_are_foretold_are_those_that_are_made(
-    changes: dict, micro_batch: int | None
+    changes: dict, micro_batch: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("sepme.erasure._DRAWN", {})  # nothing was drawn before
     if "parametrisation" in changes:
         changes = changes | {"start": "zero", "reference": "empty", "method": "svd"}
     settings, backbone = replace(QUICK, **changes), fresh()
@@ -262,7 +263,7 @@ def test_memory_that_will_not_do_is_said_before_with_what_to_do(monkeypatch) -> 
     less = Forecast(shared(), settings, micro_batch=2)
     assert less.peak < forecast.peak / 2
     monkeypatch.setattr("sepme.cli._forecast.free_memory", lambda _: forecast.peak // 3)
-    assert "give --micro-batch 2 or --dtype float16." in forecast.warning()
+    assert "give --micro-batch 2 or --dtype bfloat16." in forecast.warning()
 
 
 def test_erase_says_before_what_a_large_model_takes(

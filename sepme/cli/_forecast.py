@@ -84,11 +84,13 @@ class Forecast:
         if settings.iterations == 0:
             return 0.0  # the closed form passes nothing through the UNet
         steps = self.model.steps * ceil(settings.images / self._together)
-        # An iteration asks the original model as a sampler's step does: twice an image.
+        # The original model is asked as in a sampler's step: twice an image.
+        original = self.step(self.at_once) * self._batches
         changed = measured(self._training, self.at_once, self.side, device, self._count)
-        part = self.step(self.at_once) + changed
-        parts = settings.iterations * ceil(settings.batch / self.at_once)
-        return steps * self.step(self._together) + parts * part
+        parts = ceil(settings.batch / self.at_once)
+        return steps * self.step(self._together) + parts * (
+            original + settings.iterations * changed
+        )
 
     @cached_property
     def peak(self) -> int:
@@ -105,11 +107,14 @@ class Forecast:
         free, device = free_memory(self.model.device), self.model.device
         if self.peak <= free:
             return None
-        half = " or --dtype float16" if self.model.dtype == torch.float32 else ""
+        do = ["a smaller model, or a machine with more memory"]
+        if self.model.dtype == torch.float32:  # of the halves, the one that is fast there
+            do.insert(0, f"--dtype {'bfloat16' if device.type == 'cpu' else 'float16'}")
+        if self.at_once > 1:
+            do.insert(0, f"--micro-batch {max(1, int(self.at_once * free / self.peak))}")
         return (
             f"Training would take about {gigabytes(self.peak)} beside the model, and "
-            f"{gigabytes(free)} are free on {device}: give --micro-batch "
-            f"{max(1, int(self.at_once * free / self.peak))}{half}."
+            f"{gigabytes(free)} are free on {device}: give {' or '.join(do[:2])}."
         )
 
     def memory(self) -> str:
@@ -130,14 +135,19 @@ class Forecast:
             return "no pass of the UNet: the closed form needs none"
         guided = 1 + (self.model.guidance > 1)
         drawn = settings.images * self.model.steps * guided
-        samples = settings.iterations * settings.batch
-        changed = 1 + self._asks_twice
-        forwards = samples * (2 + changed * (1 + again))
+        samples, changed = settings.iterations * settings.batch, 1 + self._asks_twice
+        forwards = 2 * self._batches * settings.batch + samples * changed * (1 + again)
         return (
             f"{drawn} passes of the UNet draw {settings.images} pictures; up to "
             f"{settings.iterations} iterations of {settings.batch} pass {forwards} forwards and "
             f"{samples * changed} backwards"
         )
+
+    @property
+    def _batches(self) -> int:
+        """Batches that the original model is asked about: one an iteration, or the pool."""
+        settings = self.settings
+        return ceil(settings.pool / settings.batch) if settings.pool else settings.iterations
 
     @property
     def _asks_twice(self) -> bool:
