@@ -198,7 +198,7 @@ class Forecast:
 def _inputs(model: Backbone, batch: int, side: int) -> tuple[Tensor, Tensor, Tensor]:
     place = {"device": model.device, "dtype": model.dtype}
     x_t = torch.zeros(batch, model.latent_shape[0], side, side, **place)
-    text = torch.zeros(batch, model.tokens, model.d_in, **place)
+    text = torch.zeros(batch, model.tokens + model.xl, model.d_in, **place)  # see `conditioning`
     return x_t, torch.full((batch,), 500, device=model.device), text
 
 
