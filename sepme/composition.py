@@ -145,7 +145,7 @@ class Composition:
                 )
             finite(**{f"The strength of '{name}'": strength})
         if not self._force:
-            _refuse_contradictions([self._deltas[name] for name in wanted])
+            refuse_contradictions([self._deltas[name] for name in wanted])
         self._backbone.refuse_fused()
         strengths = {name: round(float(s), _DIGITS) for name, s in wanted.items()}
         self._wanted = {name: strength for name, strength in strengths.items() if strength != 0.0}
@@ -282,7 +282,7 @@ def keeps(delta: ConceptDelta, other: ConceptDelta) -> bool:
     return needed <= set(delta.kept) or other.digest in delta.provenance.after
 
 
-def _refuse_contradictions(deltas: list[ConceptDelta]) -> None:
+def refuse_contradictions(deltas: list[ConceptDelta]) -> None:
     """Raise when one delta would disturb a concept that another one was promised to leave alone."""
     for delta in deltas:
         for other in deltas:

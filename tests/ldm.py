@@ -1,118 +1,15 @@
-"""The other direction of what diffusers reads: a pipeline as one file of the original layout.
+"""A pipeline as one file, as people download it."""
 
-The names are those of the checkpoints that were published (CompVis, Stability AI).
-"""
-
-from collections.abc import Iterable
 from pathlib import Path
 
-import torch
+
 from safetensors.torch import save_file
-from torch import Tensor
 
+from sepme._ldm import checkpoint
 from sepme.shapes import Pipeline
-
-_UNET = [
-    ("time_embedding.linear_1", "time_embed.0"),
-    ("time_embedding.linear_2", "time_embed.2"),
-    ("add_embedding.linear_1", "label_emb.0.0"),
-    ("add_embedding.linear_2", "label_emb.0.2"),
-    ("conv_in", "input_blocks.0.0"),
-    ("conv_norm_out", "out.0"),
-    ("conv_out", "out.2"),
-    ("mid_block.attentions.0", "middle_block.1"),
-    *((f"mid_block.resnets.{j}", f"middle_block.{2 * j}") for j in range(2)),
-]
-for i in range(4):
-    for j in range(2):
-        _UNET.append((f"down_blocks.{i}.resnets.{j}", f"input_blocks.{3 * i + j + 1}.0"))
-        _UNET.append((f"down_blocks.{i}.attentions.{j}", f"input_blocks.{3 * i + j + 1}.1"))
-    for j in range(3):
-        _UNET.append((f"up_blocks.{i}.resnets.{j}", f"output_blocks.{3 * i + j}.0"))
-        _UNET.append((f"up_blocks.{i}.attentions.{j}", f"output_blocks.{3 * i + j}.1"))
-    _UNET.append((f"down_blocks.{i}.downsamplers.0.conv", f"input_blocks.{3 * (i + 1)}.0.op"))
-    # In 1.x and 2.x the first of these blocks has no attention before it.
-    _UNET.append((f"up_blocks.{i}.upsamplers.0", f"output_blocks.{3 * i + 2}.{min(i, 1) + 1}"))
-_RESNET = [
-    ("norm1", "in_layers.0"),
-    ("conv1", "in_layers.2"),
-    ("norm2", "out_layers.0"),
-    ("conv2", "out_layers.3"),
-    ("time_emb_proj", "emb_layers.1"),
-    ("conv_shortcut", "skip_connection"),
-]
-_VAE = [("conv_shortcut", "nin_shortcut"), ("conv_norm_out", "norm_out")]
-_VAE += [("mid_block.attentions.0", "mid.attn_1"), ("mid_block.resnets.0", "mid.block_1")]
-_VAE += [("mid_block.resnets.1", "mid.block_2"), ("group_norm", "norm"), ("to_out.0", "proj_out")]
-_VAE += [("to_q", "q"), ("to_k", "k"), ("to_v", "v")]
-for i in range(4):
-    _VAE += [(f"down_blocks.{i}.resnets.{j}", f"down.{i}.block.{j}") for j in range(2)]
-    _VAE += [(f"up_blocks.{i}.resnets.{j}", f"up.{3 - i}.block.{j}") for j in range(3)]
-    _VAE.append((f"down_blocks.{i}.downsamplers.0", f"down.{i}.downsample"))
-    _VAE.append((f"up_blocks.{i}.upsamplers.0", f"up.{3 - i}.upsample"))
-_OPEN_CLIP = [
-    ("embeddings.token_embedding", "token_embedding"),
-    ("embeddings.position_embedding.weight", "positional_embedding"),
-    ("final_layer_norm", "ln_final"),
-    ("encoder.layers", "transformer.resblocks"),
-    ("layer_norm1", "ln_1"),
-    ("layer_norm2", "ln_2"),
-    ("mlp.fc1", "mlp.c_fc"),
-    ("mlp.fc2", "mlp.c_proj"),
-    ("self_attn", "attn"),
-]
-
-
-def _named(name: str, pairs: Iterable[tuple[str, str]]) -> str:
-    """The name with its parts exchanged; dots keep `down_blocks.1` apart from `down_blocks.10`."""
-    name = f".{name}"
-    for theirs, original in pairs:
-        name = name.replace(f".{theirs}.", f".{original}.") if f".{theirs}." in name else name
-        name = f".{original}" if name == f".{theirs}" else name
-    return name[1:]
 
 
 def one_file(pipe: Pipeline, file: Path) -> Path:
-    """Write the whole pipeline as a checkpoint of 1.x, 2.x (by the width of its text) or XL."""
-    state: dict[str, Tensor] = {}
-    unet = pipe.unet.state_dict()
-    names = dict(_UNET)
-    if any(name.startswith("up_blocks.0.attentions") for name in unet):
-        names["up_blocks.0.upsamplers.0"] = "output_blocks.2.2"
-    for name, tensor in unet.items():
-        inside = _RESNET if ".resnets." in name else []
-        state[f"model.diffusion_model.{_named(_named(name, names.items()), inside)}"] = tensor
-    for name, tensor in pipe.vae.state_dict().items():
-        convolved = ".attentions." in name and tensor.ndim == 2
-        state[f"first_stage_model.{_named(name, _VAE)}"] = (
-            tensor[..., None, None] if convolved else tensor
-        )
-    text = _text(pipe.text_encoder)
-    if hasattr(pipe, "text_encoder_2"):
-        state |= {f"conditioner.embedders.0.transformer.text_model.{n}": t for n, t in text.items()}
-        second = _open_clip(_text(pipe.text_encoder_2))
-        second["text_projection"] = second.pop("text_projection.weight").T
-        state |= {f"conditioner.embedders.1.model.{n}": t for n, t in second.items()}
-    elif pipe.text_encoder.config.hidden_size == 1024:
-        state |= {f"cond_stage_model.model.{n}": t for n, t in _open_clip(text).items()}
-    else:
-        state |= {f"cond_stage_model.transformer.text_model.{n}": t for n, t in text.items()}
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
+    """Write the whole pipeline as a checkpoint of the original layout."""
+    save_file(checkpoint(pipe), file)
     return file
-
-
-def _text(encoder: torch.nn.Module) -> dict[str, Tensor]:
-    return {name.removeprefix("text_model."): t for name, t in encoder.state_dict().items()}
-
-
-def _open_clip(text: dict[str, Tensor]) -> dict[str, Tensor]:
-    """OpenCLIP keeps queries, keys and values in one matrix."""
-    state = {}
-    for name, tensor in text.items():
-        if ".k_proj" in name or ".v_proj" in name:
-            continue
-        if ".q_proj" in name:
-            parts = [text[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
-            name, tensor = name.replace("q_proj.", "in_proj_"), torch.cat(parts)
-        state[_named(name, _OPEN_CLIP)] = tensor
-    return state
