@@ -1,13 +1,11 @@
-"""The other direction of what diffusers reads: a pipeline as one file of the original layout.
+"""The other direction of what diffusers reads: a pipeline's tensors by their original names.
 
 The names are those of the checkpoints that were published (CompVis, Stability AI).
 """
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sepme.shapes import Pipeline
@@ -72,23 +70,27 @@ def _named(name: str, pairs: Iterable[tuple[str, str]]) -> str:
     return name[1:]
 
 
-def one_file(pipe: Pipeline, file: Path) -> Path:
-    """Write the whole pipeline as a checkpoint of 1.x, 2.x (by the width of its text) or XL."""
-    state: dict[str, Tensor] = {}
-    unet = pipe.unet.state_dict()
+def unet_name(path: str, xl: bool) -> str:
+    """What the original UNet calls a module or parameter, without its prefix."""
     names = dict(_UNET)
-    if any(name.startswith("up_blocks.0.attentions") for name in unet):
+    if xl:
         names["up_blocks.0.upsamplers.0"] = "output_blocks.2.2"
-    for name, tensor in unet.items():
-        inside = _RESNET if ".resnets." in name else []
-        state[f"model.diffusion_model.{_named(_named(name, names.items()), inside)}"] = tensor
+    return _named(_named(path, names.items()), _RESNET if ".resnets." in path else [])
+
+
+def checkpoint(pipe: Pipeline) -> dict[str, Tensor]:
+    """All weights by the names of 1.x, 2.x (by the width of its text) or XL."""
+    xl = hasattr(pipe, "text_encoder_2")
+    state: dict[str, Tensor] = {}
+    for name, tensor in pipe.unet.state_dict().items():
+        state[f"model.diffusion_model.{unet_name(name, xl)}"] = tensor
     for name, tensor in pipe.vae.state_dict().items():
         convolved = ".attentions." in name and tensor.ndim == 2
         state[f"first_stage_model.{_named(name, _VAE)}"] = (
             tensor[..., None, None] if convolved else tensor
         )
     text = _text(pipe.text_encoder)
-    if hasattr(pipe, "text_encoder_2"):
+    if xl:
         state |= {f"conditioner.embedders.0.transformer.text_model.{n}": t for n, t in text.items()}
         second = _open_clip(_text(pipe.text_encoder_2))
         second["text_projection"] = second.pop("text_projection.weight").T
@@ -97,8 +99,7 @@ def one_file(pipe: Pipeline, file: Path) -> Path:
         state |= {f"cond_stage_model.model.{n}": t for n, t in _open_clip(text).items()}
     else:
         state |= {f"cond_stage_model.transformer.text_model.{n}": t for n, t in text.items()}
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
-    return file
+    return {name: tensor.contiguous() for name, tensor in state.items()}
 
 
 def _text(encoder: torch.nn.Module) -> dict[str, Tensor]:

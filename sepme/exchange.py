@@ -7,6 +7,7 @@ original layout). Nobody needs sepme to use it.
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from operator import add
 from pathlib import Path
 
 import torch
+from pydantic import JsonValue
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -41,7 +43,7 @@ from sepme.delta import FLOATS, ConceptDelta, DenseDelta
 from sepme.errors import SepmeError, in_words, warn
 from sepme.model import Backbone, alone
 
-__all__ = ["Export", "export", "import_lora", "truncated"]
+__all__ = ["export", "import_lora"]
 
 #: What an export may be, in the words of its card.
 FORMATS = {
@@ -119,7 +121,9 @@ def export(
         else:
             _write_merged(model, written, new, None if format == "folder" else new / name, dtype)
         card = _card(model, total.provenance, format, name, error, rank, dtype)
-        write_atomically(new / "README.md", card.encode())
+        card = write_atomically(new / "README.md", card.encode())
+        for file in new.rglob("*.safetensors"):  # which safetensors lets nobody else read
+            file.chmod(card.stat().st_mode)
     return Export(out, out if format == "folder" else out / name, error)
 
 
@@ -157,6 +161,8 @@ def _total(
         raise SepmeError(f"Two deltas are of one concept among {', '.join(names)}: leave one out.")
     if unknown := sorted(set(strengths) - set(names)):
         raise SepmeError(f"There is no delta of '{unknown[0]}': choose from {', '.join(names)}.")
+    if odd := [name for name, strength in strengths.items() if not math.isfinite(strength)]:
+        raise SepmeError(f"The strength of '{odd[0]}' is no number: give 1 for all of it.")
     refuse_contradictions(deltas)
     scaled = [
         delta * strengths[name] if strengths.get(name, 1.0) != 1.0 else delta
@@ -189,15 +195,15 @@ def _header(provenance: Provenance) -> dict[str, str]:
     return {"sepme_export": canonical_json(provenance.to_dict())}
 
 
-def kohya_name(path: str, original: bool = False) -> str:
-    """kohya's name of a UNet's module; for Stable Diffusion XL made of the `original` names."""
-    return "lora_unet_" + (_ldm.unet_name(path) if original else path).replace(".", "_")
+def kohya_name(path: str, xl: bool) -> str:
+    """kohya's name of a UNet's module; of Stable Diffusion XL they are made of original names."""
+    return "lora_unet_" + (_ldm.unet_name(path, xl) if xl else path).replace(".", "_")
 
 
 def _kohya_tensors(model: Backbone, delta: ConceptDelta) -> dict[str, Tensor]:
-    tensors, xl = {}, model.unet.config.addition_embed_type == "text_time"
+    tensors = {}
     for path in delta.paths:
-        name = kohya_name(path, original=xl)
+        name = kohya_name(path, model.xl)
         tensors[f"{name}.lora_down.weight"] = delta.down[path]
         tensors[f"{name}.lora_up.weight"] = delta.up[path]
         tensors[f"{name}.alpha"] = torch.tensor(float(delta.rank))  # the scale is alpha / rank
@@ -213,17 +219,20 @@ def _refuse_unmergeable(model: Backbone, format: str) -> None:
         )
     if format == "folder":
         return
-    for name, asked in loading.SHAPES.get(model.d_in, {"unet": {"cross_attention_dim": 0}}).items():
+    shape = next((s for s in loading.SHAPES.values() if s.width == model.d_in), None)
+    for name, asked in shape.parts.items() if shape else [("unet", {"cross_attention_dim": 0})]:
         config = getattr(model.pipe, name).config
-        found = {key: getattr(config, key, None) for key in asked if key != "sample_size"}
-        if wrong := [k for k, v in found.items() if _plain(v) != _plain(asked[k])]:
-            raise SepmeError(
-                f"Only Stable Diffusion 1.x and 2.x have a layout of one file, and this {name} has "
-                f"{wrong[0]} = {found[wrong[0]]}: export a folder."
-            )
-    if model.d_in == 768 and model.prediction_type != "epsilon":
+        for key, value in asked.items():
+            free = key == "sample_size" or key.endswith("_token_id")  # no weights depend on them
+            if not free and _plain(found := getattr(config, key, None)) != _plain(value):
+                raise SepmeError(
+                    f"Only {loading.KINDS} have a layout of one file, and this {name} has {key} = "
+                    f"{found}: export a folder."
+                )
+    if model.d_in != 1024 and model.prediction_type != "epsilon":
         raise SepmeError(
-            "A file of 1.x cannot say that its UNet predicts other than noise: export a folder."
+            "Who reads a file of 1.x or XL takes its UNet to predict noise, and this one predicts "
+            f"{model.prediction_type}: export a folder."
         )
 
 
@@ -243,11 +252,11 @@ def _write_merged(
             state = {n: _as(t, dtype) for n, t in _ldm.checkpoint(model.pipe).items()}
             save_file(state, file, {"format": "pt", **header})
             return
-        model.pipe.save_pretrained(folder, safe_serialization=True)
-    for config in folder.glob("*/config.json"):  # which say where the model lay on this machine
-        content = json.loads(config.read_text("utf-8"))
-        content.pop("_name_or_path", None)
-        save_json(config, content)
+        with loading.quiet():
+            model.pipe.save_pretrained(folder, safe_serialization=True)
+    for config in folder.rglob("*.json"):  # some say where the model lay on this machine
+        if "_name_or_path" in (content := json.loads(config.read_text("utf-8"))):
+            save_json(config, {k: v for k, v in content.items() if k != "_name_or_path"})
     for weights in folder.glob("*/*.safetensors") if dtype is not None else ():
         state = {n: _as(t, dtype) for n, t in load_file(weights).items()}
         save_file(state, weights, {"format": "pt"})
@@ -296,14 +305,16 @@ def _refuse_others(out: Path, new: Path) -> None:
 
 
 # ------------------------------------------------------------------ the card
+_LORA = (
+    "In diffusers:\n\n```python\n"
+    'pipe.load_lora_weights("FOLDER", weight_name="{file}", adapter_name="erased")\n```'
+)
 _HOW = {
-    "peft": "In diffusers:\n\n```python\n"
-    'pipe.load_lora_weights("FOLDER", weight_name="{file}", adapter_name="erased")\n```',
-    "kohya": "In diffusers:\n\n```python\n"
-    'pipe.load_lora_weights("FOLDER", weight_name="{file}", adapter_name="erased")\n```\n\n'
-    "AUTOMATIC1111 and Forge: put `{file}` into `models/Lora` and write `<lora:{stem}:1>` into the "
-    "prompt.\n\nComfyUI: put it into `models/loras` and use the node *Load LoRA*. The text encoder "
-    "is not changed, so its strength does not matter.",
+    "peft": _LORA,
+    "kohya": _LORA
+    + "\n\nAUTOMATIC1111 and Forge: put `{file}` into `models/Lora` and write `<lora:{stem}:1>` "
+    "into the prompt.\n\nComfyUI: put it into `models/loras` and use the node *Load LoRA*. The "
+    "text encoder is not changed, so its strength does not matter.",
     "folder": "In diffusers:\n\n```python\n"
     'pipe = StableDiffusionPipeline.from_pretrained("FOLDER")\n```',
     "file": "In diffusers:\n\n```python\n"
@@ -319,7 +330,9 @@ _CARD = """---
 # {base} without {concept}
 
 This is {what}.
+
 Erased: {forgotten}.
+
 Kept: {kept}.
 
 | | |
@@ -384,11 +397,19 @@ def _card(
         how=how,
         limit=_MERGED if merged else _SWITCH,
         # A backtick may end the block that it stands in; JSON has another spelling of it.
-        settings=json.dumps(provenance.to_dict()["settings"], indent=1).replace("`", "\\u0060"),
+        settings=json.dumps(_short(provenance.settings), indent=1).replace("`", "\\u0060"),
     )
 
 
-def _listed(prompts: Sequence[str], most: int = 40) -> str:
+def _short(settings: JsonValue) -> JsonValue:
+    """A sum's settings hold its terms' provenance; without the prompts, which stand above."""
+    if isinstance(settings, Mapping):
+        kept = settings.keys() - {"forgotten", "kept", "versions", "base"}
+        return {key: _short(settings[key]) for key in sorted(kept)}
+    return [_short(each) for each in settings] if isinstance(settings, list) else settings
+
+
+def _listed(prompts: Sequence[str], most: int = 20) -> str:
     words = [in_code(prompt) if prompt.strip() else "the empty prompt" for prompt in prompts]
     return ", ".join(words[:most]) + (f" and {len(words) - most} more" * (len(words) > most))
 
@@ -505,7 +526,8 @@ def _factors(
     """`down [r, d_in ...]` and `alpha / r * up [d_out, r]` of one layer."""
     down, up = parts.get("down"), parts.get("up")
     whole = down is not None and up is not None and down.ndim == up.ndim == weight.ndim
-    if not whole or (len(up), *down.shape[1:]) != weight.shape or up[0].numel() != len(down) > 0:
+    fits = whole and (len(up), *down.shape[1:]) == weight.shape
+    if not fits or not up[0].numel() == len(down) > 0:
         raise SepmeError(
             f"The factors of '{path}' in '{file}' do not fit this model's {list(weight.shape)}: "
             "give a LoRA that was made for it."
@@ -533,4 +555,4 @@ def _joint_basis(downs: Sequence[Tensor]) -> Tensor:
 def _row_space(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     """Orthonormal rows that span the matrix's, up to this number type's rounding."""
     _, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    return vh[s > s.max() * max(matrix.shape) * torch.finfo(dtype).eps]
+    return vh[s > s[:1] * max(matrix.shape) * torch.finfo(dtype).eps]

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-
 from safetensors.torch import save_file
 
 from sepme._ldm import checkpoint

@@ -382,3 +382,26 @@ def test_atelier_refuses(tmp_path: Path, empty: Path) -> None:
 def test_what_a_command_prints_does_not_act_on_a_terminal(capsys: pytest.CaptureFixture) -> None:
     echo("one \x1b[2J line\nand \u202eanother, میخواهم")
     assert capsys.readouterr().out == "one \\x1b[2J line\nand \\u202eanother, میخواهم\n"
+
+
+# ------------------------------------------------------------------ export
+def test_export_writes_a_folder_for_other_programs(
+    deltas: Path, model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    files = [deltas / f"{name}.safetensors" for name in ("neon", "boat")]
+    command = ("export", *files, "--model", model, "--out", out)
+    result = sepme(*command, "--format", "kohya", "--rank", 2)
+    assert "out/neon-boat.safetensors: relative error 0." in result.stdout
+    assert {path.name for path in out.iterdir()} == {"README.md", "neon-boat.safetensors"}
+    refused(*command, words=("is there already",))
+    sepme(*command, "--overwrite", "--strength", 0.5)
+    loaded = ConceptDelta.load(out / "neon-boat.safetensors")
+    path = loaded.paths[0]
+    one, two = map(ConceptDelta.load, files)
+    half = (one.dense(path) + two.dense(path)) / 2
+    assert float((loaded.dense(path) - half).abs().max()) <= 1e-6
+    refused("export", "oil", "--model", model, "--out", tmp_path / "b", words=("oil",))
+    within = ("export", files[0], "--model", model, "--overwrite")
+    refused(*within, "--out", deltas, words=("would overwrite",))
+    assert not (tmp_path / "b").exists()

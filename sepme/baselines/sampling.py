@@ -25,7 +25,7 @@ from sepme.concept import Concept
 from sepme.loading import as_ddim
 from sepme.model import Backbone
 
-__all__ = ["PAIRINGS", "Grid"]
+__all__ = ["Grid"]
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 

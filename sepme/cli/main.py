@@ -598,12 +598,11 @@ def draw_the_figures(
 
 @app.command("export")
 def export_deltas(
-    concepts: str = Argument(help="Names of erased concepts with commas between; they are summed."),
+    erased: list[Path] = Argument(
+        help="Deltas, which are summed: files, or the names of some in deltas or beside the model."
+    ),
     out: Path = Option(help="A new folder for the weights and their card."),
     format: str = Option("peft", help="peft, kohya (A1111, ComfyUI), folder or file (merged)."),
-    deltas: Path | None = Option(
-        None, help="Folder of what `sepme erase` wrote.", show_default="the model's own"
-    ),
     strength: float = Option(1.0, help="1 erases, 0.5 half."),
     rank: int | None = Option(None, min=1, help="The largest rank of a layer: smaller files."),
     half: bool = Option(False, "--half", help="Write float16, as kohya files are in any case."),
@@ -613,22 +612,19 @@ def export_deltas(
     """Write erased concepts for other programs: as a LoRA, or folded into a whole model."""
     import torch
 
-    from sepme.concept import slug
     from sepme.delta import ConceptDelta
     from sepme.exchange import export
-    from sepme.model import Backbone, load_catalogue
+    from sepme.model import Backbone
 
-    folder = deltas or _model_path(model) / "deltas"
-    named = _concepts(concepts, load_catalogue(model))
-    files = [folder / f"{slug(concept.name)}.safetensors" for concept in named]
+    files = [_delta_file(word, model) for word in erased]
     refuse_overwriting([out, *(out / file.name for file in files)], [*files, *_read_of(model)])
-    loaded = [ConceptDelta.load(file) for file in files]
+    deltas = [ConceptDelta.load(file) for file in files]
     made = export(
-        Backbone.load(model),
-        loaded,
+        Backbone.load(model, device="cpu"),
+        deltas,
         out,
         format,
-        strengths={delta.concept: strength for delta in loaded},
+        strengths={delta.concept: strength for delta in deltas},
         rank=rank,
         dtype=torch.float16 if half else None,
         overwrite=overwrite,
