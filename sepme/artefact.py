@@ -49,7 +49,6 @@ __all__ = [
     "refuse_overwriting",
     "save_artefact",
     "save_json",
-    "temporary",
     "versions",
     "writable_folder",
     "write_atomically",

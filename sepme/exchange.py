@@ -283,9 +283,10 @@ def _whole(out: Path, overwrite: bool) -> Iterator[Path]:
             _refuse_others(out, new)
             os.replace(out, old)
         os.replace(new, out)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors' own when a disk is full
+        why = in_words(error) if isinstance(error, OSError) else error
         raise SepmeError(
-            f"'{out}' cannot be written ({in_words(error)}): choose a folder that you may write to."
+            f"'{out}' cannot be written ({why}): choose a folder that you may write to."
         ) from error
     finally:
         if old.is_dir() and not out.exists():
@@ -362,6 +363,7 @@ Kept: {kept}.
 """
 _MERGED = "Somebody determined can train the concept back."
 _SWITCH = "It is a switch: without this file, or at strength 0, the base model knows all it knew."
+_XL = "\n- XL's pooled text embedding reaches the UNet unchanged, and carries the concept too."
 
 
 def _card(
@@ -395,7 +397,7 @@ def _card(
         seed=provenance.seed,
         versions=", ".join(f"{name} {v}" for name, v in versions().items()),
         how=how,
-        limit=_MERGED if merged else _SWITCH,
+        limit=(_MERGED if merged else _SWITCH) + (_XL if model.xl else ""),
         # A backtick may end the block that it stands in; JSON has another spelling of it.
         settings=json.dumps(_short(provenance.settings), indent=1).replace("`", "\\u0060"),
     )
@@ -439,7 +441,8 @@ def import_lora(
     choose(EXTRA, extra=extra)
     file = Path(file)
     layers, foreign = _layers_of(model, *_read(file), file)
-    own = {path: layers[path] for path in layers if path in model.projections()}
+    text = model.projections()
+    own = {path: factors for path, factors in layers.items() if path in text}
     others = sorted([*(layers.keys() - own.keys()), *foreign])
     if others and (extra == "refuse" or (extra == "dense" and foreign)):
         first = (sorted(foreign) or others)[0]
