@@ -137,13 +137,14 @@ def truncated(delta: ConceptDelta, rank: int) -> ConceptDelta:
         SepmeError: a rank below 1.
     """
     at_least(1, rank=rank)
+    rank = min(rank, delta.rank)
     down, up = {}, {}
     for path in delta.paths:
         u, s, vh = torch.linalg.svd(_dense(delta, path), full_matrices=False)
         half = s[:rank].sqrt()  # on either side, so that float16 can hold both
         dtype = delta.up[path].dtype
         up[path], down[path] = (u[:, :rank] * half).to(dtype), (half[:, None] * vh[:rank]).to(dtype)
-    settings = {**delta.provenance.settings, "rank": rank}
+    settings = {**delta.provenance.settings, "truncated_to": rank}
     return ConceptDelta(down, up, replace(delta.provenance, settings=settings))
 
 

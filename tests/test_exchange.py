@@ -271,6 +271,7 @@ def test_no_other_delta_of_that_rank_is_nearer() -> None:
             assert (change - up.double() @ down.double()).norm() > error
     whole = truncated(delta, 10**6)
     assert furthest(delta, whole) < 1e-5
+    assert whole.rank == delta.rank
 
 
 def test_a_sum_is_the_sum_and_a_strength_scales_it(tmp_path: Path) -> None:
