@@ -421,8 +421,9 @@ class _Increment:
         What was drawn before is not drawn again: other settings of a training need the same images.
         """
         model, seeds = self.model, range(self.image_seed, self.image_seed + len(self.prompts))
-        decides = (model.fingerprint, tuple(self.prompts), seeds, model.steps, model.guidance)
-        key = (*decides, model.dtype, model.device)
+        scheduler = model.pipe.scheduler
+        sampler = (type(scheduler), str(scheduler.config), model.steps, model.guidance)
+        key = (model.fingerprint, tuple(self.prompts), seeds, *sampler, model.dtype, model.device)
         if key not in _DRAWN:
             _DRAWN[key] = model.generate(self.prompts, seeds, output="latents")
             if len(_DRAWN) > _DRAWN_AT_MOST:
@@ -478,17 +479,19 @@ def _start(model: Backbone, increments: Sequence[_Increment]) -> None:
     """All closed forms in one product a layer; zeros for what starts at zero."""
     if increments[0].shift is not None:
         factors = _applied(model, [increment.shift for increment in increments])
-        for increment, factor in zip(increments, factors, strict=True):
-            increment.start(factor)
-        return
-    for increment in increments:
-        full = increment.R is None
-        layers = model.cross_attention() if full else model.projections()
-        place = {"device": model.device, "dtype": torch.float32}
-        shapes = {
-            p: w.shape if full else (w.out_features, len(increment.R)) for p, w in layers.items()
-        }
-        increment.start({path: torch.zeros(shape, **place) for path, shape in shapes.items()})
+    else:
+        factors = [zeros(model, None if i.R is None else len(i.R)) for i in increments]
+    for increment, factor in zip(increments, factors, strict=True):
+        increment.start(factor)
+
+
+def zeros(model: Backbone, rows: int | None) -> dict[str, Tensor]:
+    """`W_l [d_out, rows]` by module path; of the size of the weights of every attn2 for None."""
+    if rows is None:
+        shapes = {path: weight.shape for path, weight in model.cross_attention().items()}
+    else:
+        shapes = {path: (w.out_features, rows) for path, w in model.projections().items()}
+    return {path: torch.zeros(shape, device=model.device) for path, shape in shapes.items()}
 
 
 class _Changed:

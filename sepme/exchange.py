@@ -7,7 +7,6 @@ original layout). Nobody needs sepme to use it.
 
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -22,14 +21,17 @@ import torch
 from pydantic import JsonValue
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from sepme import _ldm, loading
-from sepme._checks import at_least, choose
+from sepme._checks import at_least, choose, finite, kinds
 from sepme._words import in_code, in_markdown
 from sepme.artefact import (
     Provenance,
     canonical_json,
+    check_whole,
+    read_text,
     refuse_overwriting,
     save_json,
     temporary,
@@ -42,6 +44,7 @@ from sepme.concept import Concept, slug
 from sepme.delta import FLOATS, ConceptDelta, DenseDelta
 from sepme.errors import SepmeError, in_words, warn
 from sepme.model import Backbone, alone
+from sepme.nullspace import row_basis
 
 __all__ = ["export", "import_lora"]
 
@@ -117,7 +120,9 @@ def export(
         if format == "peft":
             written.save(new / name)
         elif format == "kohya":
-            save_file(_kohya_tensors(model, written), new / name, _header(written.provenance))
+            header = _header(written.provenance) | _kohya_header(model)
+            content = _ordered(to_bytes(_kohya_tensors(model, written), header))
+            write_atomically(new / name, content)
         else:
             _write_merged(model, written, new, None if format == "folder" else new / name, dtype)
         card = _card(model, total.provenance, format, name, error, rank, dtype)
@@ -153,8 +158,9 @@ def _total(
 ) -> ConceptDelta:
     """`sum_k s_k Delta_k`."""
     deltas = [deltas] if isinstance(deltas, ConceptDelta) else list(deltas)
-    if not deltas or not all(isinstance(delta, ConceptDelta) for delta in deltas):
+    if not deltas:
         raise SepmeError("An export needs ConceptDeltas: load files with ConceptDelta.load.")
+    kinds(ConceptDelta, deltas, "load files with ConceptDelta.load")
     for delta in deltas:
         delta.check_model(model)
     names = [delta.concept for delta in deltas]
@@ -162,8 +168,7 @@ def _total(
         raise SepmeError(f"Two deltas are of one concept among {', '.join(names)}: leave one out.")
     if unknown := sorted(set(strengths) - set(names)):
         raise SepmeError(f"There is no delta of '{unknown[0]}': choose from {', '.join(names)}.")
-    if odd := [name for name, strength in strengths.items() if not math.isfinite(strength)]:
-        raise SepmeError(f"The strength of '{odd[0]}' is no number: give 1 for all of it.")
+    finite(**{f"strength of '{name}'": strength for name, strength in strengths.items()})
     refuse_contradictions(deltas)
     scaled = [
         delta * strengths[name] if strengths.get(name, 1.0) != 1.0 else delta
@@ -180,6 +185,8 @@ def _rounded(delta: ConceptDelta, dtype: torch.dtype | None) -> ConceptDelta:
     if dtype is None:
         return delta
     down, up = ({p: t.to(dtype) for p, t in f.items()} for f in (delta.down, delta.up))
+    if not all(tensor.isfinite().all() for tensor in (*down.values(), *up.values())):
+        raise SepmeError(f"The delta is too large for {dtype}: give torch.bfloat16 or float32.")
     return ConceptDelta(down, up, delta.provenance)
 
 
@@ -209,6 +216,26 @@ def _kohya_tensors(model: Backbone, delta: ConceptDelta) -> dict[str, Tensor]:
         tensors[f"{name}.lora_up.weight"] = delta.up[path]
         tensors[f"{name}.alpha"] = torch.tensor(float(delta.rank))  # the scale is alpha / rank
     return tensors
+
+
+def _kohya_header(model: Backbone) -> dict[str, str]:
+    """What AUTOMATIC1111 tells 2.x and XL by; a file that says nothing counts as 1.x there."""
+    v2 = model.d_in == 1024
+    version = "sdxl_base_v1-0" if model.xl else f"sd_v{1 + v2}"
+    version += "_v" if model.prediction_type == "v_prediction" else ""
+    return {
+        "ss_base_model_version": version,
+        "ss_network_module": "networks.lora",
+        "ss_v2": str(v2),
+    }
+
+
+def _ordered(content: bytes) -> bytes:
+    """The same safetensors file with its header's keys in order: safetensors gives them in any."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = canonical_json(json.loads(content[8:end])).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def _refuse_unmergeable(model: Backbone, format: str) -> None:
@@ -479,20 +506,33 @@ def import_lora(
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], float | None]:
-    """The tensors of a LoRA file, and the alpha that its header gives for all layers."""
-    if not file.is_file() or file.suffix != ".safetensors":
-        why = "is no .safetensors file, and others may run code" if file.exists() else "is missing"
-        raise SepmeError(f"'{file}' {why}: give a .safetensors file.")
+    """The tensors of a LoRA file, and the alpha that is given for all layers."""
+    if file.suffix != ".safetensors" and file.exists():
+        raise SepmeError(
+            f"'{file}' is no .safetensors file, and others may run code: give a .safetensors file."
+        )
+    check_whole(file)
+    with safe_open(file, framework="pt") as opened:
+        header = opened.metadata() or {}
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    of_peft = any(name.startswith("base_model.") for name in tensors)
     try:
-        with safe_open(file, framework="pt") as opened:
-            header = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        said = json.loads(header.get("lora_adapter_metadata") or "{}")  # diffusers' key
+        if of_peft:
+            config = json.loads(read_text(file.with_name("adapter_config.json")))
+            said = {f"unet.{key}": value for key, value in config.items()}
+            alpha = float(said["unet.lora_alpha"])
+        else:
+            said = json.loads(header.get("lora_adapter_metadata") or "{}")  # diffusers' key
+            alpha = said.get("unet.lora_alpha")
+            alpha = None if alpha is None else float(alpha)
         odd = [k for k in ("alpha_pattern", "use_rslora", "use_dora") if said.get(f"unet.{k}")]
-        alpha = said.get("unet.lora_alpha")
-        alpha = None if alpha is None else float(alpha)
-    except (OSError, SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as e:
-        raise SepmeError(f"'{file}' is not a whole LoRA file: copy or make it again.") from e
+    except OSError as error:
+        raise SepmeError(
+            f"'{file}' is as PEFT saves it, with its scale in an adapter_config.json "
+            f"({in_words(error)}): put that beside it."
+        ) from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise SepmeError(f"'{file}' is not a whole LoRA file: copy or make it again.") from error
     if odd:
         raise SepmeError(f"'{file}' uses {odd[0]}, which sepme does not read: save it without.")
     return tensors, alpha
@@ -514,7 +554,11 @@ def _layers_of(
             raise SepmeError(f"'{file}' holds {name!r}, which is no part of a LoRA: give another.")
         module = part["module"].replace(".processor", "")
         which = _FACTORS.get(part["factor"], part["factor"]) or "alpha"
-        found.setdefault(module, {})[which] = tensor.double()
+        parts = found.setdefault(module, {})
+        if which in parts or not (which == "alpha" or tensor.is_floating_point()):
+            why = "a second time" if which in parts else "as whole numbers"
+            raise SepmeError(f"'{file}' holds the {which} of '{module}' {why}: make it again.")
+        parts[which] = tensor.double()
     layers, foreign = {}, []
     for module, parts in found.items():
         if (path := known.get(f"lora_unet_{module.replace('.', '_')}")) is None:
@@ -552,11 +596,8 @@ def _weight_change(model: Backbone, path: str, down: Tensor, up: Tensor) -> Tens
 
 def _joint_basis(downs: Sequence[Tensor]) -> Tensor:
     """Orthonormal rows `Q [q, d_in]` that span the rows of all the factors."""
-    rows = torch.cat([_row_space(down, torch.float64) for down in downs])  # of whatever size
-    return _row_space(rows, torch.float32)  # in which Q is stored
-
-
-def _row_space(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """Orthonormal rows that span the matrix's, up to this number type's rounding."""
-    _, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    return vh[s > s[:1] * max(matrix.shape) * torch.finfo(dtype).eps]
+    rows = [row_basis(down) for down in downs if down.any()]  # of whatever size each of them is
+    if not rows:
+        return torch.empty(0)
+    together = torch.cat(rows)
+    return row_basis(together, max(together.shape) * torch.finfo(torch.float32).eps)  # Q's type

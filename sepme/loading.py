@@ -83,6 +83,25 @@ def best_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
+def device_named(device: str | torch.device | None) -> torch.device:
+    """The device, by default the best one.
+
+    Raises:
+        SepmeError: it is not there.
+    """
+    best = best_device()
+    try:
+        found = best if device is None else torch.device(device)
+        if found.type not in ("cpu", best.type):
+            raise RuntimeError
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:  # torch's answers to a device it lacks
+        raise SepmeError(
+            f"The device '{device}' is not there for this torch: choose '{best}'."
+        ) from error
+    return found
+
+
 def load_pipeline(
     model: str | Path, device: str | torch.device | None, dtype: torch.dtype
 ) -> Pipeline:
@@ -93,7 +112,7 @@ def load_pipeline(
             pickled, a checkpoint without CLIP's vocabulary at hand to read prompts with, or a
             device that is not there.
     """
-    path = Path(model)
+    path, place = Path(model), device_named(device)
     one_file = path.suffix == ".safetensors" and path.is_file()
     if not one_file:
         _check_place(path)
@@ -101,10 +120,11 @@ def load_pipeline(
         with _refused(path):
             pipe = _from_one_file(path, dtype) if one_file else _from_parts(str(model), dtype)
         try:
-            return pipe.to(device or best_device())
-        except (RuntimeError, AssertionError) as error:  # torch's answers to a device it lacks
+            return pipe.to(place)
+        except torch.OutOfMemoryError as error:
             raise SepmeError(
-                f"The device '{device}' is not there for this torch: choose '{best_device()}'."
+                f"The model does not fit into the memory of {place}: load it in half precision, or "
+                "on the CPU."
             ) from error
 
 

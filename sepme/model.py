@@ -539,26 +539,17 @@ class Backbone:
         guidance = self.guidance if guidance is None else guidance
         batch = self.together if batch is None else batch
         choose(tuple(OUTPUTS), output=output)
-        whole(1, batch=batch)
-        self._check_request(prompts, seeds, steps, guidance)
+        self._check_request(prompts, seeds, steps, guidance, batch)
         if guidance == 0:  # eps_0 + 0 r(c): diffusers would draw g = 1 instead
             prompts = [""] * len(prompts)
-        starts = range(0, len(prompts), batch)
-        done = itertools.count(1)
-
-        def after_step(pipe: Any, _index: int, _t: Any, values: dict) -> dict:
-            if on_step is not None:  # a scheduler may take two passes for a step
-                on_step(next(done), pipe.num_timesteps * len(starts))
-            return values
-
+        parts = [slice(start, start + batch) for start in range(0, len(prompts), batch)]
         how = {"num_inference_steps": index(steps), "guidance_scale": float(guidance)}
-        how |= {"output_type": OUTPUTS[output], "callback_on_step_end": after_step}
+        how |= {"output_type": OUTPUTS[output]}
+        if on_step is not None:
+            how |= {"callback_on_step_end": _counting(on_step, len(parts))}
         pictures = []
-        for start in tqdm(starts, desc="generating", disable=not progress, leave=False):
-            part = slice(start, start + batch)
-            generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[part]]
-            noise = torch.stack([torch.randn(self.latent_shape, generator=g) for g in generators])
-            how |= {"latents": noise.to(self.device, self.dtype), "generator": generators}
+        for part in tqdm(parts, desc="generating", disable=not progress, leave=False):
+            how |= self._noise(seeds[part])
             with quiet():  # a prompt that is cut has been warned of
                 pictures.append(self.pipe(**self._request(prompts[part]), **how).images)
         result = torch.cat(pictures)
@@ -566,9 +557,16 @@ class Backbone:
             warn("What was drawn is not finite: give less guidance, or deltas less strength.")
         return result if output == "latents" else result.float().cpu()
 
+    def _noise(self, seeds: Sequence[int]) -> dict[str, Any]:
+        """Each picture's first noise, and where its scheduler takes more of it from."""
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        noise = torch.stack([torch.randn(self.latent_shape, generator=g) for g in generators])
+        return {"latents": noise.to(self.device, self.dtype), "generator": generators}
+
     def _check_request(
-        self, prompts: list[str], seeds: Sequence[int], steps: int, guidance: float
+        self, prompts: list[str], seeds: Sequence[int], steps: int, guidance: float, batch: int
     ) -> None:
+        whole(1, batch=batch)
         if len(prompts) != len(seeds) or not prompts:
             raise SepmeError(
                 f"{len(prompts)} prompts and {len(seeds)} seeds do not go together: give at least "
@@ -580,6 +578,17 @@ class Backbone:
         if self.composition is not None:
             self.composition.check()
         self.warn_of_cut(prompts)
+
+
+def _counting(on_step: Callable[[int, int], None], batches: int) -> Callable[..., dict]:
+    """What diffusers calls after each step; it tells the numbers of steps done and in all."""
+    done = itertools.count(1)
+
+    def after_step(pipe: Any, _index: int, _t: Any, values: dict) -> dict:
+        on_step(next(done), pipe.num_timesteps * batches)  # a scheduler may pass twice for a step
+        return values
+
+    return after_step
 
 
 def _uncompiled(module: nn.Module) -> nn.Module:

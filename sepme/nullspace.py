@@ -381,10 +381,8 @@ class Constraint:
         found = [self.kept[i] for i in (self.exposure >= NEAR).nonzero().flatten()]
         if not found:
             return ()
-        near, own = (
-            self.embedded.table[self.embedded.at(p)] for p in (found, self.concept.prompts)
-        )
-        distance = torch.cdist(near.flatten(1), own.flatten(1)).amin(dim=1)
+        near, own = (self.embedded.of_each(p).flatten(1) for p in (found, self.concept.prompts))
+        distance = torch.cdist(near, own).amin(dim=1)
         return tuple(found[i] for i in distance.argsort(stable=True))
 
     def remark(self) -> str | None:
@@ -435,9 +433,13 @@ class Embedded:
     def _places(self) -> dict[str, int]:
         return {prompt: i for i, prompt in enumerate(self.tokens)}
 
+    def of_each(self, prompts: Sequence[str]) -> Tensor:
+        """`[prompts, tokens, d_in]`."""
+        return self.table[self.at(prompts)]
+
     def rows(self, prompts: Sequence[str]) -> Tensor:
         """`[prompts * tokens, d_in]`."""
-        return self.table[self.at(prompts)].flatten(0, 1)
+        return self.of_each(prompts).flatten(0, 1)
 
     @cached_property
     def _gram(self) -> Tensor:
@@ -498,32 +500,37 @@ def constrain(
     keep = texts(keep)
     refuse_meaningless(backbone, concept)
     backbone.refuse_unclear(concept, keep)
-    kept, dtype = tuple(dict.fromkeys(["", *keep])), backbone.dtype
+    kept = tuple(dict.fromkeys(["", *keep]))
     known = embedded or Embedded.of(backbone, (*kept, *concept.prompts, *concept.anchors))
-    E = known.rows(concept.prompts)
-    found = Constraint(concept, kept, E[:0], known, keep_rtol, method, dtype)
-    # The tolerance floors at the dtype that the embeddings were stored in.
-    shared = embedded is not None and keep_rtol is not None and keep_rtol >= GRAM_RTOL
+    found = Constraint(concept, kept, torch.empty(0), known, keep_rtol, method, backbone.dtype)
+    gram = embedded is not None and keep_rtol is not None and keep_rtol >= GRAM_RTOL
     try:
-        if method == "damped" and shared:
-            basis = row_basis(embedded.damped(kept, E, keep_rtol), concept_rtol)
-        else:  # refuses a concept inside what is kept, which damping alone would not notice
-            basis = found.space.directions(E.to(dtype), rtol=concept_rtol)
-            if method == "damped":
-                reach = damped_projection(found.kept_rows.to(dtype), E.to(dtype), keep_rtol)
-                basis = row_basis(reach, concept_rtol)
+        found = replace(found, basis=_directions(found, concept_rtol, gram))
     except NothingFree as error:
         raise SepmeError(
             f"Nothing of {concept.name!r} is free of what is kept ({found.space.rank} of "
             f"{backbone.d_in} dimensions, {crowding(found.kept_rows, kept)}): keep fewer prompts, "
             "or raise keep_rtol."
         ) from error
-    found = replace(found, basis=basis)
     unknown = backbone.vocabulary.remark((*concept.prompts, *kept))
     for remark in (None if keep else _lonely(concept), unknown, found.remark()):
         if remark is not None and not quiet:
             warn(remark)
     return found
+
+
+def _directions(found: Constraint, concept_rtol: float, gram: bool) -> Tensor:
+    """`Q` of a constraint that has none yet, from the group's Gram matrix or from A itself."""
+    E, dtype = found.concept_rows, found.dtype
+    if found.method == "damped" and gram:
+        return row_basis(found.embedded.damped(found.kept, E, found.keep_rtol), concept_rtol)
+    # The tolerance floors at the dtype that the embeddings were stored in. This refuses a concept
+    # inside what is kept, which damping alone would not notice.
+    basis = found.space.directions(E.to(dtype), rtol=concept_rtol)
+    if found.method == "damped":
+        reach = damped_projection(found.kept_rows.to(dtype), E.to(dtype), found.keep_rtol)
+        basis = row_basis(reach, concept_rtol)
+    return basis
 
 
 def _lonely(concept: Concept) -> str:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
 from torch import Tensor
 
 from sepme.composition import Composition
@@ -205,6 +206,9 @@ def test_other_settings_of_a_training_draw_nothing_again(monkeypatch: pytest.Mon
     train(replace(QUICK, iterations=1, images=3), model)
     train(replace(QUICK, iterations=1, images=3), model, seed=1)
     assert len(drawn) == 3
+    model.pipe.scheduler = EulerDiscreteScheduler.from_config(model.pipe.scheduler.config)
+    train(replace(QUICK, iterations=1, images=3), model)  # so does another scheduler
+    assert len(drawn) == 4
 
 
 # ---------------------------------------------------------------- whatever it is computed in

@@ -2,14 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -23,7 +22,7 @@ from sepme.shapes import CLIP_MERGES, random_pipeline
 from tests.borders.test_loading import small
 from tests.miniature import KEPT, NEON, changed, fresh, latents, shared, three_deltas
 from tests.refusals import refused
-from tests.test_stock_diffusers import PROMPTS, starting_noise
+from tests.strangers import PROMPTS, starting_noise, strangers_latents
 
 #: sd-scripts' names of what a UNet of 1.x reads text with, written down by hand.
 BLOCKS = """
@@ -42,22 +41,6 @@ KOHYA = {
 }
 #: Written by somebody who has diffusers, peft and the files, and nothing else.
 STRANGER = """
-import json, sys
-import torch
-torch.set_num_threads(1)
-try:
-    import torchvision
-except RuntimeError:  # a torchvision built for another torch: diffusers needs two schemas only
-    sys.modules.pop("torchvision", None)
-    for name in ("nms", "qnms"):
-        torch.library.define(
-            f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        )
-from diffusers import DDIMScheduler, StableDiffusionPipeline
-from safetensors.torch import load_file, save_file
-
-folder, request = sys.argv[1], json.loads(sys.argv[2])
-noise, drawn = load_file(f"{folder}/noise.safetensors")["noise"], {}
 for name, file in request["asked"].items():
     whole = f"{folder}/{name}" if file is None else f"{folder}/model"
     if name == "file":  # whose config diffusers would take from the hub
@@ -69,12 +52,6 @@ for name, file in request["asked"].items():
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     if file and name != "file":
         pipe.load_lora_weights(f"{folder}/{name}", weight_name=file)
-    drawn[name] = pipe(
-        request["prompts"], latents=noise, num_inference_steps=3, guidance_scale=4.0,
-        output_type="latent",
-    ).images
-save_file(drawn, f"{folder}/drawn.safetensors")
-assert not [name for name in sys.modules if name.split(".")[0] == "sepme"]
 """
 F32 = {"dtype": torch.float32}
 
@@ -88,20 +65,6 @@ def furthest(delta: ConceptDelta, other: ConceptDelta) -> float:
     one, two = changes(delta), changes(other)
     assert one.keys() == two.keys()
     return max(float((one[p] - two[p]).norm() / one[p].norm()) for p in one)
-
-
-def strangers_latents(folder: Path, asked: dict[str, str | None]) -> dict[str, Tensor]:
-    request = json.dumps({"asked": asked, "prompts": PROMPTS})
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", STRANGER, str(folder), request],
-        cwd=folder,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    return load_file(folder / "drawn.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +107,7 @@ def check_with_stock_diffusers(
         made = export(backbone, deltas, folder / format, format, **options)
         assert made.error < 1e-6
         asked[format] = None if format == "folder" else made.weights.name
-    drawn = strangers_latents(folder, asked)
+    drawn = strangers_latents(folder, STRANGER, asked)
     original = backbone.generate(PROMPTS, seeds=0, output="latents")
     with Composition(backbone, deltas) as composition:
         composition.set({neon: 1.0, ink: 0.5})
@@ -398,11 +361,6 @@ KOHYA_PATH = f"lora_unet_{PATH.replace('.', '_')}"
         (f"unet.{PATH}.lora_A.weight", f"unet.{PATH}.lora_B.weight", f"unet.{PATH}.alpha"),
         (f"unet.{PATH}.lora.down.weight", f"unet.{PATH}.lora.up.weight", f"unet.{PATH}.alpha"),
         (
-            f"base_model.model.{PATH}.lora_A.default.weight",
-            f"base_model.model.{PATH}.lora_B.default.weight",
-            f"{PATH}.alpha",
-        ),
-        (
             f"unet.{PATH.replace('.to_k', '.processor.to_k_lora')}.down.weight",
             f"unet.{PATH.replace('.to_k', '.processor.to_k_lora')}.up.weight",
             f"unet.{PATH.replace('.to_k', '.processor.to_k')}.alpha",
@@ -438,6 +396,45 @@ def test_the_alpha_in_diffusers_own_header_scales(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "lora.safetensors", header)
     with refused("use_dora"):
         import_lora(shared(), tmp_path / "lora.safetensors", NEON)
+
+
+def test_what_peft_saves_is_scaled_by_the_config_beside_it(tmp_path: Path) -> None:
+    a, b = factors()
+    names = (f"base_model.model.{PATH}.lora_{part}.weight" for part in "AB")
+    save_file(dict(zip(names, (a, b), strict=True)), tmp_path / "adapter_model.safetensors")
+    file, config = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
+    with refused("adapter_config.json"):  # its alpha is not known, and rank is no guess
+        import_lora(shared(), file, NEON)
+    config.write_text(json.dumps({"lora_alpha": 8, "r": 4, "use_dora": False}))
+    delta = import_lora(shared(), file, NEON)
+    assert float((delta.dense(PATH) - 2 * b @ a).abs().max()) < 1e-4
+    config.write_text(json.dumps({"lora_alpha": 8, "use_rslora": True}))
+    with refused("use_rslora"):
+        import_lora(shared(), file, NEON)
+    config.write_text("{}")
+    with refused("not a whole LoRA file"):
+        import_lora(shared(), file, NEON)
+
+
+def test_a_kohya_file_says_which_model_it_is_of_and_is_always_the_same_bytes(
+    tmp_path: Path,
+) -> None:
+    neon, contents = three_deltas()[0], set()
+    for n in range(5):
+        made = export(shared(), [neon], tmp_path / str(n), "kohya")
+        contents.add(made.weights.read_bytes())
+    assert len(contents) == 1
+    with safe_open(made.weights, framework="pt") as file:
+        said = file.metadata()
+    assert (said["ss_base_model_version"], said["ss_v2"]) == ("sd_v1", "False")
+
+
+def test_a_delta_too_large_for_float16_says_what_to_do(tmp_path: Path) -> None:
+    neon = three_deltas()[0]
+    with refused("too large for torch.float16", "bfloat16"):
+        export(shared(), [neon * 1e7], tmp_path / "out", "kohya")
+    assert list(tmp_path.iterdir()) == []
+    export(shared(), [neon * 1e7], tmp_path / "out", "kohya", dtype=torch.bfloat16)
 
 
 def test_the_scale_is_the_one_that_diffusers_uses(tmp_path: Path) -> None:
@@ -503,6 +500,8 @@ def test_hostile_files_are_one_sentence(tmp_path: Path) -> None:
         "is not finite": {down: a, up: b, f"unet.{PATH}.alpha": torch.tensor(torch.inf)},
         "are zero": {down: 0 * a, up: b},
         "changes no": {},
+        "as whole numbers": {down: a.to(torch.int8), up: b},
+        "a second time": {down: a, up: b, down.replace("lora_A", "lora.down"): a},
         "which is no": {"\x1b[31m.lora": a},
     }
     for words, tensors in hostile.items():
@@ -514,15 +513,15 @@ def test_hostile_files_are_one_sentence(tmp_path: Path) -> None:
         with refused("not a whole LoRA file"):
             import_lora(shared(), file, NEON)
     file.write_bytes(file.read_bytes()[:-10])
-    with refused("not a whole LoRA file"):
+    with refused("not a whole safetensors file"):
         import_lora(shared(), file, NEON)
     torch.save({down: a}, tmp_path / "lora.pt")
     with refused("may run code"):
         import_lora(shared(), tmp_path / "lora.pt", NEON)
     os.replace(tmp_path / "lora.pt", file)  # a pickle by another name
-    with refused("not a whole LoRA file"):
+    with refused("not a whole safetensors file"):
         import_lora(shared(), file, NEON)
-    with refused("is missing"):
+    with refused("No such file"):
         import_lora(shared(), tmp_path / "none.safetensors", NEON)
     with refused("extra = 'all'"):
         import_lora(shared(), file, NEON, extra="all")

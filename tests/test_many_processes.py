@@ -85,7 +85,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "3"}.items():
         monkeypatch.setenv(name, value)
     assert Process.current() == Process(rank=5, of=8, local=3)
-    monkeypatch.setattr("sepme.cli._place.best_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr("sepme.loading.best_device", lambda: torch.device("cuda"))
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("torch.empty", lambda *_, **__: None)
     assert place(None, None) == (torch.device("cuda:1"), torch.float16)

@@ -1,15 +1,11 @@
 """What sepme saves, diffusers loads: in a process that never heard of sepme, the same latents."""
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sepme.composition import Composition
@@ -18,9 +14,9 @@ from sepme.erasure import PRESETS, erase
 from sepme.model import Backbone
 from tests.miniature import FROM_ZERO, NEON, QUICK, QUIET, fresh, others, three_deltas
 from tests.refusals import refused
+from tests.strangers import PROMPTS, starting_noise, strangers_latents
 from tests.tolerance import assert_close
 
-PROMPTS = ["neon", "ink", "a neon boat", "house"]
 #: The adapters of each picture and their strengths, as a stranger would ask for them.
 ASKED = {
     "original": {},
@@ -34,38 +30,16 @@ ASKED = {
 }
 #: Written by somebody who has diffusers, peft and the files, and nothing else.
 STRANGER = """
-import json, sys, warnings
-import torch
-torch.set_num_threads(1)
-try:
-    import torchvision
-except RuntimeError:  # a torchvision built for another torch: diffusers needs two schemas only
-    sys.modules.pop("torchvision", None)
-    for name in ("nms", "qnms"):
-        torch.library.define(
-            f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        )
-from diffusers import DDIMScheduler, StableDiffusionPipeline
-from safetensors.torch import load_file, save_file
-
-folder, request = sys.argv[1], json.loads(sys.argv[2])
 pipe = StableDiffusionPipeline.from_pretrained(f"{folder}/model", safety_checker=None)
 pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
 for name in {name for adapters in request["asked"].values() for name in adapters}:
     pipe.load_lora_weights(folder, weight_name=f"{name}.safetensors", adapter_name=name)
-noise, drawn = load_file(f"{folder}/noise.safetensors")["noise"], {}
 for name, adapters in request["asked"].items():
     if adapters:
         pipe.enable_lora()
         pipe.set_adapters(list(adapters), list(adapters.values()))
     else:
         pipe.disable_lora()
-    drawn[name] = pipe(
-        request["prompts"], latents=noise, num_inference_steps=3, guidance_scale=4.0,
-        output_type="latent",
-    ).images
-save_file(drawn, f"{folder}/drawn.safetensors")
-assert not [name for name in sys.modules if name.split(".")[0] == "sepme"]
 """
 
 
@@ -86,20 +60,6 @@ def deltas(prediction: str) -> dict[str, ConceptDelta]:
     }
 
 
-def strangers_latents(folder: Path) -> dict[str, Tensor]:
-    request = json.dumps({"asked": ASKED, "prompts": PROMPTS})
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", STRANGER, str(folder), request],
-        cwd=folder,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    return load_file(folder / "drawn.safetensors")
-
-
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_stock_diffusers_draws_the_same(tmp_path: Path, prediction: str) -> None:
     backbone, made = fresh(prediction), deltas(prediction)
@@ -107,7 +67,7 @@ def test_stock_diffusers_draws_the_same(tmp_path: Path, prediction: str) -> None
     for name, delta in made.items():
         delta.save(tmp_path / f"{name}.safetensors")
     save_file({"noise": starting_noise(backbone)}, tmp_path / "noise.safetensors")
-    drawn = strangers_latents(tmp_path)
+    drawn = strangers_latents(tmp_path, STRANGER, ASKED)
     assert torch.equal(drawn["restored"], drawn["original"])
     for name, adapters in ASKED.items():
         ours = our_latents(backbone, made, adapters)
@@ -117,12 +77,6 @@ def test_stock_diffusers_draws_the_same(tmp_path: Path, prediction: str) -> None
             difference = float((drawn[name] - ours).abs().max())
             assert difference <= 1e-6, f"{name}: {difference}"
         assert adapters == {} or not torch.equal(drawn[name], drawn["original"])
-
-
-def starting_noise(backbone: Backbone) -> Tensor:
-    """What `generate(..., seeds=0)` starts from."""
-    generators = [torch.Generator().manual_seed(seed) for seed in range(len(PROMPTS))]
-    return torch.stack([torch.randn(backbone.latent_shape, generator=g) for g in generators])
 
 
 def our_latents(

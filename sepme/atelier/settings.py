@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from sepme._checks import choose, whole
-from sepme.errors import SepmeError
+from sepme.loading import device_named
 
 __all__ = ["TrainSettings"]
 
@@ -43,12 +43,7 @@ class TrainSettings:
         numbers = {name: value for name, value in vars(self).items() if isinstance(value, int)}
         whole(1, **numbers | {"seed": 1})
         choose(("auto", "bf16", "fp32"), precision=self.precision)
-        try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:  # torch's answers to a device it lacks
-            raise SepmeError(
-                f"The device '{self.device}' is not there for this torch: choose another, like cpu."
-            ) from error
+        device_named(self.device)
 
     @property
     def half(self) -> bool:

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from sepme.erasure import ErasureSettings, added
+from sepme.erasure import ErasureSettings, added, zeros
 from sepme.model import Backbone
 
 __all__ = ["Forecast", "counted", "duration", "measured"]
@@ -169,17 +169,11 @@ class Forecast:
     def _training(self, batch: int, side: int) -> None:
         """The changed model's part of an iteration, forwards and back, with what is trained."""
         model, settings = self.model, self.settings
-        place = {"device": model.device, "dtype": torch.float32}
-        theta, full = model.cross_attention(), settings.parametrisation == "full"
         # Directions: as many as a prompt has tokens, or the whole space.
-        rows = model.tokens if settings.parametrisation == "lora" else model.d_in
-        shapes = {
-            p: theta[p].shape if full else (len(theta[p]), rows)
-            for p in (theta if full else model.projections())
-        }
-        W = {p: torch.zeros(shape, requires_grad=True, **place) for p, shape in shapes.items()}
+        rows = {"lora": model.tokens, "dense": model.d_in, "full": None}[settings.parametrisation]
+        W = {path: w.requires_grad_() for path, w in zeros(model, rows).items()}
         moments = [torch.zeros_like(w) for w in W.values() for _ in range(2)]  # Adam's
-        R = None if full else torch.zeros(rows, model.d_in, **place)
+        R = None if rows is None else torch.zeros(rows, model.d_in, device=model.device)
         inputs = _inputs(model, batch, side)
 
         def changed() -> Tensor:

@@ -65,6 +65,8 @@ def describe(delta: ConceptDelta, *, prompts: bool = False) -> str:
 
 def _made_by(delta: ConceptDelta) -> str:
     found, settings = delta.provenance, delta.provenance.settings
+    if "imported" in settings:
+        return f"another program: {settings['imported']}, sha256 {settings['sha256'][:12]}"
     if settings.get("eraser") != "sepme":
         return "arithmetic on other deltas" if "sum" in settings else "not recorded"
     if found.iterations == 0:

@@ -9,7 +9,7 @@ import torch
 
 from sepme._checks import choose
 from sepme.errors import SepmeError
-from sepme.loading import best_device
+from sepme.loading import device_named
 from sepme.model import Backbone
 
 __all__ = ["Process", "load", "place"]
@@ -56,21 +56,20 @@ def place(device: str | None, dtype: str | None) -> tuple[torch.device, torch.dt
     Raises:
         SepmeError: a device that is not there, or another number type.
     """
-    best = best_device()
-    if device is None and best.type == "cuda":
-        best = torch.device("cuda", Process.current().local % torch.cuda.device_count())
-    try:
-        found = torch.device(device) if device is not None else best
-        if found.type not in ("cpu", best.type):
-            raise RuntimeError
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:  # torch's answers to a device it lacks
-        raise SepmeError(
-            f"The device '{device}' is not there for this torch: choose '{best}'."
-        ) from error
-    number = dtype or ("float16" if found.type == "cuda" else "float32")
-    choose(DTYPES, dtype=number)
-    return found, getattr(torch, number)
+    found = device_named(device)
+    if device is None and found.type == "cuda":
+        found = torch.device("cuda", Process.current().local % torch.cuda.device_count())
+    return found, number_type(dtype or ("float16" if found.type == "cuda" else "float32"))
+
+
+def number_type(name: str) -> torch.dtype:
+    """The number type of this name.
+
+    Raises:
+        SepmeError: none of the three.
+    """
+    choose(DTYPES, dtype=name)
+    return getattr(torch, name)
 
 
 def load(

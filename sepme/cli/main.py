@@ -124,6 +124,13 @@ Dtype = Annotated[
         show_default="float16 on CUDA, else float32",
     ),
 ]
+Protocol = Annotated[
+    str,
+    Option(
+        help="catalogue: forget all prompts of a concept, keep all others that are known. paper: "
+        "forget the bare name, keep the other names given and the seal."
+    ),
+]
 Steps = Annotated[
     int | None,
     Option(min=1, max=1000, help="Sampling steps a picture.", show_default="the model's own"),
@@ -203,11 +210,7 @@ def erase(
     concepts: str = Argument(help="Names with commas between; 'neon, \"Alex Example, Jr.\"'."),
     out: Path = Option(Path("deltas"), help="Folder for one file a concept."),
     preset: Preset = "default",
-    protocol: str = Option(
-        "catalogue",
-        help="catalogue: forget all prompts of a concept, keep all others that are known. paper: "
-        "forget the bare name, keep the other names given and the seal.",
-    ),
+    protocol: Protocol = "catalogue",
     keep: list[str] | None = Option(None, help="Another prompt that must not change; repeatable."),
     keep_from: Path | None = Option(None, help="Such prompts: one a line, or a CSV's 'prompt'."),
     keep_rtol: float | None = Option(None, help="Tolerance of what is kept: larger disturbs more."),
@@ -239,24 +242,19 @@ def erase(
     from sepme.model import load_catalogue
 
     _check_folder(out)
-    if closed_form and preset != "default":
-        raise SepmeError("The closed form is a preset itself: leave out --preset or --closed-form.")
-    if closed_form and iterations:
-        raise SepmeError("The closed form trains nothing: leave out --iterations or --closed-form.")
+    if closed_form and (preset != "default" or iterations):
+        raise SepmeError(
+            "The closed form is a preset itself, which trains nothing: leave out --preset and "
+            "--iterations, or --closed-form."
+        )
     where, process = place(device, dtype), Process.current()
     catalogue = load_catalogue(model)
-    settings = _changed(
-        by_name("closed_form" if closed_form else preset),
-        keep_rtol=keep_rtol,
-        images=images,
-        batch=batch,
-        iterations=iterations,
-    )
+    typed = {"images": images, "batch": batch, "iterations": iterations, "keep_rtol": keep_rtol}
     tasks = plan(
         _concepts(concepts, catalogue),
         [*(keep or ()), *_kept(keep_from)],
         catalogue,
-        settings,
+        _changed(by_name("closed_form" if closed_form else preset), **typed),
         protocol=protocol,
         seed=seed,
         joint=joint,
@@ -264,14 +262,9 @@ def erase(
     )
     files = [file for task in tasks for file in task.files(out)]
     refuse_overwriting(files, [*(after or ()), *filter(None, [keep_from]), *_read_of(model)])
-    erase_into(
-        *(out, tasks, load(model, where, steps)),
-        micro_batch=micro_batch,
-        overwrite=overwrite,
-        progress=sys.stderr.isatty(),
-        say=echo,
-        process=process,
-    )
+    shown = {"progress": sys.stderr.isatty(), "say": echo, "process": process}
+    how = {"micro_batch": micro_batch, "overwrite": overwrite}
+    erase_into(out, tasks, load(model, where, steps), **how, **shown)
 
 
 @app.command()
@@ -605,17 +598,21 @@ def export_deltas(
     format: str = Option("peft", help="peft, kohya (A1111, ComfyUI), folder or file (merged)."),
     strength: float = Option(1.0, help="1 erases, 0.5 half."),
     rank: int | None = Option(None, min=1, help="The largest rank of a layer: smaller files."),
-    half: bool = Option(False, "--half", help="Write float16, as kohya files are in any case."),
+    dtype: str | None = Option(
+        None,
+        help="Of the numbers: float32, float16 or bfloat16.",
+        show_default="float16 for kohya, else as they are",
+    ),
     overwrite: bool = Option(False, "--overwrite", help="Replace an earlier export."),
     model: Model = None,
 ) -> None:
     """Write erased concepts for other programs: as a LoRA, or folded into a whole model."""
-    import torch
-
+    from sepme.cli._place import number_type
     from sepme.delta import ConceptDelta
     from sepme.exchange import export
     from sepme.model import Backbone
 
+    number = number_type(dtype) if dtype else None
     files = [_delta_file(word, model) for word in erased]
     refuse_overwriting([out, *(out / file.name for file in files)], [*files, *_read_of(model)])
     deltas = [ConceptDelta.load(file) for file in files]
@@ -626,10 +623,33 @@ def export_deltas(
         format,
         strengths={delta.concept: strength for delta in deltas},
         rank=rank,
-        dtype=torch.float16 if half else None,
+        dtype=number,
         overwrite=overwrite,
     )
     echo(f"{made.weights}: relative error {made.error:.2g}")
+
+
+@app.command("import")
+def import_file(
+    file: Path = Argument(help="A LoRA file of diffusers, PEFT, kohya or LECO."),
+    concept: str = Argument(help="What it makes the model forget."),
+    out: Path = Option(help="The delta's file, in .safetensors."),
+    keep: list[str] | None = Option(None, help="What it leaves alone, as you say; repeatable."),
+    leave: bool = Option(False, "--leave", help="Leave out layers but the text's keys and values."),
+    model: Model = None,
+) -> None:
+    """Make a delta of another program's LoRA, to compose and to look into."""
+    from sepme.concept import Concept
+    from sepme.exchange import import_lora
+    from sepme.model import Backbone, load_catalogue
+
+    refuse_overwriting([out], [file, *_read_of(model)])
+    catalogue = load_catalogue(model)
+    named = catalogue[concept] if catalogue else Concept.from_text(concept)
+    extra = "leave" if leave else "refuse"
+    delta = import_lora(Backbone.load(model, device="cpu"), file, named, keep or (), extra=extra)
+    delta.save(out)
+    echo(f"{out}: rank {delta.rank}, {len(delta.paths)} layers")
 
 
 # ------------------------------------------------------------------ helpers

@@ -137,9 +137,7 @@ def erase_into(
         SepmeWarning: a training that would not fit into the memory that is free.
     """
     folder, process = writable_folder(folder), process or Process()
-    for concept in (concept for task in tasks for concept in task.concepts):
-        refuse_meaningless(model, concept)  # all of them before the first is trained
-    missing = [task for task in tasks if not _finished(task, folder, model, overwrite)]
+    missing = _missing(tasks, folder, model, overwrite)  # all are checked before one is trained
     if process.rank == 0:
         _foretell(missing, model, micro_batch, say)
     files = [file for task in tasks for file in task.files(folder)]
@@ -169,6 +167,15 @@ def erase_into(
             say(f"Waiting for the process that is at {_listed(task.files(folder))}")
             run(task, wait=True)
     return files
+
+
+def _missing(
+    tasks: Sequence[ErasureTask], folder: Path, model: Backbone, overwrite: bool
+) -> list[ErasureTask]:
+    """The tasks that are not finished; what cannot be erased or written is refused."""
+    for concept in (concept for task in tasks for concept in task.concepts):
+        refuse_meaningless(model, concept)
+    return [task for task in tasks if not _finished(task, folder, model, overwrite)]
 
 
 def _erase(
