@@ -53,6 +53,8 @@ class Composition:
         self._force = force
         self._deltas: dict[str, ConceptDelta] = {}
         self._wanted: dict[str, float] = {}
+        #: What decides embeddings and predictions, as it was.
+        self._fingerprint = backbone.fingerprint
         deltas = list(deltas) if isinstance(deltas, Iterable) else [deltas]
         for delta in deltas:  # everything is checked before anything is attached
             if not isinstance(delta, ConceptDelta):
@@ -62,8 +64,6 @@ class Composition:
                 )
             self._check(delta)
             self._deltas[delta.concept] = delta
-        #: What decides embeddings and predictions, as it was.
-        self._fingerprint = backbone.fingerprint
         if backbone.composition is not None:
             backbone.composition.close()
         taken = getattr(backbone.unet, "peft_config", None) or {}
@@ -209,14 +209,14 @@ class Composition:
 
     # ------------------------------------------------------------------ the mechanism
     def _check(self, delta: ConceptDelta) -> None:
-        fits = same_model(delta.base, self._backbone.fingerprint)
+        fits = same_model(delta.base, self._fingerprint)
         if not fits and self._backbone.text_adapters:
             raise SepmeError(
                 "The pipeline's text encoder carries an adapter, so that its embeddings are others "
                 f"than those that '{delta.concept}' was erased with: take it off, or erase "
                 f"'{delta.concept}' again on this pipeline."
             )
-        delta.check_model(self._backbone)
+        delta.check_model(self._backbone, self._fingerprint)
         if delta.concept in self._deltas:
             raise SepmeError(f"Two deltas are given for '{delta.concept}': attach one of them.")
 

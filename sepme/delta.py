@@ -88,9 +88,12 @@ class _Delta:
                 f"({fingerprint[:12]}): erase '{self.concept}' again on this one."
             )
 
-    def check_model(self, model: "Backbone") -> None:
-        """Raise SepmeError if it was not made for this model, or changes what the UNet lacks."""
-        self.check_base(model.fingerprint)
+    def check_model(self, model: "Backbone", fingerprint: str | None = None) -> None:
+        """Raise SepmeError if it was not made for this model, or changes what the UNet lacks.
+
+        `fingerprint` is the model's where it is known: asking again takes a pass over its weights.
+        """
+        self.check_base(model.fingerprint if fingerprint is None else fingerprint)
         parameters = model.unet.named_parameters()
         there = {name.replace(".base_layer", ""): list(p.shape) for name, p in parameters}
         for path, shape in self._shapes().items():

@@ -263,7 +263,7 @@ def erase(
     Raises:
         SepmeError: a contradiction, no free direction, or a loss that is no longer finite.
     """
-    group = _checked_group(model, concepts, after)
+    group, base = _checked_group(model, concepts, after), model.fingerprint
     kinds(ErasureSettings, [settings], "preset('default') gives one")
     whole(1, micro_batch=settings.batch if micro_batch is None else micro_batch)
     whole(0, seed=seed)
@@ -273,7 +273,7 @@ def erase(
         own = (text for c in group for text in (*c.prompts, *c.anchors))
         embedded = Embedded.of(model, ("", *chain(*retained), *own))
     increments = [
-        _Increment(model, concept, group, kept, settings, seed, after, embedded)
+        _Increment(model, base, concept, group, kept, settings, seed, after, embedded)
         for concept, kept in zip(group, retained, strict=True)
     ]
     _start(model, increments)
@@ -334,6 +334,7 @@ class _Increment:
     def __init__(
         self,
         model: Backbone,
+        base: str,
         concept: Concept,
         group: Sequence[Concept],
         keep: Sequence[str],
@@ -350,7 +351,7 @@ class _Increment:
         self.provenance = Provenance(
             concept=concept.name,
             kind=concept.kind,
-            base=model.fingerprint,
+            base=base,
             base_name=model.name,
             forgotten=concept.prompts,
             kept=kept,
@@ -423,7 +424,8 @@ class _Increment:
         model, seeds = self.model, range(self.image_seed, self.image_seed + len(self.prompts))
         scheduler = model.pipe.scheduler
         sampler = (type(scheduler), str(scheduler.config), model.steps, model.guidance)
-        key = (model.fingerprint, tuple(self.prompts), seeds, *sampler, model.dtype, model.device)
+        drawer = (self.provenance.base, model.dtype, model.device, *sampler)
+        key = (*drawer, tuple(self.prompts), seeds)
         if key not in _DRAWN:
             _DRAWN[key] = model.generate(self.prompts, seeds, output="latents")
             if len(_DRAWN) > _DRAWN_AT_MOST:

@@ -161,8 +161,9 @@ def _total(
     if not deltas:
         raise SepmeError("An export needs ConceptDeltas: load files with ConceptDelta.load.")
     kinds(ConceptDelta, deltas, "load files with ConceptDelta.load")
+    fingerprint = model.fingerprint
     for delta in deltas:
-        delta.check_model(model)
+        delta.check_model(model, fingerprint)
     names = [delta.concept for delta in deltas]
     if len(set(names)) < len(names):
         raise SepmeError(f"Two deltas are of one concept among {', '.join(names)}: leave one out.")
