@@ -99,6 +99,8 @@ class Provenance:
     """Everything else that was chosen; JSON values only."""
     seed: int = 0
     iterations: Annotated[int, Field(ge=0)] = 0
+    anchors: tuple[str, ...] = ()
+    """What each prompt of the forget set is to mean instead, in their order, where that is said."""
     after: tuple[str, ...] = ()
     """Digests of the deltas that were on while it was trained (iterative erasure)."""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -106,9 +108,16 @@ class Provenance:
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
     def __post_init__(self) -> None:
-        for text in (self.concept, self.kind, self.base_name, *self.forgotten, *self.kept):
+        for text in (
+            self.concept,
+            self.kind,
+            self.base_name,
+            *self.forgotten,
+            *self.anchors,
+            *self.kept,
+        ):
             plain(text)
-        for name in ("forgotten", "kept", "after"):
+        for name in ("forgotten", "anchors", "kept", "after"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         # As JSON would return them (tuples become lists), so that a round trip changes nothing.
         object.__setattr__(self, "settings", json.loads(canonical_json(dict(self.settings))))

@@ -74,6 +74,8 @@ class Momentum:
     """Stop at `m_n <= tau`: 0 in the paper's first version, 1e-4 in its second."""
     earliest: int = 11
     """The first iteration that may stop, counted from 1."""
+    both_sides: bool = False
+    """Stop at `|m_n| <= tau`: below -tau is as far from erased as above tau."""
     iteration: int = 0
     value: float = math.nan
 
@@ -88,7 +90,8 @@ class Momentum:
     @property
     def stopped(self) -> bool:
         """Whether the statistic says that the concept is erased."""
-        return self.iteration >= self.earliest and self.value <= self.tau
+        m = abs(self.value) if self.both_sides else self.value
+        return self.iteration >= self.earliest and m <= self.tau
 
     def state_dict(self) -> dict[str, float]:
         """What a checkpoint has to hold."""

@@ -367,6 +367,7 @@ def _sum_of(a: _Delta, b: _Delta) -> Provenance:
         concept=f"{a.concept} + {b.concept}",
         kind=first.kind if first.kind == second.kind else "concept",
         forgotten=tuple(dict.fromkeys(a.forgotten + b.forgotten)),
+        anchors=(),  # the terms say them
         kept=tuple(prompt for prompt in a.kept if prompt in set(b.kept)),
         settings={"sum": [first.to_dict(), second.to_dict()]},
         iterations=max(first.iterations, second.iterations),

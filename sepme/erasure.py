@@ -68,10 +68,10 @@ class ErasureSettings:
     method: str = "damped"
     """Null space: "damped"; or cut at the tolerance, its basis by "svd" or by "elimination" as
     published."""
-    keep_rtol: float | None = 1e-3
-    """Tolerance of the null space of what is kept, relative to its largest singular value. 0, as
-    published, counts as kept whatever the model's dtype can tell from zero; None leaves out what
-    rounding may have made."""
+    keep_rtol: float | None = 0.05
+    """Tolerance of the null space of what is kept, relative to the length of a kept token (root
+    mean square). 0, as published, counts as kept whatever the model's dtype can tell from zero;
+    None leaves out what rounding may have made."""
     concept_rtol: float = 0.1
     """Directions of e(c) P weaker than this times the strongest are left out."""
     start: str = "closed_form"
@@ -81,22 +81,24 @@ class ErasureSettings:
     original model predicts it. The anchor of a concept without anchors is the empty prompt."""
     objective: str = "squared"
     """"squared" normalised correlation, or "product" (eq. 2)."""
-    statistic: str = "signed"
-    """What the momentum averages: the "signed" correlation, which falls below 0 for the
-    anti-concept; or the "loss" that is minimised, as eq. 4 says. The two differ where the squared
-    correlation is minimised."""
+    statistic: str = "correlation"
+    """What the momentum averages: the normalised "correlation", which falls below 0 for the
+    anti-concept, so that training stops at |m_n| <= tau; or the "loss" that is minimised, as eq. 4
+    says."""
     iterations: int = 40
     """The most iterations; 1000 as published. With 0 the delta is the start itself."""
     batch: int = 8
     """Noised images an iteration; 1 as published."""
-    images: int = 16
+    images: int = 8
     """Images of the concept, drawn by the original model."""
-    pool: int = 0
+    pool: int = 32
     """Noised images in all, which the original model passes once; 0 makes new ones in every
     iteration, as published."""
     timesteps: str = "stratified"
     """"stratified" over the batch, or "uniform" as published."""
-    learning_rate: float = 0.01
+    learning_rate: float = 0.04
+    """Adam's rate. For "lora" it is relative to the root mean square entry of W_l Q^T, layer by
+    layer, so that it serves a model of any scale; otherwise absolute, as published."""
     accumulate: bool = False
     """Add each iteration's gradient to those before, as the authors' code does."""
     beta: float = 1.0
@@ -107,7 +109,7 @@ class ErasureSettings:
     """How much of the momentum m_n is the one before (eq. 4)."""
     tau: float = 0.1
     """Stop at m_n <= tau; published: 0, later 1e-4. The noise of a batch of 8 hides less than
-    0.1 of the signed correlation."""
+    0.1 of the correlation."""
     earliest_stop: int = 11
     """The first iteration that may stop: before, m_n still remembers its start."""
 
@@ -117,7 +119,7 @@ class ErasureSettings:
         choose(("closed_form", "zero"), start=self.start)
         choose(("anchor", "empty"), reference=self.reference)
         choose(("squared", "product"), objective=self.objective)
-        choose(("signed", "loss"), statistic=self.statistic)
+        choose(("correlation", "loss"), statistic=self.statistic)
         choose(("stratified", "uniform"), timesteps=self.timesteps)
         whole(1, batch=self.batch, images=self.images, earliest_stop=self.earliest_stop)
         whole(0, iterations=self.iterations, pool=self.pool)
@@ -143,8 +145,11 @@ _PAPER = ErasureSettings(
     start="zero",  # w is initialised with zeros
     reference="empty",  # r(c) = eps(c) - eps(c_0): the method section
     objective="product",  # seed eq. 2, S-28
+    statistic="loss",  # seed eq. 4, S-37
     iterations=1000,  # the method section
     batch=1,  # one image an iteration: the method section
+    images=16,
+    pool=0,
     timesteps="uniform",  # the method section
     learning_rate=0.1,  # later version, settings
     beta=1e-4,  # later version, settings
@@ -173,18 +178,17 @@ _PAPER = ErasureSettings(
 PRESETS: Mapping[str, ErasureSettings] = {
     "default": ErasureSettings(),
     "closed_form": ErasureSettings(iterations=0),
-    "from_zero": ErasureSettings(start="zero", iterations=60, learning_rate=0.03),
+    "from_zero": ErasureSettings(start="zero", iterations=60, learning_rate=0.12),
     "faithful": replace(
         _PAPER,
         parametrisation="lora",
         method="svd",
         reference="anchor",
         objective="squared",
-        statistic="loss",
         iterations=150,
         batch=8,
         timesteps="stratified",
-        learning_rate=0.02,
+        learning_rate=0.08,
         beta=1.0,
         lam=3e-4,
         tau=0.3,
@@ -196,8 +200,6 @@ PRESETS: Mapping[str, ErasureSettings] = {
         _PAPER, parametrisation="full", method="svd", learning_rate=1e-5, beta=1.0
     ),
 }
-#: Settings younger than the shipped deltas: recorded only where they say something else.
-_YOUNGER = {"statistic": "signed", "accumulate": False, "pool": 0, "dtype": "float32"}
 
 
 def preset(name: str) -> ErasureSettings:
@@ -278,11 +280,11 @@ def erase(
     ]
     _start(model, increments)
     changed = _Changed(model, increments, after, micro_batch or settings.batch)
-    weights = [weight for increment in increments for weight in increment.weights.values()]
+    rates = [rate for increment in increments for rate in increment.rates()]
     with model.original():
         (trainer or Trainer()).train(
             lambda prepared, rng: changed.loss(prepared, settings, rng),
-            torch.optim.Adam(weights, settings.learning_rate),
+            torch.optim.Adam(rates),
             settings.iterations,
             seed=seed,
             key=[[asdict(i.concept), i.provenance.to_dict()] for i in increments],
@@ -344,7 +346,8 @@ class _Increment:
         embedded: Embedded | None,
     ) -> None:
         self.model, self.concept, self.settings = model, concept, settings
-        self.momentum = Momentum(settings.alpha, settings.tau, settings.earliest_stop)
+        both = settings.statistic == "correlation"
+        self.momentum = Momentum(settings.alpha, settings.tau, settings.earliest_stop, both)
         self.state: list[Stateful] = [self.momentum]
         self.image_seed = mix(seed, -1 - group.index(concept))
         kept = self._parametrise(keep, embedded)
@@ -354,6 +357,7 @@ class _Increment:
             base=base,
             base_name=model.name,
             forgotten=concept.prompts,
+            anchors=concept.anchors,
             kept=kept,
             settings=recorded_settings(model, group, settings),
             seed=seed,
@@ -387,6 +391,15 @@ class _Increment:
         self.weights = {path: value.clone().requires_grad_() for path, value in factor.items()}
         if self.settings.accumulate:
             self.state.append(_GradientSum([*self.weights.values()]))
+
+    def rates(self) -> list[dict[str, Any]]:
+        """Every W_l with its learning rate, which for "lora" is in units of W_l Q^T."""
+        rate, layers = self.settings.learning_rate, self.model.projections()
+        relative = self.settings.parametrisation == "lora"
+        size = {
+            p: _size(layers[p].weight.float() @ self.R.T) if relative else 1.0 for p in self.weights
+        }
+        return [{"params": [w], "lr": rate * size[path]} for path, w in self.weights.items()]
 
     @cached_property
     def c(self) -> Tensor:
@@ -494,6 +507,11 @@ def zeros(model: Backbone, rows: int | None) -> dict[str, Tensor]:
     else:
         shapes = {path: (w.out_features, rows) for path, w in model.projections().items()}
     return {path: torch.zeros(shape, device=model.device) for path, shape in shapes.items()}
+
+
+def _size(weight: Tensor) -> float:
+    """Root mean square of the entries."""
+    return float(weight.detach().square().mean().sqrt())
 
 
 class _Changed:
@@ -666,10 +684,10 @@ class _Correlation:
     def __init__(self, r: Tensor, r0: Tensor, t: Tensor, settings: ErasureSettings) -> None:
         ratio = normalised_correlation(r, r0)
         if settings.objective == "squared":
-            self.loss, signed = ratio.square().mean(), ratio.mean()
+            self.loss = ratio.square().mean()
         else:
-            self.loss = signed = correlation_loss(r, r0).mean()  # eq. 2
-        self.statistic = (signed if settings.statistic == "signed" else self.loss).detach()
+            self.loss = correlation_loss(r, r0).mean()  # eq. 2
+        self.statistic = (self.loss if settings.statistic == "loss" else ratio.mean()).detach()
         self.t, self.ratio = t, ratio.detach()
 
 
@@ -687,7 +705,6 @@ def recorded_settings(
     jointly = {"jointly": [concept.name for concept in concepts]} if together else {}
     sampling = {"guidance": model.guidance, "steps": model.steps}  # of the concept's images
     said = asdict(settings) | {"dtype": str(model.dtype).removeprefix("torch.")}
-    said = {k: v for k, v in said.items() if _YOUNGER.get(k, ...) != v}
     return said | {"eraser": "sepme"} | sampling | jointly
 
 

@@ -182,7 +182,7 @@ def correlation_decay(
 
     Args:
         steps_by_concept: name -> the `sepme.erasure.ErasureStep`s of its training, in order.
-        tau: where the momentum stops the training, drawn as a thin line if given.
+        tau: how near to 0 the momentum stops the training, drawn as thin lines if given.
         limit: the most iterations that were allowed, once all training is over: a dot marks where
             the momentum stopped a curve, a cross the limit.
     """
@@ -192,14 +192,16 @@ def correlation_decay(
     ax.axhline(0, color=BLACK, linewidth=0.8)
     ax.axhline(1, color=GREY, linewidth=0.8, linestyle="--", label="original model")
     if tau is not None:
-        ax.axhline(tau, color=GREY, linewidth=1, linestyle=":", label=f"stop at τ = {tau:g}")
+        thin = {"color": GREY, "linewidth": 1, "linestyle": ":"}
+        ax.axhline(tau, label=f"stop within τ = {tau:g}", **thin)
+        ax.axhline(-tau, **thin)
     ends = {}
     for index, (name, steps) in enumerate(steps_by_concept.items()):
         color, n = line_style(index)["color"], [step.iteration for step in steps]
         each = [float(np.mean(step.correlation)) for step in steps]
         training_lines(ax, n, each, [step.momentum for step in steps], _entry(name), index)
         if limit is not None and steps:
-            stopped = n[-1] < limit or (tau is not None and steps[-1].momentum <= tau)
+            stopped = n[-1] < limit or (tau is not None and abs(steps[-1].momentum) <= tau)
             how = STOPPED if stopped else f"limit of {limit} iterations"
             mark = {"linestyle": "", "marker": "o" if stopped else "x", "markersize": 8}
             mark |= {"markeredgewidth": 2, "zorder": 5}
@@ -229,7 +231,8 @@ def recorded_decay(recording: Any, ax: Axes | None = None) -> Axes:
     low, high = by_timestep.amin(dim=1), by_timestep.amax(dim=1)
     ax.fill_between(recording.iterations, low, high, **band)
     settings = recording.provenance.settings
-    unit = recording.losses[0] if settings["objective"] == "product" else 1.0
+    of_loss, product = settings["statistic"] == "loss", settings["objective"] == "product"
+    unit = recording.losses[0] if of_loss and product else 1.0
     n = [step.iteration for step in recording.steps]
     momentum = [step.momentum / unit for step in recording.steps]
     training_lines(ax, n, [loss / unit for loss in recording.losses], momentum)
@@ -237,8 +240,7 @@ def recorded_decay(recording: Any, ax: Axes | None = None) -> Axes:
         thin = {"color": GREY, "linewidth": 1, "linestyle": ":"}
         ax.axhline(tau / unit, label=f"stop at τ = {tau:g}", **thin)
     _legend_beside(ax)
-    of_square = unit == 1 and settings.get("statistic") == "loss"
-    also = "\n(blue: its square, which is minimised)" if of_square else ""
+    also = "\n(blue: its square, which is minimised)" if of_loss and not product else ""
     ax.set(xlabel="iterations", ylabel=f"correlation with the original concept{also}")
     return literal(ax)
 

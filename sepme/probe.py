@@ -224,8 +224,7 @@ class Recording:
     @property
     def losses(self) -> tuple[float, ...]:
         """What the momentum of eq. 4 averages, one number for each iteration."""
-        settings = self.provenance.settings
-        if settings["objective"] == "product" or settings.get("statistic") == "loss":
+        if self.provenance.settings["statistic"] == "loss":
             return tuple(step.loss for step in self.steps)
         return tuple(
             sum(eta * c for eta, c in zip(step.eta, step.correlation, strict=True))

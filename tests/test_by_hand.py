@@ -139,18 +139,22 @@ def test_every_prediction_is_turned_into_noise(prediction: str, expected: float)
 
 # ---------------------------------------------------------------- the null space
 def test_damping_weighs_by_tau_squared() -> None:
-    """sigma = 3 and 1, tau = 1.5: weights 2.25 / (9 + 2.25) and 2.25 / (1 + 2.25), then 1."""
+    """sigma = 3 and 1, tau = 1.5: weights 2.25 / (9 + 2.25) and 2.25 / (1 + 2.25), then 1.
+
+    The rows' lengths are 3, 1 and 0, root mean square (10 / 3)^(1/2).
+    """
     A = torch.diag(tensor(3.0, 1.0, 0.0))
-    damped = damped_projection(A, torch.ones(1, 3).double(), 0.5)[0]
+    damped = damped_projection(A, torch.ones(1, 3).double(), 1.5 / (10 / 3) ** 0.5)[0]
     assert_close(damped, tensor(1 / 5, 9 / 13, 1.0))
 
 
 @pytest.mark.parametrize(
     ("rows", "dtype", "expected"),
     [
-        (3, torch.float32, 3 * 2**-23),  # max(m, d) eps
-        (3, torch.float64, 3 * 2**-52),
-        (100_000, torch.float32, 2**-11.5),  # at most sqrt(eps)
+        (8, torch.float32, 12 * 2**-23),  # 4 eps (1 + sqrt(m / d))
+        (8, torch.float64, 12 * 2**-52),
+        (8, torch.bfloat16, 12 * 2**-7),
+        (80_000, torch.float16, 0.5),  # at most a half
     ],
 )
 def test_the_default_tolerance(rows: int, dtype: torch.dtype, expected: float) -> None:
@@ -182,7 +186,7 @@ def test_every_iteration_draws_its_own_noise() -> None:
 def test_the_first_batch_is_the_first_seeds() -> None:
     """t = floor(u T) with u from the generator of `mix(seed, 0)`, after the choice of images."""
     steps: list = []
-    settings = replace(QUICK, timesteps="uniform", iterations=1)
+    settings = replace(QUICK, timesteps="uniform", iterations=1, pool=0)
     erase(shared(), NEON, KEPT, settings, seed=4, trainer=watched(steps))
     rng = torch.Generator().manual_seed(mix(4, 0))
     torch.randint(settings.images, (settings.batch,), generator=rng)

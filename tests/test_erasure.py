@@ -299,8 +299,8 @@ def test_the_provenance_says_how_to_make_it_again() -> None:
     assert (made.seed, made.iterations, made.base_name) == (5, len(steps), "tiny")
     assert made.base == fresh().fingerprint
     recorded = dict(made.settings)
-    others_too = tuple(recorded.pop(key) for key in ("eraser", "guidance", "steps"))
-    assert others_too == ("sepme", 4.0, 3)
+    others_too = tuple(recorded.pop(key) for key in ("eraser", "guidance", "steps", "dtype"))
+    assert others_too == ("sepme", 4.0, 3, "float32")
     assert ErasureSettings(**recorded) == QUICK
 
 
@@ -341,13 +341,12 @@ def test_without_iterations_the_delta_is_the_start(monkeypatch) -> None:
     assert steps == []
 
 
-@pytest.mark.parametrize("statistic", ["signed", "loss"])
+@pytest.mark.parametrize("statistic", ["correlation", "loss"])
 @pytest.mark.parametrize("objective", ["squared", "product"])
 def test_the_momentum_is_equation_4_over_its_statistic(objective: str, statistic: str) -> None:
-    """Of the loss, or of the signed correlation that the loss is the square of."""
+    """Of the loss, or of the normalised correlation."""
     _, steps = train(replace(FROM_ZERO, objective=objective, statistic=statistic))
-    of_loss = objective == "product" or statistic == "loss"
-    measured = [step.loss if of_loss else step.correlation[0] for step in steps]
+    measured = [step.loss if statistic == "loss" else step.correlation[0] for step in steps]
     m = measured[0]
     for step, measure in zip(steps, measured, strict=True):
         m = 0.9 * m + 0.1 * measure

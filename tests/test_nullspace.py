@@ -72,7 +72,7 @@ def test_the_tolerance_decides_the_rank_and_the_leakage() -> None:
     A = torch.diag(torch.tensor([1.0, 1e-2, 1e-4])).double().repeat(1, 2)
     tight, loose = null_space(A, 1e-6), null_space(A, 1e-3)
     assert (tight.rank, loose.rank) == (3, 2)
-    assert loose.threshold == pytest.approx(1e-3 * math.sqrt(2))
+    assert loose.threshold == pytest.approx(1e-3 * math.sqrt(2 * (1 + 1e-4 + 1e-8) / 3))
     assert loose.leakage_bound == pytest.approx(1e-4 * math.sqrt(2))
     assert tight.leakage_bound < 1e-14
 
@@ -81,9 +81,39 @@ def test_the_tolerance_decides_the_rank_and_the_leakage() -> None:
 def test_the_tolerance_is_at_least_a_rounding_of_the_storage_dtype(dtype: torch.dtype) -> None:
     eps = torch.finfo(dtype).eps
     rows = torch.eye(3, 8, dtype=dtype)
-    assert null_space(rows).rtol == min(8 * eps, math.sqrt(eps))
-    assert null_space(rows, rtol=0.0).rtol == eps
+    noise = eps * (1 + math.sqrt(3 / 8))
+    assert null_space(rows).rtol == pytest.approx(4 * noise)
+    assert null_space(rows, rtol=0.0).rtol == pytest.approx(noise)
     assert null_space(rows).basis.dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("rows", [40, 4000])
+def test_what_rounding_makes_of_dependent_rows_does_not_count_as_kept(
+    dtype: torch.dtype, rows: int
+) -> None:
+    """However many the rows: a threshold of eps times the largest singular value grows with them."""
+    generator = torch.Generator().manual_seed(0)
+    few, mixed = (torch.randn(size, generator=generator) for size in ((5, 64), (rows, 5)))
+    A = mixed @ few
+    found = null_space(A.to(dtype), None)
+    assert found.rank == 5
+    assert found.rtol < 40 * torch.finfo(dtype).eps
+
+
+def test_the_tolerance_is_a_share_of_a_rows_length() -> None:
+    """No row of usual length has more of it in a free direction, for one prompt as for many."""
+    generator = torch.Generator().manual_seed(1)
+    A = torch.randn(6, 20, generator=generator).double() * torch.logspace(0, -3, 20).double()
+    for copies, size in ((1, 1.0), (1, 1e3), (100, 1.0)):
+        rows = size * A.repeat(copies, 1)
+        found = null_space(rows, 0.05)
+        usual = float(rows.norm(dim=1).square().mean().sqrt())
+        assert found.threshold == pytest.approx(0.05 * usual)
+        assert float((rows @ found.basis).abs().max()) <= 0.05 * usual
+    seen = torch.tensor([[1, 0, 0], [0, 0.04, 0]]).double()  # 0.04 is 0.057 of the usual length ...
+    assert [null_space(seen, rtol).rank for rtol in (0.05, 0.06)] == [2, 1]
+    assert null_space(seen.repeat(2, 1), 0.06).rank == 2  # ... and counts more in two rows
 
 
 def test_row_basis_by_hand_and_its_signs() -> None:
@@ -169,7 +199,7 @@ def test_no_kept_token_is_seen_and_the_concept_is(method: str) -> None:
 
 
 def test_leakage_and_reach_are_lengths_of_projections() -> None:
-    found = constrained(keep_rtol=3e-3)
+    found = constrained(keep_rtol=3e-2)
     seen = [float((found.basis @ a).norm() / a.norm()) for a in found.kept_rows]
     reached = [float((found.basis @ e).norm() / e.norm()) for e in found.concept_rows]
     assert found.leakage == pytest.approx(max(seen))
@@ -182,7 +212,7 @@ def test_the_damped_form_reaches_as_far_and_touches_less() -> None:
     """It tends to the cut one; where it reaches as much of the concept, it leaks less."""
     one, other = (constrained(method=method).basis for method in ("svd", "damped"))
     assert_close((one.T @ one).float(), (other.T @ other).float(), scale=30.0)
-    cut, damped = constrained(keep_rtol=3e-3), constrained(keep_rtol=1.5e-3, method="damped")
+    cut, damped = constrained(keep_rtol=3e-2), constrained(keep_rtol=1.5e-2, method="damped")
     assert damped.rank == cut.rank
     assert damped.reach == pytest.approx(cut.reach, rel=0.05)
     assert damped.leakage_bound < 0.7 * cut.leakage_bound
@@ -199,7 +229,7 @@ def test_the_more_is_kept_the_fewer_directions_are_free() -> None:
     assert ranks == sorted(ranks)
     assert ranks[0] < ranks[-1] < WIDTH
     assert constrained(keep=()).reach > constrained().reach
-    assert constrained(keep_rtol=3e-2).space.free > constrained().space.free
+    assert constrained(keep_rtol=0.3).space.free > constrained().space.free
 
 
 def test_the_concepts_tolerance_decides_how_many_directions_there_are() -> None:
@@ -220,12 +250,12 @@ def test_a_group_shares_its_embeddings_and_each_concept_has_its_own_directions()
     embedded = Embedded.of(shared(), everything)
     for concept in concepts:
         keep = [prompt for prompt in everything[1:] if prompt not in concept.prompts]
-        options = {"keep_rtol": 1e-3, "concept_rtol": 0.1, "method": "damped"}
+        options = {"keep_rtol": 0.05, "concept_rtol": 0.1, "method": "damped"}
         alone = constrain(shared(), concept, keep, **options)
         grouped = constrain(shared(), concept, keep, **options, embedded=embedded)
         assert torch.allclose(grouped.basis, alone.basis, atol=1e-7)
         # The control: with its own prompts among what is kept it finds others.
-        wrong = embedded.damped(everything, grouped.concept_rows, 1e-3)
+        wrong = embedded.damped(everything, grouped.concept_rows, 0.05)
         assert not torch.allclose(row_basis(wrong, 0.1)[:1], alone.basis[:1], atol=1e-3)
 
 
@@ -277,12 +307,12 @@ def test_a_delta_that_will_change_what_is_kept_is_warned_of_and_no_other() -> No
     found = constrained()
     assert float(found.exposure.max()) < NEAR
     assert (found.entangled, found.remark()) == ((), None)
-    with pytest.warns(SepmeWarning, match="'neon' can hardly be told from .* keep_rtol = 0.5"):
-        found = constrained(keep_rtol=0.5)  # next to nothing counts as kept
+    with pytest.warns(SepmeWarning, match="'neon' can hardly be told from .* keep_rtol = 0.99"):
+        found = constrained(keep_rtol=0.99)  # next to nothing counts as kept
     assert found.entangled
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        constrained(keep_rtol=0.5, quiet=True)
+        constrained(keep_rtol=0.99, quiet=True)
 
 
 @pytest.mark.slow
@@ -290,7 +320,7 @@ def test_a_delta_that_will_change_what_is_kept_is_warned_of_and_no_other() -> No
 def test_the_shipped_models_concepts_can_be_told_apart_and_their_aliases_cannot(
     name: str, backbone: Backbone
 ) -> None:
-    """The margin that `NEAR` stands in: less than 0.25 to more than 0.8."""
+    """The margin that `NEAR` stands in: less than 0.25 to more than 0.45."""
     known, default = catalogue(), PRESETS["default"]
     concept = known[name]
     options = {"keep_rtol": default.keep_rtol, "concept_rtol": default.concept_rtol}

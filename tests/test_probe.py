@@ -254,7 +254,7 @@ def test_the_maps_are_measured_against_what_the_training_is(reference: str, expe
     assert torch.equal(recording.original, r0[:, 0])
 
 
-@pytest.mark.parametrize("statistic", ["signed", "loss"])
+@pytest.mark.parametrize("statistic", ["correlation", "loss"])
 @pytest.mark.parametrize("objective", ["squared", "product"])
 def test_the_losses_are_what_the_momentum_averages(objective: str, statistic: str) -> None:
     """Eq. 4 over `losses` gives the momentum of every step."""

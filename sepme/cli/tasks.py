@@ -53,7 +53,7 @@ class ErasureTask:
         return (
             same_model(found.base, model.fingerprint)
             and found.concept == concept.name
-            and found.forgotten == concept.prompts
+            and (found.forgotten, found.anchors) == (concept.prompts, concept.anchors)
             and set(found.kept) == (set() if self.settings.parametrisation == "full" else kept)
             and found.after == tuple(earlier.digest for earlier in self.after)
             and found.settings == json.loads(canonical_json(settings))  # as it is read from a file
