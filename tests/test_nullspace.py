@@ -92,7 +92,7 @@ def test_the_tolerance_is_at_least_a_rounding_of_the_storage_dtype(dtype: torch.
 def test_what_rounding_makes_of_dependent_rows_does_not_count_as_kept(
     dtype: torch.dtype, rows: int
 ) -> None:
-    """However many the rows: a threshold of eps times the largest singular value grows with them."""
+    """However many the rows. (eps times the largest singular value would grow with them.)"""
     generator = torch.Generator().manual_seed(0)
     few, mixed = (torch.randn(size, generator=generator) for size in ((5, 64), (rows, 5)))
     A = mixed @ few
