@@ -97,8 +97,10 @@ class ErasureSettings:
     timesteps: str = "stratified"
     """"stratified" over the batch, or "uniform" as published."""
     learning_rate: float = 0.04
-    """Adam's rate. For "lora" it is relative to the root mean square entry of W_l Q^T, layer by
-    layer, so that it serves a model of any scale; otherwise absolute, as published."""
+    """Adam's rate."""
+    relative_rate: bool = True
+    """Whether the rate is in units of what is changed, the entries of W_l R^T (root mean square,
+    layer by layer), so that it serves a model of any scale; absolute as published."""
     accumulate: bool = False
     """Add each iteration's gradient to those before, as the authors' code does."""
     beta: float = 1.0
@@ -152,6 +154,7 @@ _PAPER = ErasureSettings(
     pool=0,
     timesteps="uniform",  # the method section
     learning_rate=0.1,  # later version, settings
+    relative_rate=False,
     beta=1e-4,  # later version, settings
     lam=1e-6,  # later version, settings
     alpha=0.9,  # both versions
@@ -178,7 +181,7 @@ _PAPER = ErasureSettings(
 PRESETS: Mapping[str, ErasureSettings] = {
     "default": ErasureSettings(),
     "closed_form": ErasureSettings(iterations=0),
-    "from_zero": ErasureSettings(start="zero", iterations=60, learning_rate=0.12),
+    "from_zero": ErasureSettings(start="zero", iterations=60, learning_rate=0.16),
     "faithful": replace(
         _PAPER,
         parametrisation="lora",
@@ -188,7 +191,7 @@ PRESETS: Mapping[str, ErasureSettings] = {
         iterations=150,
         batch=8,
         timesteps="stratified",
-        learning_rate=0.08,
+        learning_rate=0.02,
         beta=1.0,
         lam=3e-4,
         tau=0.3,
@@ -393,13 +396,15 @@ class _Increment:
             self.state.append(_GradientSum([*self.weights.values()]))
 
     def rates(self) -> list[dict[str, Any]]:
-        """Every W_l with its learning rate, which for "lora" is in units of W_l Q^T."""
-        rate, layers = self.settings.learning_rate, self.model.projections()
-        relative = self.settings.parametrisation == "lora"
-        size = {
-            p: _size(layers[p].weight.float() @ self.R.T) if relative else 1.0 for p in self.weights
-        }
-        return [{"params": [w], "lr": rate * size[path]} for path, w in self.weights.items()]
+        """Every W_l with its learning rate."""
+        rate, unit = self.settings.learning_rate, dict.fromkeys(self.weights, 1.0)
+        if self.settings.relative_rate:
+            theta = self.model.cross_attention()
+            changed = {path: theta[path].detach().float() for path in unit}
+            if self.R is not None:
+                changed = {path: W @ self.R.T for path, W in changed.items()}
+            unit = {path: float(W.square().mean().sqrt()) for path, W in changed.items()}
+        return [{"params": [w], "lr": rate * unit[path]} for path, w in self.weights.items()]
 
     @cached_property
     def c(self) -> Tensor:
@@ -507,11 +512,6 @@ def zeros(model: Backbone, rows: int | None) -> dict[str, Tensor]:
     else:
         shapes = {path: (w.out_features, rows) for path, w in model.projections().items()}
     return {path: torch.zeros(shape, device=model.device) for path, shape in shapes.items()}
-
-
-def _size(weight: Tensor) -> float:
-    """Root mean square of the entries."""
-    return float(weight.detach().square().mean().sqrt())
 
 
 class _Changed:

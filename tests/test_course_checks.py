@@ -511,7 +511,12 @@ def test_feedback_on_the_loop(words: str, old: str, new: str) -> None:
     [
         ("weaker than concept_rtol", "V[s > concept_rtol * s[0]] @ S", "V @ S"),
         ("go back to d", "V[s > concept_rtol * s[0]] @ S", "V[s > concept_rtol * s[0]]"),
-        ("What is kept sees them", "keep_rtol * s[0]", "10 * s[0]"),
+        ("What is kept sees them", "keep_rtol * length", "10 * length"),
+        (
+            "What is kept sees them",
+            "keep_rtol * length",
+            "keep_rtol * s[0]",
+        ),  # not a token's length
         ("not orthonormal", "V[s > concept_rtol * s[0]] @ S", "2 * V[s > concept_rtol * s[0]] @ S"),
     ],
 )
