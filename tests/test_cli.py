@@ -210,7 +210,7 @@ def test_doctor_measures_instead_of_guessing(model: Path, monkeypatch) -> None:
         assert f"\n{subject} " in result.stdout
     for words in (
         *("drawn alone", "each of 8 at once", "a concept at most", "all takes longer"),
-        *("96 passes of the UNet draw 16", "960 forwards and 320 backwards", "peak of erasing"),
+        *("48 passes of the UNet draw 8", "384 forwards and 320 backwards", "peak of erasing"),
     ):
         assert words in result.stdout
     assert Backbone.load(model).fingerprint in result.stdout

@@ -12,7 +12,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from sepme.cli._forecast import Forecast, counted, duration, measured
+from sepme.cli.forecast import Forecast, counted, duration, measured
 from sepme.cli._place import Process, place
 from sepme.cli.tasks import erase_into, plan
 from sepme.concept import Concept
@@ -48,7 +48,7 @@ def test_what_was_typed_decides_the_delta_and_is_recorded(model: Path, tmp_path:
     refused(*command, words=("neon.safetensors", "other settings"))  # float32
     sepme(*command, "--overwrite")
     found = ConceptDelta.load(tmp_path / "neon.safetensors").provenance
-    assert "dtype" not in found.settings
+    assert found.settings["dtype"] == "float32"
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -250,7 +250,7 @@ def test_what_is_measured_of_a_small_part_is_the_whole(monkeypatch: pytest.Monke
         tried.append((n, side))
         return 1 + 2 * n * side * 100 * 50 / 1e6
 
-    monkeypatch.setattr("sepme.cli._forecast._seconds", seconds)
+    monkeypatch.setattr("sepme.cli.forecast._seconds", seconds)
     found = measured(product, 6, 64, torch.device("cpu"))
     assert found == pytest.approx(1 + 2 * 6 * 64 * 5000 / 1e6)
     assert tried == [(1, 8), (1, 16)]
@@ -262,7 +262,7 @@ def test_memory_that_will_not_do_is_said_before_with_what_to_do(monkeypatch) -> 
     assert forecast.warning() is None
     less = Forecast(shared(), settings, micro_batch=2)
     assert less.peak < forecast.peak / 2
-    monkeypatch.setattr("sepme.cli._forecast.free_memory", lambda _: forecast.peak // 3)
+    monkeypatch.setattr("sepme.cli.forecast.free_memory", lambda _: forecast.peak // 3)
     assert "give --micro-batch 2 or --dtype bfloat16." in forecast.warning()
 
 
@@ -273,7 +273,7 @@ def test_erase_says_before_what_a_large_model_takes(
 ) -> None:
     command = (*LIST, "--model", model, "--out", tmp_path)
     monkeypatch.setattr("sepme.cli.tasks.LARGE", 0)
-    monkeypatch.setattr("sepme.cli._forecast.free_memory", lambda _: 1000)
+    monkeypatch.setattr("sepme.cli.forecast.free_memory", lambda _: 1000)
     result = sepme(*command)
     assert "would take about" in result.stderr
     assert "at most on this device alone: for a concept, 12 passes of the UNet" in result.stdout

@@ -25,13 +25,14 @@ def step(iteration: int, correlation: tuple[float, ...], momentum: float) -> Sim
 
 
 STEPS = {name: [step(i, (1 / i, 0.5 / i), 1 / i) for i in range(1, 6)] for name in ("neon", "boat")}
+PRODUCT = {"objective": "product", "statistic": "loss"}
 RECORDING = SimpleNamespace(
     iterations=(0, 5),
     decay=(1.0, 0.2),
     correlation=torch.tensor([[[1.0], [1.0]], [[0.5], [-0.1]]]),  # [snapshots, timesteps, pictures]
     steps=STEPS["neon"],
     losses=tuple(0.02 / i for i in range(1, 6)),
-    provenance=SimpleNamespace(settings={"objective": "product", "tau": 0.01}),
+    provenance=SimpleNamespace(settings=PRODUCT | {"tau": 0.01}),
 )
 TABLE = pd.DataFrame([[np.nan, 40, 2.0], [2, np.nan, 2]], ["a", "b"], ["x", "y", "z"])
 
@@ -212,7 +213,7 @@ def test_a_loss_with_a_unit_is_drawn_relative_to_the_first() -> None:
     assert lines["each iteration"] == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4, 1 / 5])
     assert lines["probe: mean"] == [1.0, 0.2]
     assert lines["stop at τ = 0.01"][0] == pytest.approx(0.5)
-    settings = {"objective": "product", "tau": -99.0}  # out of reach
+    settings = PRODUCT | {"tau": -99.0}  # out of reach
     unreachable = vars(RECORDING) | {"provenance": SimpleNamespace(settings=settings)}
     ax = plots.recorded_decay(SimpleNamespace(**unreachable), Figure().subplots())
     assert not any("τ" in str(line.get_label()) for line in ax.lines)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from sepme.cli._forecast import QUICK, Forecast, duration
 from sepme.cli._place import load
+from sepme.cli.forecast import QUICK, Forecast, duration
 from sepme.erasure import ErasureSettings
 from sepme.errors import warn
 from sepme.metrics.lpips import alexnet_available

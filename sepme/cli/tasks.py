@@ -11,8 +11,8 @@ from tqdm.auto import tqdm
 
 from sepme._checks import choose
 from sepme.artefact import canonical_json, same_model, writable_folder
-from sepme.cli._forecast import Forecast, duration
 from sepme.cli._place import Process
+from sepme.cli.forecast import Forecast, duration
 from sepme.concept import Catalogue, Concept, refuse_overlap, slug
 from sepme.delta import ConceptDelta
 from sepme.erasure import ErasureSettings, erase, recorded_settings, retain_set

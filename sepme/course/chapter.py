@@ -71,7 +71,7 @@ class ChapterCatalogue(Catalogue):
 
 
 def open_model(
-    model: str | Path | None = None,
+    model: str | Path | Backbone | None = None,
     *,
     styles: str | None = None,
     objects: str | None = None,
@@ -81,8 +81,8 @@ def open_model(
     """The model of a chapter, the judge that comes with it, if any, and its concepts.
 
     Args:
-        model: what `Backbone.load` takes; by default the environment variable SEPME_MODEL, and
-            without one the model that ships with the project.
+        model: what `Backbone.load` takes, or what it gave; by default the environment variable
+            SEPME_MODEL, and without one the model that ships with the project.
         styles, objects: names with commas between them, like "Van Gogh, Monet"; by default
             SEPME_STYLES and SEPME_OBJECTS. They replace the model's own catalogue. A model without
             a catalogue gets the concepts that the paper erases from Stable Diffusion v1.4.
@@ -101,15 +101,17 @@ def open_model(
     objects = objects or os.environ.get("SEPME_OBJECTS")
     keep = keep or os.environ.get("SEPME_KEEP")
     rtol = _tolerance(keep_rtol if keep_rtol is not None else os.environ.get("SEPME_KEEP_RTOL"))
-    if styles or objects or (catalogue := load_catalogue(model)) is None:
+    loaded = isinstance(model, Backbone)
+    catalogue = None if loaded or styles or objects else load_catalogue(model)
+    if catalogue is None:
         catalogue = catalogue_of(
             parse_names(styles) if styles else PAPER_STYLES,
             parse_names(objects) if objects else PAPER_OBJECTS,
         )
-    backbone = Backbone.load(model)
+    backbone = model if loaded else Backbone.load(model)
     pd.options.display.html.use_mathjax = False  # a name like "Li$a" in a table is no formula
-    weights = (Path(model) if model else ATELIER) / "judge.safetensors"
-    judge = Judge.load(weights) if weights.is_file() else None
+    weights = None if loaded else (Path(model) if model else ATELIER) / "judge.safetensors"
+    judge = Judge.load(weights) if weights and weights.is_file() else None
     more = tuple(parse_names(keep)) if keep else ()
     return backbone, judge, ChapterCatalogue(catalogue.concepts, catalogue.aliases, more, rtol)
 
@@ -206,20 +208,32 @@ def banner(
     *,
     minutes: float,
     gigabytes: float,
+    stand_in: bool = False,
 ) -> shown.Markdown:
-    """The model in use, what the reader chose for it, and what the chapter costs."""
+    """The model in use, what the reader chose for it, and what the chapter costs.
+
+    Args:
+        stand_in: the model has random weights, and the chapter was written about it.
+    """
     whose = (
         "the small model that ships with sepme. The text is about this model; none of its figures "
         "is the paper's."
         if is_shipped(backbone)
         else "a model of your own. The text was written about the Atelier's pictures, not these."
     )
+    measured = "the Atelier"
+    if stand_in:
+        measured = "this model"
+        whose = (
+            "a shape with random weights. What it draws is noise; what erasing costs, what stays "
+            "the same and what is exact are as with real weights."
+        )
     lines = [
         f"**The model in use: {in_code(backbone.name)}**, {whose}",
         f"On {backbone.device.type}, {backbone.steps} sampling steps, guidance "
         f"{backbone.guidance:g}, weights `{backbone.fingerprint[:12]}`.",
-        f"Expect about {minutes:g} minute{'s' * (minutes != 1)} and {gigabytes:g} GB with the "
-        "Atelier on two CPU cores.",
+        f"Expect about {minutes:g} minute{'s' * (minutes != 1)} and {gigabytes:g} GB with "
+        f"{measured} on two CPU cores.",
     ]
     read = [f"*{in_markdown(new)}* for {old}" for old, new in (chosen or {}).items() if new != old]
     if read:

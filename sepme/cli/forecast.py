@@ -93,6 +93,12 @@ class Forecast:
         )
 
     @cached_property
+    def operations(self) -> int:
+        """Floating-point operations of an iteration of the training, forwards and back."""
+        parts = ceil(self.settings.batch / self.at_once)
+        return parts * self._count(self._training, self.at_once, self.side)[0]
+
+    @cached_property
     def peak(self) -> int:
         """Bytes at the peak, beside the model."""
         if self.settings.iterations == 0:
