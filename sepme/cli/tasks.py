@@ -72,7 +72,7 @@ def plan(
     joint: bool = False,
     after: Sequence[ConceptDelta] = (),
 ) -> list[ErasureTask]:
-    """The tasks that erase these concepts: one each, or one for all of them jointly.
+    """The tasks that erase these concepts: one each, or one for all that are erased at once.
 
     The retain set is `keep`, what the protocol retains of the catalogue, and the other concepts
     named, so that every delta can be composed with every other.
@@ -94,7 +94,8 @@ def plan(
     for concept in concepts:
         refuse_overlap(concept, keep)
     named, tasks = _prompts(concepts), []
-    for group in [tuple(concepts)] if joint else [(concept,) for concept in concepts]:
+    at_once = joint or settings.iterations == 0  # closed forms share what they compute
+    for group in [tuple(concepts)] if at_once else [(concept,) for concept in concepts]:
         own = [concept.name for concept in group]
         known = how.retain(catalogue, own, ()) if catalogue is not None else ()
         retained = dict.fromkeys([] if full else ["", *known, *named, *keep])
