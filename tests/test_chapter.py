@@ -89,15 +89,15 @@ def test_a_retain_set_and_a_tolerance_of_ones_own(
     assert whole.kept_prompts([oil]) == catalogue_of(["oil", "ink"], ["cat"]).kept_prompts([oil])
     assert with_tolerance(PRESETS, whole) == PRESETS
     monkeypatch.setenv("SEPME_KEEP", "a house, oil, a  boat")
-    monkeypatch.setenv("SEPME_KEEP_RTOL", "1e-4")
+    monkeypatch.setenv("SEPME_KEEP_RTOL", "0.02")
     more = open_model(folder, **words)[2]
     assert more.kept_prompts([oil]) == (*whole.kept_prompts([oil]), "a house", "a boat")
-    assert {one.keep_rtol for one in with_tolerance(PRESETS, more).values()} == {1e-4}
+    assert {one.keep_rtol for one in with_tolerance(PRESETS, more).values()} == {0.02}
     given = open_model(folder, **words, keep="a dog", keep_rtol=0)[2]
     assert given.kept_prompts([oil]) == (*whole.kept_prompts([oil]), "a dog")
     assert with_tolerance(PRESETS, given)["default"].keep_rtol == 0
     for wrong in ("a little", "1", "-0.1", "nan"):
-        with refused(repr(wrong), "1e-4"):
+        with refused(repr(wrong), "0.02"):
             open_model(folder, keep_rtol=wrong)
 
 
@@ -150,10 +150,10 @@ def test_the_banner_names_the_model_and_what_stands_for_what(shipped: Backbone) 
     assert "ships with sepme" in text
     assert "read" not in text
     assert "retain set" not in text
-    own = ChapterCatalogue(catalogue_of(["ink"], ["cat"]).concepts, {}, ("a dog",), 1e-4)
+    own = ChapterCatalogue(catalogue_of(["ink"], ["cat"]).concepts, {}, ("a dog",), 0.02)
     text = banner(shipped, {"ink": "ink"}, own, minutes=2, gigabytes=1).data
     assert "Your retain set: all prompts of the other concepts, and *a dog*." in text
-    assert "Your tolerance of the null space: 0.0001." in text
+    assert "Your tolerance of the null space: 0.02." in text
 
 
 def test_a_claim_that_fails_ends_the_chapter_only_as_it_was_written(shipped: Backbone) -> None:

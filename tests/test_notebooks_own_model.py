@@ -74,7 +74,7 @@ def test_it_runs_on_a_model_of_ones_own(
     monkeypatch.setenv("SEPME_STYLES", styles + ", watercolor" * many)
     monkeypatch.setenv("SEPME_OBJECTS", objects + ", sun, house" * many)
     monkeypatch.setenv("SEPME_KEEP", "a photo of a dog")
-    monkeypatch.setenv("SEPME_KEEP_RTOL", "2e-3")
+    monkeypatch.setenv("SEPME_KEEP_RTOL", "0.06")
     chapter = nbformat.read(path, 4)
     if longest := LONGEST.get(path.name[:2]):
         chapter.cells.insert(0, new_code_cell(SHORTEN.format(longest=longest)))
@@ -87,7 +87,7 @@ def test_it_runs_on_a_model_of_ones_own(
         "a model of your own",
         "*pixel* for neon",
         "Your retain set: all prompts of the other concepts, and *a photo of a dog*.",
-        "Your tolerance of the null space: 0.002.",
+        "Your tolerance of the null space: 0.06.",
         "claims of this chapter hold",
     ):
         assert part in shown

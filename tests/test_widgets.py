@@ -28,7 +28,7 @@ from torch import Tensor
 import sepme
 from sepme.composition import Composition
 from sepme.concept import Catalogue, Concept
-from sepme.erasure import erase
+from sepme.erasure import PRESETS, erase
 from sepme.errors import warn
 from sepme.model import Backbone
 from sepme.nullspace import null_space
@@ -777,6 +777,7 @@ def test_keeping_more_and_tolerating_less_takes_more(model: Backbone) -> None:
         return budget.measure(model, CATALOGUE, shell.state).constraint.space.rank
 
     assert shell.state.keep == ("ink", "oil", "boat")  # everything but itself
+    assert shell.state.tolerance == PRESETS["default"].keep_rtol
     assert [name for name, tick in shell.keep.boxes.items() if tick.disabled] == ["neon"]
     everything, first = rank(), shell.picture.png
     shell.none.click()

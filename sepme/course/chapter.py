@@ -89,8 +89,8 @@ def open_model(
         keep: more prompts for the retain set of every delta, with commas between them; by default
             SEPME_KEEP. The empty prompt and all prompts of the other concepts belong to it anyway,
             so name few concepts where room is short.
-        keep_rtol: tolerance of the null space of what is kept, relative to its largest singular
-            value; by default SEPME_KEEP_RTOL, and without one each preset's own.
+        keep_rtol: tolerance of the null space of what is kept, relative to the length of a kept
+            token; by default SEPME_KEEP_RTOL, and without one each preset's own.
 
     Raises:
         SepmeError: a tolerance that is no number from 0 to below 1; see also `Backbone.load`,
@@ -125,7 +125,7 @@ def _tolerance(given: float | str | None) -> float | None:
     except ValueError:
         rtol = -1.0
     if not 0 <= rtol < 1:
-        raise SepmeError(f"The tolerance {given!r} is not possible: give a number like 1e-4.")
+        raise SepmeError(f"The tolerance {given!r} is not possible: give a number like 0.02.")
     return rtol
 
 

@@ -23,8 +23,8 @@ from sepme.widgets._parts import NARROW, Explorer, Ticks, row
 
 __all__ = ["BudgetState", "describe", "measure", "null_space_budget", "render"]
 
-#: What can be chosen, in steps of about the root of ten.
-TOLERANCES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3)
+#: What can be chosen: in steps of about two where most changes, of ten below.
+TOLERANCES = (1e-6, 1e-5, 1e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class BudgetState:
 
     forget: str
     keep: tuple[str, ...] = ()  #: concepts, but for their prompts that name the forgotten one too
-    tolerance: float = 1e-3  #: of the null space, relative to the largest singular value
+    tolerance: float = 0.05  #: of the null space, relative to the length of a kept token
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +154,8 @@ def null_space_budget(backbone: Backbone, catalogue: Catalogue | None) -> Explor
     for concept in catalogue.concepts.values():
         shell.keep.add(concept.name, concept.kind, value=True)
     names, tolerances = list(catalogue.concepts), {f"{value:g}": value for value in TOLERANCES}
-    more, look = "A larger one leaves more free, and leaks more", {"value": 1e-3, "layout": NARROW}
+    more = "A share of a kept token: a larger one leaves more free, and leaks more"
+    look = {"value": BudgetState.tolerance, "layout": NARROW}
     controls = (
         shell.menu("forget", "Forget", "What the delta is for", names, act=choose),
         shell.menu("tolerance", "Tolerance", more, tolerances, **look),
