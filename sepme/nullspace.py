@@ -21,7 +21,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from sepme._checks import below_one, choose, texts
+from sepme._checks import at_least, below_one, choose, texts
 from sepme.concept import Concept
 from sepme.errors import SepmeError, warn
 from sepme.model import Backbone
@@ -260,7 +260,7 @@ def _share(A: Tensor, rtol: float | None) -> float:
     noise = torch.finfo(A.dtype).eps * (1 + (len(A) / A.shape[1]) ** 0.5)
     if rtol is None:
         return min(4 * noise, 0.5)
-    below_one(rtol=rtol)
+    at_least(0, rtol=rtol)
     return max(rtol, noise)
 
 

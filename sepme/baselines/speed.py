@@ -64,8 +64,10 @@ def _shift(
     backbone: Backbone, c: Tensor, a: Tensor, kept: tuple[str, ...], settings: SPEEDSettings
 ) -> Tensor:
     # The tolerance floors at what the embeddings were stored in, so they keep that dtype here.
-    stacked = rows(backbone, kept, "all").to(backbone.dtype)
-    space = null_space(stacked, settings.rtol, labels=kept)
+    A, rtol = rows(backbone, kept, "all"), settings.rtol
+    if rtol is not None:  # of the largest singular value, in units of a row's length
+        rtol *= float(torch.linalg.matrix_norm(A, 2) / A.norm()) * len(A) ** 0.5
+    space = null_space(A.to(backbone.dtype), rtol, labels=kept)
     space.directions(c.to(backbone.dtype))  # refuses a concept of which nothing is free
     return speed_shift(c, a, space.basis, settings.ridge)
 
