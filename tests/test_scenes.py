@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sepme.atelier.judge import Judge
-from sepme.composition import shipped_deltas
+from sepme.erasure import ErasureSettings, erase
 from sepme.model import Backbone, load_catalogue
 from sepme.scenes import (
     EVALUATED,
@@ -27,8 +27,9 @@ from sepme.scenes import (
 from sepme.scenes.images import ImageCache, Sampling, measure
 from sepme.scenes.methods import METHODS, Context
 from sepme.scenes.protocol import PROTOCOLS, WATERMARK, Arrival
+from sepme.scenes.run import read_manifest
 from sepme.scenes.tables import RESULTS, family, method_title, write_table
-from tests.miniature import fresh, shared, three_deltas
+from tests.miniature import QUIET, fresh, shared, three_deltas
 from tests.refusals import refused
 
 SHIPPED = RESULTS / "scenes_style.csv"
@@ -272,9 +273,17 @@ def test_shipped_cells_are_what_is_drawn_now(tmp_path: Path) -> None:
     cache = ImageCache(backbone, tmp_path, Sampling())
     exact = cache.sampling.bfloat16
     (moment,) = (m for m in moments("Scene4") if m.time == "t1")
-    shipped = shipped_deltas(backbone)  # training them again takes a minute
+    ours = METHODS["sepme@catalogue"]
+    then = read_manifest(SHIPPED)["methods"][ours.name]["settings"]
+    ours = replace(ours, settings=ErasureSettings(**then))  # not today's default
+    concepts = [context.catalogue[evaluated.name(index)] for index in moment.erased]
+    keep = [context.catalogue.kept_prompts([concept]) for concept in concepts]
+    found = [
+        erase(backbone, *about, ours.settings, trainer=QUIET)
+        for about in zip(concepts, keep, strict=True)
+    ]
     made = {
-        "sepme@catalogue": {index: shipped[evaluated.name(index)] for index in moment.erased},
+        ours.name: dict(zip(moment.erased, found, strict=True)),
         "uce@catalogue": METHODS["uce@catalogue"].changes(context, "Scene4"),
     }
     table = read_table(SHIPPED).set_index(["method", "scene", "time", "concept_index"])
