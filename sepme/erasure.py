@@ -91,12 +91,12 @@ class ErasureSettings:
     """Noised images an iteration; 1 as published."""
     images: int = 8
     """Images of the concept, drawn by the original model."""
-    pool: int = 32
+    pool: int = 48
     """Noised images in all, which the original model passes once; 0 makes new ones in every
     iteration, as published."""
     timesteps: str = "stratified"
     """"stratified" over the batch, or "uniform" as published."""
-    learning_rate: float = 0.04
+    learning_rate: float = 0.08
     """Adam's rate."""
     relative_rate: bool = True
     """Whether the rate is in units of what is changed, the entries of W_l R^T (root mean square,
