@@ -275,6 +275,7 @@ def erase(
     retained = [retain_set(concept, group, keep, after) for concept in group]
     embedded = None
     if len(group) > 1 and settings.parametrisation != "full":  # each prompt once for all of them
+        model.refuse_unclear(*zip(group, retained, strict=True))
         own = (text for c in group for text in (*c.prompts, *c.anchors))
         embedded = Embedded.of(model, ("", *chain(*retained), *own))
     increments = [
