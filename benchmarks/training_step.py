@@ -14,7 +14,6 @@ import platform
 import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -24,6 +23,7 @@ from typing import Annotated, Any
 import pandas as pd
 import torch
 import typer
+from _machine import backbone, hardware, now
 from _markdown import markdown, write_between
 
 from sepme.concept import Concept
@@ -39,17 +39,6 @@ KEEP = ("swirl", "cubism", "mosaic", "ink", "popart")
 OURS = {"faithful": {}, "faithful, pool": {"pool": 4}, "faithful, pool, no lambda": {"lam": 0.0}}
 OURS["faithful, pool, no lambda"] |= {"pool": 4}
 STEPS = 6  #: timed, after one that warms up
-
-
-def backbone(shape: str) -> Backbone:
-    """The shipped model, or random weights of a published shape that draws 128 pixels."""
-    if shape == "atelier":
-        return Backbone.load()
-    from sepme.shapes import random_pipeline
-
-    pipe = random_pipeline(shape)
-    pipe.unet.register_to_config(sample_size=16)
-    return Backbone(pipe, shape, steps=1)
 
 
 def published(model: Backbone, batch: int, done: Callable[[], None]) -> None:
@@ -97,7 +86,7 @@ def measure(method: str, shape: str, batch: int) -> dict[str, float]:
     loaded = _peak()
 
     def done() -> None:
-        times.append(time.perf_counter())
+        times.append(now())
 
     if method == "published":
         published(model, batch, done)
@@ -148,9 +137,7 @@ def main(
                     }
                 )
                 print(rows[-1], flush=True)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    note = f"{device}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, float32."
-    write_between("training_step", f"{markdown(pd.DataFrame(rows))}\n\n{note}")
+    write_between("training_step", f"{markdown(pd.DataFrame(rows))}\n\n{hardware()}")
 
 
 if __name__ == "__main__":

@@ -275,6 +275,7 @@ def erase(
     retained = [retain_set(concept, group, keep, after) for concept in group]
     embedded = None
     if len(group) > 1 and settings.parametrisation != "full":  # each prompt once for all of them
+        model.refuse_unclear(*zip(group, retained, strict=True))
         own = (text for c in group for text in (*c.prompts, *c.anchors))
         embedded = Embedded.of(model, ("", *chain(*retained), *own))
     increments = [
@@ -282,22 +283,29 @@ def erase(
         for concept, kept in zip(group, retained, strict=True)
     ]
     _start(model, increments)
-    changed = _Changed(model, increments, after, micro_batch or settings.batch)
-    rates = [rate for increment in increments for rate in increment.rates()]
-    with model.original():
-        (trainer or Trainer()).train(
+    if settings.iterations:
+        changed = _Changed(model, increments, after, micro_batch or settings.batch)
+        _train(changed, settings, seed, trainer or Trainer())
+    deltas = [increment.delta() for increment in increments]
+    return deltas[0] if isinstance(concepts, Concept) else deltas
+
+
+def _train(changed: "_Changed", settings: ErasureSettings, seed: int, trainer: Trainer) -> None:
+    """Descend on the increments, from where they start."""
+    increments = changed.increments
+    with changed.model.original():
+        trainer.train(
             lambda prepared, rng: changed.loss(prepared, settings, rng),
-            torch.optim.Adam(rates),
+            torch.optim.Adam([rate for increment in increments for rate in increment.rates()]),
             settings.iterations,
             seed=seed,
             key=[[asdict(i.concept), i.provenance.to_dict()] for i in increments],
-            title=f"erasing {', '.join(concept.name for concept in group)}",
+            title=f"erasing {', '.join(i.concept.name for i in increments)}",
             report=ErasureStep,
             prepare=lambda: {k: v for i in increments for k, v in i.prepare(changed).items()},
             state=[part for i in increments for part in i.state],  # ends it at m_n <= tau (eq. 4)
             before_step=lambda: [part.add() for i in increments for part in i.state[1:]],
         )
-    return changed.deltas()[0] if isinstance(concepts, Concept) else changed.deltas()
 
 
 def _checked_group(

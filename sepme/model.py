@@ -361,16 +361,21 @@ class Backbone:
         if (sentence := self.cut(prompts)) is not None:
             warn(sentence)
 
-    def refuse_unclear(self, concept: Concept, keep: Sequence[str]) -> None:
+    def refuse_unclear(self, *requests: tuple[Concept, Sequence[str]]) -> None:
         """Refuse texts to erase with that would not mean to the model what they say.
+
+        Each request is a concept and what is kept when it is erased; a text is read once for all.
 
         Raises:
             SepmeError: a prompt to forget, to keep or to put in its place that is longer than the
                 model takes, or one both forgotten and kept.
         """
-        if (sentence := self.cut((*concept.prompts, *concept.anchors, *keep))) is not None:
+        said = [text for c, keep in requests for text in (*c.prompts, *c.anchors, *keep)]
+        reads = {text: self.reads(text) for text in dict.fromkeys(said)}
+        if (sentence := self.cut(reads)) is not None:
             raise SepmeError(sentence)
-        refuse_overlap(concept, keep, self.reads)
+        for concept, keep in requests:
+            refuse_overlap(concept, keep, reads.__getitem__)
 
     def cut(self, prompts: Iterable[str]) -> str | None:
         """A sentence about the first prompt whose end the model does not read, or None."""

@@ -124,7 +124,7 @@ def null_space(
     """
     choose(("svd", "elimination"), method=method)
     A64 = _checked(A, "the prompts to keep", labels)
-    rtol, length = _share(A, rtol), _length(A64)
+    rtol, length = _share(A.shape, A.dtype, rtol), _length(A64)
     spectrum, right = _svd(A64)
     rounding = max(A.shape) * torch.finfo(torch.float64).eps * float(spectrum[0])  # of the SVD
     threshold = max(rtol * length, rounding)
@@ -154,7 +154,7 @@ def row_basis(E: Tensor, rtol: float | None = None, *, floor: float = 0.0) -> Te
         SepmeError: E has no rows, a row that is not finite, or nothing above the threshold.
     """
     E64 = _checked(E, "the prompts to forget")
-    spectrum, right = _svd(E64)
+    spectrum, right = _svd(E64, full=False)
     Q = right[: int((spectrum > max(_rtol(E, rtol) * float(spectrum[0]), floor)).sum())]
     if len(Q) == 0:
         raise NothingFree(
@@ -180,7 +180,7 @@ def damped_projection(A: Tensor, rows: Tensor, rtol: float | None = None) -> Ten
     """
     rows64 = _checked(rows, "the prompts to forget")
     spectrum, right = _svd(_checked(A, "the prompts to keep"))
-    tau = _share(A, rtol) * _length(A)
+    tau = _share(A.shape, A.dtype, rtol) * _length(A)
     weight = rows64.new_ones(A.shape[1])
     weight[: len(spectrum)] = 1 / (1 + (spectrum / tau).square())
     return ((rows64 @ right.T) * weight) @ right
@@ -226,14 +226,14 @@ def _elimination_basis(spectrum: Tensor, rows: Tensor) -> Tensor:
     return S / S.norm(dim=0)
 
 
-def _svd(A: Tensor) -> tuple[Tensor, Tensor]:
-    """Singular values `[min(m, d)]` and all right singular vectors `[d, d]`, as rows.
+def _svd(A: Tensor, *, full: bool = True) -> tuple[Tensor, Tensor]:
+    """Singular values `[min(m, d)]` and right singular vectors as rows: all d, or as many.
 
     Not `scipy.linalg.null_space`, which gives the same basis but hides the spectrum.
     """
     if A.shape[0] > A.shape[1]:
         A = torch.linalg.qr(A, mode="r").R  # the same right vectors from a smaller matrix
-    _, spectrum, right = torch.linalg.svd(A, full_matrices=True)
+    _, spectrum, right = torch.linalg.svd(A, full_matrices=full)
     return spectrum, right
 
 
@@ -251,13 +251,13 @@ def _length(rows: Tensor) -> float:
     return float(rows.double().norm()) / len(rows) ** 0.5
 
 
-def _share(A: Tensor, rtol: float | None) -> float:
-    """The tolerance of A's null space, as a share of a row's length.
+def _share(shape: tuple[int, int], dtype: torch.dtype, rtol: float | None) -> float:
+    """The tolerance of the null space of rows `[m, d]`, as a share of a row's length.
 
-    Rows `[m, d]` that are each wrong by eps of their length make singular values of about
+    Rows that are each wrong by eps of their length make singular values of about
     `eps (1 + sqrt(m / d))` of that length. An encoder's rounding was measured at twice as much.
     """
-    noise = torch.finfo(A.dtype).eps * (1 + (len(A) / A.shape[1]) ** 0.5)
+    noise = torch.finfo(dtype).eps * (1 + (shape[0] / shape[1]) ** 0.5)
     if rtol is None:
         return min(4 * noise, 0.5)
     at_least(0, rtol=rtol)
@@ -357,6 +357,12 @@ class Constraint:
     def rank(self) -> int:
         return len(self.basis)
 
+    @property
+    def tolerance(self) -> float:
+        """Of the null space, as a share of a kept token's length (root mean square)."""
+        _, tokens, d_in = self.embedded.table.shape
+        return _share((len(self.kept) * tokens, d_in), self.dtype, self.keep_rtol)
+
     def seen(self, prompts: Sequence[str]) -> Tensor:
         """`Q e` of every token, `[prompts, tokens, q]`: all that a delta sees of them."""
         return self._seen[self.embedded.at(prompts)]
@@ -413,11 +419,10 @@ class Constraint:
         it = "it"
         if len(named) > 1:
             what, it = f"kept prompts such as {' and '.join(named)}", "them"
-        rtol = _share(self.kept_rows.to(self.dtype), self.keep_rtol)
         leave = f"leave {it} out of what is kept, " if named else ""
         return (
             f"{self.concept.name!r} can hardly be told from {what} at keep_rtol = "
-            f"{rtol:.2g}: {leave}lower the tolerance, or expect {it} to change too."
+            f"{self.tolerance:.2g}: {leave}lower the tolerance, or expect {it} to change too."
         )
 
 
@@ -469,16 +474,14 @@ class Embedded:
         """`damped_projection`, from the Gram matrix of all prompts but those that are not kept.
 
         `A^T A = G - E^T E` is the same for every concept of a group but for its own rows E. So no
-        decomposition of A `[m, d_in]` is needed, only one of `A^T A / tau^2 + I [d_in, d_in]`. Its
+        decomposition of A `[m, d_in]` is needed, only one of `A^T A + tau^2 I [d_in, d_in]`. Its
         condition number is at most m / rtol^2, so this is exact to about 1e-16 m / rtol^2.
         """
-        gram, tokens = self._gram, self.table.shape[1]
-        if forgotten := self.tokens.keys() - set(kept):
-            E = self.rows(sorted(forgotten))
-            gram = gram - E.T @ E
-        tau = rtol * float(gram.trace() / (len(kept) * tokens)) ** 0.5
-        factor = torch.linalg.cholesky(gram / tau**2 + torch.eye(len(gram)).to(gram))
-        return torch.cholesky_solve(rows.T, factor).T
+        E = self.rows(sorted(self.tokens.keys() - set(kept)))
+        gram = self._gram - E.T @ E
+        tau = rtol * float(gram.trace() / (len(kept) * self.table.shape[1])) ** 0.5
+        gram.diagonal().add_(tau**2)
+        return tau**2 * torch.cholesky_solve(rows.T, torch.linalg.cholesky(gram)).T
 
 
 def constrain(
@@ -505,7 +508,7 @@ def constrain(
             directions; "damped" for `sepme.nullspace.damped_projection` at that tolerance.
         quiet: no warnings, for those who only look.
         embedded: the embeddings of all prompts of a group of concepts, so that none is computed
-            twice.
+            twice. The group passed `Backbone.refuse_unclear` before.
 
     Raises:
         SepmeError: a prompt is both forgotten and kept, none has a word that the model knows, or
@@ -517,7 +520,8 @@ def constrain(
     """
     keep = texts(keep)
     refuse_meaningless(backbone, concept)
-    backbone.refuse_unclear(concept, keep)
+    if embedded is None:
+        backbone.refuse_unclear((concept, keep))
     kept = tuple(dict.fromkeys(["", *keep]))
     known = embedded or Embedded.of(backbone, (*kept, *concept.prompts, *concept.anchors))
     found = Constraint(concept, kept, torch.empty(0), known, keep_rtol, method, backbone.dtype)
@@ -541,8 +545,7 @@ def _directions(found: Constraint, concept_rtol: float, gram: bool) -> Tensor:
     """`Q` of a constraint that has none yet, from the group's Gram matrix or from A itself."""
     E, dtype = found.concept_rows, found.dtype
     if found.method == "damped" and gram:
-        rtol = _share(found.kept_rows.to(dtype), found.keep_rtol)
-        return row_basis(found.embedded.damped(found.kept, E, rtol), concept_rtol)
+        return row_basis(found.embedded.damped(found.kept, E, found.tolerance), concept_rtol)
     # The tolerance floors at the dtype that the embeddings were stored in. This refuses a concept
     # inside what is kept, which damping alone would not notice.
     basis = found.space.directions(E.to(dtype), rtol=concept_rtol)

@@ -10,6 +10,7 @@ import pytest
 
 from sepme.atelier.paintings import ALIASES, OBJECTS, STYLES
 from sepme.model import load_catalogue
+from tests.miniature import fresh, shared, three_deltas
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -110,3 +111,21 @@ def test_the_ablation_asks_what_erase_each_asks() -> None:
         (which, value) for which, value, _ in [*EACH.TRAINED.values(), *EACH.NOT_TRAINED.values()]
     }
     assert set(ablation.QUESTIONS.values()) <= columns
+
+
+# ---------------------------------------------------------------- benchmarks of speed
+def test_the_published_loops_make_the_edit_of_one_gram_matrix() -> None:
+    bench, model, edited = benchmark("closed_form"), shared(), ["neon", "ink"]
+    new = bench.published(model, edited, ["", "boat"])
+    same, other = (bench.shared(model, edited, kept) for kept in (["", "boat"], [""]))
+    for path, layer in model.projections().items():  # up to a float32 inverse's rounding
+        change = new[path] - layer.weight
+        assert (change - same[f"{path}.weight"]).abs().max() < 1e-4
+        assert (change - other[f"{path}.weight"]).abs().max() > 5e-3  # the control
+
+
+def test_a_delta_that_does_nothing_is_found() -> None:
+    bench, model = benchmark("closed_form"), fresh()
+    assert bench.attach_and_restore(model, three_deltas()) > 0
+    with pytest.raises(AssertionError, match="still there"):
+        bench.attach_and_restore(model, [0.0 * three_deltas()[0]])

@@ -66,7 +66,7 @@ class Baseline:
         refuse_attached(backbone)
         if keep and not self.uses_keep:
             raise SepmeError(f"{self.title} has no use for prompts to keep: leave out keep.")
-        backbone.refuse_unclear(concept, keep)
+        backbone.refuse_unclear((concept, keep))
         if isinstance(self.method, ClosedForm):
             return edit(backbone, concept, settings, self.method, keep)
         if backbone.dtype != torch.float32:

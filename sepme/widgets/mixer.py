@@ -30,7 +30,7 @@ from sepme.plots import ERASED, SKY, literal, show_picture
 from sepme.training import Trainer
 from sepme.widgets._parts import Report, Shell, Ticks, part, row
 
-__all__ = ["Mixer", "concept_mixer"]
+__all__ = ["concept_mixer"]
 
 #: What the menu calls a picture in no style.
 NO_STYLE = "photo"

@@ -132,11 +132,11 @@ def test_file_names_that_need_a_few_digits(name: str) -> None:
 def test_a_prompt_is_never_cut_without_a_word(prompt: str, lost: str) -> None:
     backbone, keep = shared(), ("house",)
     with refused("falls off", f"'{lost}'"):
-        backbone.refuse_unclear(Concept("neon", (prompt,)), keep)
+        backbone.refuse_unclear((Concept("neon", (prompt,)), keep))
     with refused("falls off"):
-        backbone.refuse_unclear(Concept("neon", ("neon",)), (*keep, prompt))
+        backbone.refuse_unclear((Concept("neon", ("neon",)), (*keep, prompt)))
     with refused("falls off"):
-        backbone.refuse_unclear(Concept("neon", ("neon",), anchors=(prompt,)), keep)
+        backbone.refuse_unclear((Concept("neon", ("neon",), anchors=(prompt,)), keep))
     with pytest.warns(SepmeWarning, match=f"'{lost}' falls off"):
         backbone.encode([prompt])
     with pytest.warns(SepmeWarning, match="falls off"):
@@ -167,7 +167,7 @@ def test_prompts_of_the_same_tokens_are_not_both_forgotten_and_kept(
 ) -> None:
     backbone: Backbone = shared()
     with refused("to be forgotten", "kept"):
-        backbone.refuse_unclear(Concept("it", (forgotten,)), (*KEPT[:1], kept))
+        backbone.refuse_unclear((Concept("it", (forgotten,)), (*KEPT[:1], kept)))
     refuse_overlap(Concept("it", (forgotten,)), ("house",), backbone.reads)  # the control
 
 

@@ -1,0 +1,136 @@
+"""What attached deltas cost: a pass of the UNet, and a switch from one set of them to another.
+
+    python benchmarks/adapters.py     # on the Atelier and on 1.x's shape; writes its table
+
+Deltas are put on the pipeline by `Composition`, and by stock diffusers: the same files loaded with
+`load_lora_weights`, switched by `set_adapters`, all off by `disable_lora`. Right before, the same
+pipeline is timed without any. A pass is of two latents, as guidance takes them. A switch is to a
+random subset, as the concept mixer does before it draws. Where all are on, both must predict the
+same noise, and where all are off, the bytes of the original. On 1.x's shape, with random weights,
+the deltas are those of ten names in closed form.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import pandas as pd
+import torch
+import typer
+from _machine import backbone, hardware, now
+from _markdown import markdown, write_between
+from closed_form import NAMES, ours
+from torch import Tensor
+
+from sepme.composition import Composition, shipped_deltas
+from sepme.concept import slug
+from sepme.delta import ConceptDelta
+from sepme.loading import quiet
+from sepme.model import Backbone
+
+Switch = Callable[[Sequence[str]], object]
+#: How many are attached. The Atelier ships twenty.
+COUNTS = {"atelier": (1, 10, 20)}
+
+
+@contextmanager
+def composed(model: Backbone, deltas: Sequence[ConceptDelta], _folder: str) -> Iterator[Switch]:
+    with Composition(model, deltas) as composition:
+        yield composition.set
+
+
+@contextmanager
+def stock(model: Backbone, deltas: Sequence[ConceptDelta], folder: str) -> Iterator[Switch]:
+    with quiet():  # about adapters for the text encoder, which are not in the files
+        for name in (slug(delta.concept) for delta in deltas):
+            file = f"{name}.safetensors"
+            model.pipe.load_lora_weights(folder, weight_name=file, adapter_name=name)
+
+    def switch(concepts: Sequence[str]) -> None:
+        if concepts:
+            model.pipe.enable_lora()
+            model.pipe.set_adapters([slug(concept) for concept in concepts])
+        else:
+            model.pipe.disable_lora()
+
+    yield switch
+    model.pipe.unload_lora_weights()
+
+
+BY = {"Composition": composed, "stock diffusers": stock}
+
+
+@torch.no_grad()
+def passes(model: Backbone, concept: str, times: int) -> tuple[float, Tensor]:
+    """Seconds of a pass (the median, after one that warms up), and the noise it predicts."""
+    rng = torch.Generator().manual_seed(0)
+    x_t = torch.randn(2, *model.latent_shape, generator=rng).to(model.device)
+    t, c = torch.tensor([500, 500], device=model.device), model.encode(["", concept])
+    seconds = []
+    for _ in range(times + 1):
+        start = now()
+        noise = model.epsilon(x_t, t, c)
+        seconds.append(now() - start)
+    return median(seconds[1:]), noise
+
+
+def switches(switch: Switch, names: Sequence[str], times: int) -> list[float]:
+    """Milliseconds of each of so many switches to random subsets."""
+    choose, milliseconds = random.Random(0), []
+    for _ in range(times):
+        subset = choose.sample(names, choose.randint(0, len(names)))
+        start = now()
+        switch(subset)
+        milliseconds.append(1000 * (now() - start))
+    return milliseconds
+
+
+def measured(
+    model: Backbone, deltas: Sequence[ConceptDelta], by: str, folder: str, times: int
+) -> tuple[dict[str, str], Tensor]:
+    """A row of the table, and the noise that is predicted with all deltas on."""
+    names = [delta.concept for delta in deltas]
+    plain, original = passes(model, names[0], times)
+    start = now()
+    with BY[by](model, deltas, folder) as switch:
+        attaching = now() - start
+        switch([])
+        off, noise = passes(model, names[0], times)
+        assert torch.equal(noise, original), f"{by}: switched off, they still act"
+        switch(names)
+        on, erased = passes(model, names[0], times)
+        assert not torch.equal(erased, original), f"{by}: switched on, they do nothing"
+        took = switches(switch, names, 10 * times)
+    row = {"by": by, "attaching, s": f"{attaching:.2f}", "pass without, s": f"{plain:.3f}"}
+    row |= {"all off": f"{off / plain:.2f}x", "all on": f"{on / plain:.2f}x"}
+    return row | {"switch, ms": f"{median(took):.1f}", "slowest": f"{max(took):.1f}"}, erased
+
+
+def main(
+    shapes: Annotated[list[str], typer.Option(help="atelier, sd14 or sd21.")] = ["atelier", "sd14"],  # noqa: B006
+    times: Annotated[int, typer.Option(help="Passes; ten times as many switches.")] = 10,
+) -> None:
+    rows = []
+    for shape in shapes:
+        model, counts = backbone(shape), COUNTS.get(shape, (1, 10))
+        made = [*shipped_deltas(model).values()] or ours(model, NAMES[: max(counts)], [""])
+        with TemporaryDirectory() as folder:
+            for delta in made:
+                delta.save(Path(folder) / f"{slug(delta.concept)}.safetensors")
+            for n in counts:
+                noises = []
+                for by in BY:
+                    row, noise = measured(model, made[:n], by, folder, times)
+                    rows.append({"model": shape, "attached": str(n)} | row)
+                    noises.append(noise)
+                    print(rows[-1], flush=True)
+                torch.testing.assert_close(*noises, rtol=1e-3, atol=1e-4)
+    write_between("adapters", f"{markdown(pd.DataFrame(rows))}\n\n{hardware()}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
