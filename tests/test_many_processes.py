@@ -12,8 +12,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from sepme.cli.forecast import Forecast, counted, duration, measured
 from sepme.cli._place import Process, place
+from sepme.cli.forecast import Forecast, counted, duration, measured
 from sepme.cli.tasks import erase_into, plan
 from sepme.concept import Concept
 from sepme.delta import ConceptDelta
