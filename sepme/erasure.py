@@ -89,7 +89,7 @@ class ErasureSettings:
     """The most iterations; 1000 as published. With 0 the delta is the start itself."""
     batch: int = 8
     """Noised images an iteration; 1 as published."""
-    images: int = 8
+    images: int = 12
     """Images of the concept, drawn by the original model."""
     pool: int = 48
     """Noised images in all, which the original model passes once; 0 makes new ones in every
