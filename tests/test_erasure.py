@@ -90,7 +90,7 @@ def test_the_dense_form_is_equation_9() -> None:
 
     Adam's first step moves every entry of w by the learning rate, up to its sign.
     """
-    settings = replace(DENSE, beta=0.5, iterations=1)
+    settings = replace(DENSE, beta=0.5, iterations=1, relative_rate=False)
     delta, _ = train(settings)
     S = constraint_of(NEON, settings, shared()).space.basis
     for path in delta.paths:

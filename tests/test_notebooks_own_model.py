@@ -85,7 +85,7 @@ def test_it_runs_on_a_model_of_ones_own(
     for part in (
         "`mine`",
         "a model of your own",
-        "*pixel* for neon",
+        "*pixel* for Van Gogh" if path.name.startswith("09") else "*pixel* for neon",
         "Your retain set: all prompts of the other concepts, and *a photo of a dog*.",
         "Your tolerance of the null space: 0.06.",
         "claims of this chapter hold",

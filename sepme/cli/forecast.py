@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from sepme.erasure import ErasureSettings, added, zeros
 from sepme.model import Backbone
 
-__all__ = ["Forecast", "counted", "duration", "measured"]
+__all__ = ["Forecast", "duration", "gigabytes"]
 
 #: A pass that takes more seconds is not made larger to measure better.
 QUICK = 0.5

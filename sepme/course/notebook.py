@@ -22,7 +22,7 @@ from PIL import Image, ImageChops, ImageStat
 from sepme.artefact import write_atomically
 from sepme.errors import SepmeError
 
-__all__ = ["chapters", "execute", "outputs"]
+__all__ = ["chapters"]
 
 #: The notebooks of a clone, from the folder that the commands are typed in.
 FOLDER = Path("notebooks")
