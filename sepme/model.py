@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
 from operator import index
+from os import PathLike
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -22,7 +23,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from sepme._checks import choose, guided, texts, whole
+from sepme._checks import choose, guided, kinds, texts, whole
 from sepme._data import shipped
 from sepme.concept import Catalogue, Concept, Vocabulary, refuse_overlap
 from sepme.errors import SepmeError, warn
@@ -127,6 +128,7 @@ class Backbone:
             SepmeError: no such model, one that cannot be drawn or erased from (`sepme.loading` says
                 why), or a device that is not there.
         """
+        kinds(str | PathLike | None, [model], "name a folder, a .safetensors file, or a hub id")
         path = Path(model) if model is not None else ATELIER
         if model is None and not path.is_dir():
             raise SepmeError(f"The shipped model is missing: restore {path}, or install it again.")
@@ -283,8 +285,8 @@ class Backbone:
         modules = itertools.chain.from_iterable(part.modules() for part in parts)
         if any(isinstance(module, LoraLayer) and module.merged for module in modules):
             raise SepmeError(
-                "The pipeline's adapters are fused into its weights: load the model again, or call "
-                "pipe.unfuse_lora(), which restores them up to rounding."
+                "The pipeline's adapters are fused into its weights: load the model again, since "
+                "pipe.unfuse_lora() leaves rounding behind, and deltas no longer fit."
             )
 
     def projections(self) -> dict[str, nn.Linear]:

@@ -14,6 +14,7 @@ from sepme.composition import Composition, applied
 from sepme.concept import Concept
 from sepme.delta import ConceptDelta, DenseDelta
 from sepme.erasure import ErasureSettings, erase
+from sepme.model import Backbone
 from sepme.probe import Probe
 from tests.miniature import EXACT, KEPT, NEON, QUICK, fresh, latents, others, shared, three_deltas
 from tests.refusals import refused
@@ -224,3 +225,9 @@ def test_dense_deltas_are_applied_and_taken_off(deltas: list[DenseDelta]) -> Non
     with applied(backbone, *deltas):
         assert not torch.equal(latents(backbone, KEPT), before)
     assert torch.equal(latents(backbone, KEPT), before)
+
+
+@pytest.mark.parametrize("model", [3, ["a", "b"], object()], ids=repr)
+def test_a_model_that_is_no_path_is_refused(model: object) -> None:
+    with refused("is no path", "name a folder"):
+        Backbone.load(model)  # type: ignore[arg-type]
