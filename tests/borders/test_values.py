@@ -227,7 +227,7 @@ def test_dense_deltas_are_applied_and_taken_off(deltas: list[DenseDelta]) -> Non
     assert torch.equal(latents(backbone, KEPT), before)
 
 
-@pytest.mark.parametrize("model", [3, ["a", "b"], object()], ids=repr)
+@pytest.mark.parametrize("model", [3, ["a", "b"], object()], ids=["number", "list", "object"])
 def test_a_model_that_is_no_path_is_refused(model: object) -> None:
     with refused("is no path", "name a folder"):
         Backbone.load(model)  # type: ignore[arg-type]
