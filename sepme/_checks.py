@@ -4,7 +4,6 @@ import math
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import index
-from types import UnionType
 from typing import Any
 
 from sepme.errors import JOINERS, SepmeError
@@ -60,13 +59,13 @@ def _check(holds: Callable[[Any], bool], wish: str, values: Mapping[str, Any]) -
             raise SepmeError(f"{name} = {value!r:.80} makes no sense: {wish}.")
 
 
-def kinds(kind: type | UnionType, values: Iterable[Any], remedy: str) -> None:
+def kinds(kind: type, values: Iterable[Any], remedy: str) -> None:
     """Refuse what is of another type."""
     if not isinstance(values, Iterable):
         raise SepmeError(f"{values!r:.80} is no list: {remedy}.")
     for value in values:
         if not isinstance(value, kind):
-            raise SepmeError(f"{value!r:.80} is no {getattr(kind, '__name__', 'path')}: {remedy}.")
+            raise SepmeError(f"{value!r:.80} is no {kind.__name__}: {remedy}.")
 
 
 def texts(prompts: str | Iterable[str]) -> list[str]:

@@ -110,8 +110,8 @@ class ErasureSettings:
     alpha: float = 0.9
     """How much of the momentum m_n is the one before (eq. 4)."""
     tau: float = 0.1
-    """Stop at m_n <= tau; published: 0, later 1e-4. The noise of a batch of 8 hides less than
-    0.1 of the correlation."""
+    """Stop at |m_n| <= tau, or at m_n <= tau of the loss; published: 0, later 1e-4. The noise of a
+    batch of 8 hides less than 0.1 of the correlation."""
     earliest_stop: int = 11
     """The first iteration that may stop: before, m_n still remembers its start."""
 
@@ -303,7 +303,7 @@ def _train(changed: "_Changed", settings: ErasureSettings, seed: int, trainer: T
             title=f"erasing {', '.join(i.concept.name for i in increments)}",
             report=ErasureStep,
             prepare=lambda: {k: v for i in increments for k, v in i.prepare(changed).items()},
-            state=[part for i in increments for part in i.state],  # ends it at m_n <= tau (eq. 4)
+            state=[part for i in increments for part in i.state],  # ends it at tau (eq. 4)
             before_step=lambda: [part.add() for i in increments for part in i.state[1:]],
         )
 

@@ -23,7 +23,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from sepme._checks import choose, guided, kinds, texts, whole
+from sepme._checks import choose, guided, texts, whole
 from sepme._data import shipped
 from sepme.concept import Catalogue, Concept, Vocabulary, refuse_overlap
 from sepme.errors import SepmeError, warn
@@ -128,7 +128,10 @@ class Backbone:
             SepmeError: no such model, one that cannot be drawn or erased from (`sepme.loading` says
                 why), or a device that is not there.
         """
-        kinds(str | PathLike | None, [model], "name a folder, a .safetensors file, or a hub id")
+        if not isinstance(model, str | PathLike | None):
+            raise SepmeError(
+                f"{model!r:.80} is no path: name a folder, a .safetensors file, or a hub id."
+            )
         path = Path(model) if model is not None else ATELIER
         if model is None and not path.is_dir():
             raise SepmeError(f"The shipped model is missing: restore {path}, or install it again.")

@@ -21,7 +21,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from sepme._checks import at_least, below_one, choose, texts
+from sepme._checks import below_one, choose, texts
 from sepme.concept import Concept
 from sepme.errors import SepmeError, warn
 from sepme.model import Backbone
@@ -260,7 +260,7 @@ def _share(shape: tuple[int, int], dtype: torch.dtype, rtol: float | None) -> fl
     noise = torch.finfo(dtype).eps * (1 + (shape[0] / shape[1]) ** 0.5)
     if rtol is None:
         return min(4 * noise, 0.5)
-    at_least(0, rtol=rtol)
+    below_one(rtol=rtol)
     return max(rtol, noise)
 
 

@@ -239,6 +239,8 @@ def recorded_decay(recording: Any, ax: Axes | None = None) -> Axes:
     if (tau := settings["tau"]) >= min(recording.losses):
         thin = {"color": GREY, "linewidth": 1, "linestyle": ":"}
         ax.axhline(tau / unit, label=f"stop at τ = {tau:g}", **thin)
+        if not of_loss:  # the momentum stops on either side
+            ax.axhline(-tau, **thin)
     _legend_beside(ax)
     also = "\n(blue: its square, which is minimised)" if of_loss and not product else ""
     ax.set(xlabel="iterations", ylabel=f"correlation with the original concept{also}")

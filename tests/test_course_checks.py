@@ -229,7 +229,7 @@ FEEDBACK: dict[str, dict[str, Callable]] = {
         "are possible": lambda A, leakage: leakage / float(torch.linalg.matrix_norm(A, 2)),
         "length of a row, 12.8": lambda A, leakage: leakage / LENGTH,
         "leaks up to 1.5": lambda A, leakage: leakage * 40**0.5 / float(A.norm()),  # 40 rows, or 20
-        "null_space refuses": lambda A, leakage: -leakage / LENGTH,
+        "null_space refuses": lambda A, leakage: leakage,
     },
     "correlation": {
         "one number for the batch": lambda r, r0: (r * r0).mean(),

@@ -22,6 +22,7 @@ from torch import Tensor
 from sepme._checks import above_zero, below_one
 from sepme.baselines._closed import ClosedForm, ClosedFormSettings, rows
 from sepme.baselines.prompts import OWN
+from sepme.errors import SepmeError
 from sepme.model import Backbone
 from sepme.nullspace import null_space
 
@@ -67,6 +68,11 @@ def _shift(
     A, rtol = rows(backbone, kept, "all"), settings.rtol
     if rtol is not None:  # of the largest singular value, in units of a row's length
         rtol *= float(torch.linalg.matrix_norm(A, 2) / A.norm()) * len(A) ** 0.5
+        if rtol >= 1:
+            raise SepmeError(
+                f"rtol = {settings.rtol} of the largest singular value is more than a kept token: "
+                "lower it."
+            )
     space = null_space(A.to(backbone.dtype), rtol, labels=kept)
     space.directions(c.to(backbone.dtype))  # refuses a concept of which nothing is free
     return speed_shift(c, a, space.basis, settings.ridge)

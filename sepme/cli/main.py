@@ -213,9 +213,7 @@ def erase(
     protocol: Protocol = "catalogue",
     keep: list[str] | None = Option(None, help="Another prompt that must not change; repeatable."),
     keep_from: Path | None = Option(None, help="Such prompts: one a line, or a CSV's 'prompt'."),
-    keep_rtol: float | None = Option(
-        None, help="Tolerance, a share of a kept token: larger disturbs more."
-    ),
+    keep_rtol: float | None = Option(None, help="Tolerance, as a share of a kept token's length."),
     after: list[Path] | None = Option(None, help="A delta that is on already; repeatable."),
     joint: bool = Option(False, "--joint", help="Train all of them in one run."),
     closed_form: bool = Option(False, "--closed-form", help="The preset that trains nothing."),
