@@ -96,11 +96,12 @@ class ErasureSettings:
     iteration, as published."""
     timesteps: str = "stratified"
     """"stratified" over the batch, or "uniform" as published."""
-    learning_rate: float = 0.08
+    learning_rate: float = 0.05
     """Adam's rate."""
     relative_rate: bool = True
-    """Whether the rate is in units of what is changed, the entries of W_l R^T (root mean square,
-    layer by layer), so that it serves a model of any scale; absolute as published."""
+    """Whether the rate is in units of the correlation: how much of it Adam's first step removes, to
+    first order. It then serves a model of any scale, depth and number of directions. Absolute as
+    published."""
     accumulate: bool = False
     """Add each iteration's gradient to those before, as the authors' code does."""
     beta: float = 1.0
@@ -181,7 +182,7 @@ _PAPER = ErasureSettings(
 PRESETS: Mapping[str, ErasureSettings] = {
     "default": ErasureSettings(),
     "closed_form": ErasureSettings(iterations=0),
-    "from_zero": ErasureSettings(start="zero", iterations=60, learning_rate=0.16),
+    "from_zero": ErasureSettings(start="zero", iterations=60),
     "faithful": replace(
         _PAPER,
         parametrisation="lora",
@@ -293,10 +294,21 @@ def erase(
 def _train(changed: "_Changed", settings: ErasureSettings, seed: int, trainer: Trainer) -> None:
     """Descend on the increments, from where they start."""
     increments = changed.increments
+    groups = [{"params": [*i.weights.values()]} for i in increments]
+    adam = torch.optim.Adam(groups, settings.learning_rate)
+
+    def before_step() -> None:
+        for increment in increments:
+            for sums in increment.state[1:]:
+                sums.add()
+        if settings.relative_rate and not adam.state:  # before the first step
+            for increment, group in zip(increments, adam.param_groups, strict=True):
+                group["lr"] = increment.first_rate()
+
     with changed.model.original():
         trainer.train(
             lambda prepared, rng: changed.loss(prepared, settings, rng),
-            torch.optim.Adam([rate for increment in increments for rate in increment.rates()]),
+            adam,
             settings.iterations,
             seed=seed,
             key=[[asdict(i.concept), i.provenance.to_dict()] for i in increments],
@@ -304,7 +316,7 @@ def _train(changed: "_Changed", settings: ErasureSettings, seed: int, trainer: T
             report=ErasureStep,
             prepare=lambda: {k: v for i in increments for k, v in i.prepare(changed).items()},
             state=[part for i in increments for part in i.state],  # ends it at tau (eq. 4)
-            before_step=lambda: [part.add() for i in increments for part in i.state[1:]],
+            before_step=before_step,
         )
 
 
@@ -403,16 +415,13 @@ class _Increment:
         if self.settings.accumulate:
             self.state.append(_GradientSum([*self.weights.values()]))
 
-    def rates(self) -> list[dict[str, Any]]:
-        """Every W_l with its learning rate."""
-        rate, unit = self.settings.learning_rate, dict.fromkeys(self.weights, 1.0)
-        if self.settings.relative_rate:
-            theta = self.model.cross_attention()
-            changed = {path: theta[path].detach().float() for path in unit}
-            if self.R is not None:
-                changed = {path: W @ self.R.T for path, W in changed.items()}
-            unit = {path: float(W.square().mean().sqrt()) for path, W in changed.items()}
-        return [{"params": [w], "lr": rate * unit[path]} for path, w in self.weights.items()]
+    def first_rate(self) -> float:
+        """The rate at which Adam's first step removes `learning_rate` of the correlation.
+
+        The first step is -lr sign(g). To first order it lowers what is descended on by lr |g|_1.
+        """
+        size = sum(float(w.grad.abs().sum()) for w in self.weights.values())
+        return self.settings.learning_rate * self.slope / size if size else 0.0
 
     @cached_property
     def c(self) -> Tensor:
@@ -557,6 +566,8 @@ class _Changed:
         losses = torch.stack([one.loss for one in seen])  # L_cor(c_i), eq. 2
         going = torch.tensor([not i.momentum.stopped for i in self.increments]).to(losses)
         eta = going * balance(going * losses)  # what is erased already pulls no more
+        for increment, one, weight in zip(self.increments, seen, eta.tolist(), strict=True):
+            increment.slope = weight * one.slope
         total = (eta * losses).sum()
         m = max(map(_Increment.watch, self.increments, seen))  # eq. 4, for each concept by itself
         step = {
@@ -693,8 +704,10 @@ class _Correlation:
         ratio = normalised_correlation(r, r0)
         if settings.objective == "squared":
             self.loss = ratio.square().mean()
+            self.slope = 2 * float(self.loss.detach()) ** 0.5
         else:
             self.loss = correlation_loss(r, r0).mean()  # eq. 2
+            self.slope = float(self.loss.detach() / ratio.detach().mean())
         self.statistic = (self.loss if settings.statistic == "loss" else ratio.mean()).detach()
         self.t, self.ratio = t, ratio.detach()
 

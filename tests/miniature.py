@@ -30,7 +30,7 @@ QUICK = replace(
     PRESETS["default"], iterations=5, batch=2, images=2, keep_rtol=None, tau=-9.0, earliest_stop=1
 )
 #: From zero, so that the loss has somewhere to go.
-FROM_ZERO = replace(QUICK, start="zero", learning_rate=0.3)
+FROM_ZERO = replace(QUICK, start="zero", learning_rate=0.2)
 
 #: The closed form alone; nothing leaks.
 EXACT = replace(PRESETS["closed_form"], keep_rtol=None)

@@ -47,7 +47,7 @@ from tests.miniature import (
 from tests.refusals import refused
 from tests.tolerance import assert_close
 
-DENSE = replace(FROM_ZERO, parametrisation="dense", method="svd", learning_rate=0.1)
+DENSE = replace(FROM_ZERO, parametrisation="dense", method="svd")
 FULL = replace(PRESETS["undecoupled"], iterations=4, batch=2, images=2, learning_rate=1e-2)
 
 
@@ -97,6 +97,40 @@ def test_the_dense_form_is_equation_9() -> None:
         w = torch.linalg.lstsq(0.5 * S, delta.dense(path).double().T).solution.T
         assert_close(delta.dense(path), (0.5 * w @ S.T).float(), scale=float(w.norm()))
         assert float(w.abs().median()) == pytest.approx(settings.learning_rate, rel=1e-3)
+
+
+@pytest.mark.parametrize("objective", ["squared", "product"])
+@pytest.mark.parametrize(
+    "settings",
+    [QUICK, FROM_ZERO, replace(DENSE, beta=1e-2), replace(FULL, relative_rate=True)],
+    ids=["closed form", "lora", "dense", "full"],
+)
+def test_the_first_step_removes_the_rate_of_the_correlation(
+    settings: ErasureSettings, objective: str
+) -> None:
+    """Whatever the scale of the basis: rms correlation falls by the rate, to first order.
+
+    The batch is the same in both iterations. The product falls in proportion to the correlation.
+    """
+    rate = 1e-3
+    settings = replace(settings, iterations=2, pool=2, lam=0.0, objective=objective)
+    for factor in (1, 2):  # twice the rate removes twice as much
+        _, (before, after) = train(replace(settings, learning_rate=factor * rate))
+        if objective == "squared":
+            removed = before.loss**0.5 - after.loss**0.5
+        else:
+            removed = (1 - after.loss / before.loss) * before.correlation[0]
+        assert removed == pytest.approx(factor * rate, rel=0.1)
+
+
+def test_each_concept_of_a_group_has_its_own_first_step() -> None:
+    """Equation 3 weighs the losses; the weights do not change what a step removes."""
+    steps: list[ErasureStep] = []
+    settings = replace(QUICK, iterations=2, pool=1, learning_rate=1e-3, batch=1)
+    erase(shared(), [NEON, INK], KEPT, settings, trainer=watched(steps))
+    before, after = (torch.tensor(step.correlation) for step in steps)
+    assert float(before.abs().max() / before.abs().min()) > 1.01
+    assert (before.abs() - after.abs()).tolist() == pytest.approx([1e-3, 1e-3], rel=0.1)
 
 
 @pytest.mark.parametrize("settings", [FROM_ZERO, DENSE], ids=["lora", "dense"])

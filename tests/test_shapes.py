@@ -5,6 +5,7 @@ The UNets have the published layers under the published names, and the text the 
 
 from dataclasses import replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ from sepme.baselines import baseline
 from sepme.composition import Composition
 from sepme.concept import Concept
 from sepme.delta import ConceptDelta
-from sepme.erasure import PRESETS, erase
+from sepme.erasure import PRESETS, ErasureSettings, ErasureStep, erase
 from sepme.model import Backbone
 from sepme.shapes import CLIP_MERGES, PARTS, SHAPES, Shape, clip_tokenizer, random_pipeline
+from sepme.training import Trainer
 from tests.miniature import QUIET
 from tests.refusals import refused
 
@@ -162,6 +164,28 @@ def test_kept_prompts_stay_and_all_comes_back(
     assert concept > 0.05
     assert max(kept) < 32 * eps  # roundings in a row of attentions
     assert torch.equal(backbone.generate("Van Gogh", output="latents"), drawn)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_default_lands_on_every_shape(name: str) -> None:
+    """The correlation falls in small steps and does not overshoot; at twenty times the rate it
+    jumps."""
+    forget = Concept("Van Gogh", ("Van Gogh", "a field by Van Gogh", "a night by Van Gogh"))
+    default = replace(PRESETS["default"], iterations=12, images=3, pool=16, tau=0.0)
+
+    def jump(numbers: list[float]) -> float:
+        return max(abs(b - a) for a, b in pairwise(numbers))
+
+    def correlations(settings: ErasureSettings) -> list[float]:
+        steps: list[ErasureStep] = []
+        trainer = Trainer(steps.append, progress=False)
+        erase(miniature(name), forget, KEPT, settings, trainer=trainer)
+        return [step.correlation[0] for step in steps]
+
+    found = correlations(default)
+    assert abs(found[-1]) < 0.6 * found[0]
+    assert min(found) > -0.1
+    assert jump(found) < 0.3 < jump(correlations(replace(default, learning_rate=1.0)))
 
 
 @pytest.mark.parametrize("name", ["sd14", "sdxl"])

@@ -18,7 +18,7 @@ from tests.miniature import FROM_ZERO, INK, KEPT, NEON, QUICK, shared
 from tests.refusals import refused
 
 ROOT = Path(__file__).parent.parent
-DENSE = replace(FROM_ZERO, parametrisation="dense", method="svd", learning_rate=0.1)
+DENSE = replace(FROM_ZERO, parametrisation="dense", method="svd")
 
 
 def train(
