@@ -182,7 +182,7 @@ _PAPER = ErasureSettings(
 PRESETS: Mapping[str, ErasureSettings] = {
     "default": ErasureSettings(),
     "closed_form": ErasureSettings(iterations=0),
-    "from_zero": ErasureSettings(start="zero", iterations=60),
+    "from_zero": ErasureSettings(start="zero", iterations=60, learning_rate=0.03),
     "faithful": replace(
         _PAPER,
         parametrisation="lora",
