@@ -12,12 +12,12 @@ from sepme.model import Backbone
 from sepme.shapes import random_pipeline
 
 
-def backbone(shape: str) -> Backbone:
-    """The shipped model, or random weights of a published shape that draws 128 pixels."""
+def backbone(shape: str, pixels: int = 128) -> Backbone:
+    """The shipped model, or random weights of a published shape that draws so many pixels."""
     if shape == "atelier":
         return Backbone.load()
     pipe = random_pipeline(shape).to("cuda" if torch.cuda.is_available() else "cpu")
-    pipe.unet.register_to_config(sample_size=16)
+    pipe.unet.register_to_config(sample_size=pixels // 8)
     return Backbone(pipe, shape, steps=1)
 
 

@@ -115,11 +115,13 @@ def measured(
 
 def main(
     shapes: Annotated[list[str], typer.Option(help="atelier, sd14 or sd21.")] = ["atelier", "sd14"],  # noqa: B006
-    times: Annotated[int, typer.Option(help="Passes; ten times as many switches.")] = 10,
+    pixels: Annotated[list[int], typer.Option(help="Of pictures of random weights.")] = [128, 512],  # noqa: B006
+    times: Annotated[int, typer.Option(help="Passes; ten times as many switches.")] = 5,
 ) -> None:
     rows = []
-    for shape in shapes:
-        model, counts = backbone(shape), COUNTS.get(shape, (1, 10))
+    sizes = [(shape, n) for shape in shapes for n in ([64] if shape == "atelier" else pixels)]
+    for shape, size in sizes:
+        model, counts = backbone(shape, size), COUNTS.get(shape, (1, 10))
         made = [*shipped_deltas(model).values()] or ours(model, NAMES[: max(counts)], [""])
         with TemporaryDirectory() as folder:
             for delta in made:
@@ -128,7 +130,7 @@ def main(
                 noises = []
                 for by in BY:
                     row, noise = measured(model, made[:n], by, folder, times)
-                    rows.append({"model": shape, "attached": str(n)} | row)
+                    rows.append({"model": shape, "pixels": str(size), "attached": str(n)} | row)
                     noises.append(noise)
                     print(rows[-1], flush=True)
                 torch.testing.assert_close(*noises, rtol=1e-3, atol=1e-4)

@@ -110,13 +110,13 @@ def export(
         _refuse_unmergeable(model, format)
     if source := model.pipe.name_or_path:
         refuse_overwriting([out], [Path(source)])
-    written = total if rank is None else truncated(total, rank)
-    if format in ("peft", "kohya"):
-        dtype = dtype or (torch.float16 if format == "kohya" else None)
-        written = _rounded(written, dtype)
-    error = _distance(total, written)
-    name = f"{slug(total.concept)}.safetensors"
     with _whole(out, overwrite) as new:
+        written = total if rank is None else truncated(total, rank)
+        if format in ("peft", "kohya"):
+            dtype = dtype or (torch.float16 if format == "kohya" else None)
+            written = _rounded(written, dtype)
+        error = _distance(total, written)
+        name = f"{slug(total.concept)}.safetensors"
         if format == "peft":
             written.save(new / name)
         elif format == "kohya":
