@@ -7,6 +7,7 @@ Every figure comes from a process of its own, on one UNet and one batch. The pub
 paper's, written down plainly: a dense coefficient matrix of every layer over an elimination basis
 of the null space, `Delta = (w x beta S)^T`, four passes of the UNet (two of them with a gradient),
 and Adam over all coefficients. It holds one UNet; a code that keeps a copy needs that much more.
+Its weights lie as they are loaded; those of a large model lie with the channels last for ours.
 """
 
 import json
@@ -44,6 +45,7 @@ STEPS = 6  #: timed, after one that warms up
 def published(model: Backbone, batch: int, done: Callable[[], None]) -> None:
     """Steps of the paper's training (method section and eq. 2, 9, 10)."""
     settings = PRESETS["paper"]
+    model.unet.to(memory_format=torch.contiguous_format)
     rows = model.encode(["", *KEEP]).flatten(0, 1)
     S = null_space(rows, settings.keep_rtol, "elimination").basis.T.to(rows)  # [free, d_in]
     theta = {path: layer.weight for path, layer in model.projections().items()}

@@ -51,6 +51,9 @@ OUTPUTS = {"images": "pt", "latents": "latent"}
 #: The most pictures that are drawn at once, and the most pixels of all their latents: four pictures
 #: of Stable Diffusion 1.x. Neither depends on the machine, so that pictures do not.
 PICTURES, PIXELS = 32, 4 * 64**2
+#: The parameters of a UNet whose convolutions run faster with the channels last: by a quarter on
+#: 1.x's shape on a CPU. The Atelier's (4 million) do not.
+LARGE = 10**8
 #: Two copies of one model may have been rounded to either of these.
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -106,6 +109,9 @@ class Backbone:
         self.pipe.set_progress_bar_config(disable=True)
         if self.together < PICTURES:  # pictures so large are decoded one by one
             self.pipe.vae.enable_slicing()
+        if sum(weight.numel() for weight in self.unet.parameters()) > LARGE:
+            self.unet.to(memory_format=torch.channels_last)
+            self.pipe.vae.to(memory_format=torch.channels_last)
         for part in PARTS[kind_of(self.pipe)]:
             module = _uncompiled(getattr(self.pipe, part))
             setattr(self.pipe, part, module.eval().requires_grad_(False))

@@ -41,6 +41,25 @@ def test_a_folder_gives_the_same_model_back(folder: Path) -> None:
     assert torch.equal(latents(loaded), latents(original))
 
 
+def test_a_large_model_has_its_channels_last_and_is_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = fresh()
+    monkeypatch.setattr("sepme.model.LARGE", 0)
+    moved = fresh()
+    weights = [backbone.unet.conv_in.weight for backbone in (plain, moved)]
+    last = [weight.is_contiguous(memory_format=torch.channels_last) for weight in weights]
+    assert last == [False, True]
+    assert moved.fingerprint == plain.fingerprint
+    assert_close(noise_prediction(moved, NAMES[0]), noise_prediction(plain, NAMES[0]))
+    before = noise_prediction(moved, NAMES[0])
+    with Composition(moved, three_deltas()) as composition:
+        composition.erase(NAMES[0])
+        assert not torch.equal(noise_prediction(moved, NAMES[0]), before)
+        composition.restore(NAMES[0])
+        assert torch.equal(noise_prediction(moved, NAMES[0]), before)
+
+
 def test_a_folder_may_say_how_it_is_to_be_sampled(folder: Path) -> None:
     file = folder / "generation.json"
     file.write_text(json.dumps({"guidance_scale": 4, "num_inference_steps": 25}))

@@ -3,7 +3,6 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -76,10 +75,6 @@ def load(
     model: str | Path | None, where: tuple[torch.device, torch.dtype], steps: int | None = None
 ) -> Backbone:
     """The model there, sampled in so many steps."""
-    options: dict[str, Any] = dict(zip(("device", "dtype"), where, strict=True))
-    backbone = Backbone.load(model, **options)
-    if where[0].type == "cuda":  # the layout in which convolutions of halves run fastest there
-        backbone.pipe.unet.to(memory_format=torch.channels_last)
-        backbone.pipe.vae.to(memory_format=torch.channels_last)
+    backbone = Backbone.load(model, *where)
     backbone.steps = steps or backbone.steps
     return backbone
