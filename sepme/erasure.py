@@ -91,6 +91,8 @@ class ErasureSettings:
     """Noised images an iteration; 1 as published."""
     images: int = 12
     """Images of the concept, drawn by the original model."""
+    image_steps: float = 0.5
+    """Sampling steps of such an image, as a share of the model's own; 1 as published."""
     pool: int = 48
     """Noised images in all, which the original model passes once; 0 makes new ones in every
     iteration, as published."""
@@ -127,7 +129,7 @@ class ErasureSettings:
         whole(1, batch=self.batch, images=self.images, earliest_stop=self.earliest_stop)
         whole(0, iterations=self.iterations, pool=self.pool)
         at_least(0, lam=self.lam)
-        above_zero(learning_rate=self.learning_rate, beta=self.beta)
+        above_zero(learning_rate=self.learning_rate, beta=self.beta, image_steps=self.image_steps)
         below_one(alpha=self.alpha, keep_rtol=self.keep_rtol, concept_rtol=self.concept_rtol)
         finite(tau=self.tau)
         if self.start == "closed_form" and self.parametrisation != "lora":
@@ -138,6 +140,10 @@ class ErasureSettings:
             raise SepmeError(
                 "The damped null space has no basis for 'dense': use method='svd' or 'elimination'."
             )
+
+    def sampling_steps(self, model: Backbone) -> int:
+        """Sampling steps of an image."""
+        return math.ceil(self.image_steps * model.steps)
 
 
 #: The later version of the paper. Ours, because no source gives them: 16 images.
@@ -152,6 +158,7 @@ _PAPER = ErasureSettings(
     iterations=1000,  # the method section
     batch=1,  # one image an iteration: the method section
     images=16,
+    image_steps=1.0,
     pool=0,
     timesteps="uniform",  # the method section
     learning_rate=0.1,  # later version, settings
@@ -457,12 +464,12 @@ class _Increment:
         What was drawn before is not drawn again: other settings of a training need the same images.
         """
         model, seeds = self.model, range(self.image_seed, self.image_seed + len(self.prompts))
-        scheduler = model.pipe.scheduler
-        sampler = (type(scheduler), str(scheduler.config), model.steps, model.guidance)
+        scheduler, steps = model.pipe.scheduler, self.settings.sampling_steps(model)
+        sampler = (type(scheduler), str(scheduler.config), steps, model.guidance)
         drawer = (self.provenance.base, model.dtype, model.device, *sampler)
         key = (*drawer, tuple(self.prompts), seeds)
         if key not in _DRAWN:
-            _DRAWN[key] = model.generate(self.prompts, seeds, output="latents")
+            _DRAWN[key] = model.generate(self.prompts, seeds, steps=steps, output="latents")
             if len(_DRAWN) > _DRAWN_AT_MOST:
                 del _DRAWN[next(iter(_DRAWN))]
         return _DRAWN[key]
@@ -724,7 +731,7 @@ def recorded_settings(
     """What a delta's provenance says of how it was trained, prompts and seed apart."""
     together = len(concepts) > 1 and settings.iterations > 0
     jointly = {"jointly": [concept.name for concept in concepts]} if together else {}
-    sampling = {"guidance": model.guidance, "steps": model.steps}  # of the concept's images
+    sampling = {"guidance": model.guidance, "steps": settings.sampling_steps(model)}  # of images
     said = asdict(settings) | {"dtype": str(model.dtype).removeprefix("torch.")}
     return said | {"eraser": "sepme"} | sampling | jointly
 

@@ -27,7 +27,14 @@ KEPT = ("boat", "a cat")
 UNRELATED = "house"
 #: The default preset, cut short; nothing leaks, and no momentum stops it.
 QUICK = replace(
-    PRESETS["default"], iterations=5, batch=2, images=2, keep_rtol=None, tau=-9.0, earliest_stop=1
+    PRESETS["default"],
+    iterations=5,
+    batch=2,
+    images=2,
+    image_steps=1.0,
+    keep_rtol=None,
+    tau=-9.0,
+    earliest_stop=1,
 )
 #: From zero, so that the loss has somewhere to go.
 FROM_ZERO = replace(QUICK, start="zero", learning_rate=0.2)

@@ -211,7 +211,7 @@ def test_doctor_measures_instead_of_guessing(model: Path, monkeypatch) -> None:
         assert f"\n{subject} " in result.stdout
     for words in (
         *("drawn alone", "each of 8 at once", "a concept at most", "all takes longer"),
-        *("72 passes of the UNet draw 12", "416 forwards and 320 backwards", "peak of erasing"),
+        *("48 passes of the UNet draw 12", "416 forwards and 320 backwards", "peak of erasing"),
     ):
         assert words in result.stdout
     assert Backbone.load(model).fingerprint in result.stdout

@@ -245,6 +245,21 @@ def test_other_settings_of_a_training_draw_nothing_again(monkeypatch: pytest.Mon
     assert len(drawn) == 4
 
 
+@pytest.mark.parametrize(("share", "steps"), [(1.0, 3), (0.5, 2), (0.01, 1)])
+def test_images_take_a_share_of_the_models_steps(
+    share: float, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, asked = fresh(), []
+    generate = model.generate
+    monkeypatch.setattr(
+        model, "generate", lambda *a, **k: asked.append(k["steps"]) or generate(*a, **k)
+    )
+    monkeypatch.setattr("sepme.erasure._DRAWN", {})
+    delta, _ = train(replace(QUICK, iterations=1, image_steps=share), model)
+    assert asked == [steps]
+    assert delta.provenance.settings["steps"] == steps
+
+
 # ---------------------------------------------------------------- whatever it is computed in
 @pytest.mark.parametrize("settings", [FROM_ZERO, DENSE, FULL], ids=["lora", "dense", "full"])
 def test_what_is_added_to_the_layers_is_the_changed_weight(settings: ErasureSettings) -> None:

@@ -83,7 +83,7 @@ class Forecast:
         settings, device = self.settings, self.model.device
         if settings.iterations == 0:
             return 0.0  # the closed form passes nothing through the UNet
-        steps = self.model.steps * ceil(settings.images / self._together)
+        steps = settings.sampling_steps(self.model) * ceil(settings.images / self._together)
         # The original model is asked as in a sampler's step: twice an image.
         original = self.step(self.at_once) * self._batches
         changed = measured(self._training, self.at_once, self.side, device, self._count)
@@ -140,7 +140,7 @@ class Forecast:
         if settings.iterations == 0:
             return "no pass of the UNet: the closed form needs none"
         guided = 1 + (self.model.guidance > 1)
-        drawn = settings.images * self.model.steps * guided
+        drawn = settings.images * settings.sampling_steps(self.model) * guided
         samples, changed = settings.iterations * settings.batch, 1 + self._asks_twice
         forwards = 2 * self._batches * settings.batch + samples * changed * (1 + again)
         return (

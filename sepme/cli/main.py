@@ -250,6 +250,7 @@ def erase(
     where, process = place(device, dtype), Process.current()
     catalogue = load_catalogue(model)
     typed = {"images": images, "batch": batch, "iterations": iterations, "keep_rtol": keep_rtol}
+    typed["image_steps"] = 1.0 if steps else None
     tasks = plan(
         _concepts(concepts, catalogue),
         [*(keep or ()), *_kept(keep_from)],
@@ -361,7 +362,8 @@ def doctor(
     from sepme.cli._place import place
     from sepme.erasure import preset as by_name
 
-    settings = _changed(by_name(preset), images=images, batch=batch, iterations=iterations)
+    typed = {"images": images, "batch": batch, "iterations": iterations}
+    settings = _changed(by_name(preset), image_steps=1.0 if steps else None, **typed)
     for subject, finding in examine(model, place(device, dtype), settings, steps, micro_batch):
         echo(f"{subject:<12} {finding}")
 
