@@ -277,7 +277,7 @@ def test_erase_says_before_what_a_large_model_takes(
     monkeypatch.setattr("sepme.cli.forecast.free_memory", lambda _: 1000)
     result = sepme(*command)
     assert "would take about" in result.stderr
-    assert "at most on this device alone: for a concept, 12 passes of the UNet" in result.stdout
+    assert "at most on this device alone: for a concept, 8 passes of the UNet" in result.stdout
     assert "alone" not in sepme(*command).stdout  # all is there
 
 

@@ -171,7 +171,9 @@ def test_the_default_lands_on_every_shape(name: str) -> None:
     """The correlation falls in small steps and does not overshoot; at twenty times the rate it
     jumps."""
     forget = Concept("Van Gogh", ("Van Gogh", "a field by Van Gogh", "a night by Van Gogh"))
-    default = replace(PRESETS["default"], iterations=12, images=3, pool=16, tau=0.0)
+    default = replace(
+        PRESETS["default"], iterations=12, images=3, image_steps=1.0, pool=16, tau=0.0
+    )
 
     def jump(numbers: list[float]) -> float:
         return max(abs(b - a) for a, b in pairwise(numbers))
