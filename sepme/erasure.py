@@ -705,7 +705,10 @@ def _noised(
 
 
 class _Correlation:
-    """What one concept's batch says: ratio `[batch]`, loss, and what the momentum averages."""
+    """What one concept's batch says: ratio `[batch]`, loss, and what the momentum averages.
+
+    The slope is the loss's by the correlation: the root mean square, or the mean weighted by r0^2.
+    """
 
     def __init__(self, r: Tensor, r0: Tensor, t: Tensor, settings: ErasureSettings) -> None:
         ratio = normalised_correlation(r, r0)
@@ -714,7 +717,7 @@ class _Correlation:
             self.slope = 2 * float(self.loss.detach()) ** 0.5
         else:
             self.loss = correlation_loss(r, r0).mean()  # eq. 2
-            self.slope = float(self.loss.detach() / ratio.detach().mean())
+            self.slope = float(correlation_loss(r0, r0).mean())
         self.statistic = (self.loss if settings.statistic == "loss" else ratio.mean()).detach()
         self.t, self.ratio = t, ratio.detach()
 

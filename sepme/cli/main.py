@@ -250,12 +250,11 @@ def erase(
     where, process = place(device, dtype), Process.current()
     catalogue = load_catalogue(model)
     typed = {"images": images, "batch": batch, "iterations": iterations, "keep_rtol": keep_rtol}
-    typed["image_steps"] = 1.0 if steps else None
     tasks = plan(
         _concepts(concepts, catalogue),
         [*(keep or ()), *_kept(keep_from)],
         catalogue,
-        _changed(by_name("closed_form" if closed_form else preset), **typed),
+        _changed(by_name("closed_form" if closed_form else preset), steps, **typed),
         protocol=protocol,
         seed=seed,
         joint=joint,
@@ -363,7 +362,7 @@ def doctor(
     from sepme.erasure import preset as by_name
 
     typed = {"images": images, "batch": batch, "iterations": iterations}
-    settings = _changed(by_name(preset), image_steps=1.0 if steps else None, **typed)
+    settings = _changed(by_name(preset), steps, **typed)
     for subject, finding in examine(model, place(device, dtype), settings, steps, micro_batch):
         echo(f"{subject:<12} {finding}")
 
@@ -670,8 +669,9 @@ def _indices(text: str) -> tuple[int, ...]:
         ) from error
 
 
-def _changed(settings: "ErasureSettings", **values: Any) -> "ErasureSettings":
-    """The settings with what was typed in place of their own."""
+def _changed(settings: "ErasureSettings", steps: int | None, **values: Any) -> "ErasureSettings":
+    """The settings with what was typed in place of their own; typed steps are all an image's."""
+    values["image_steps"] = 1.0 if steps else None
     return replace(settings, **{name: value for name, value in values.items() if value is not None})
 
 
