@@ -119,7 +119,7 @@ def ends_the_same(words: list[str], folder: Path, signals: list[signal.Signals] 
     assert outcome.kills + outcome.finished == len(signals)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_erase(model: Path, tmp_path: Path) -> None:
     words = ["erase", "neon, ink", "--preset", "from_zero", "--model", str(model)]
     ends_the_same(words, tmp_path, [signal.SIGKILL, signal.SIGINT])

@@ -354,8 +354,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_clip
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("name", ["sd14", "sdxl"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("sd14", torch.float32), ("sd14", torch.float16), ("sdxl", torch.float32)],
+)
 def test_a_single_file_is_the_model_of_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype
 ) -> None:
