@@ -30,9 +30,11 @@ from sepme.course.notebook import (
     execute,
     lighten,
     lighter,
+    link,
     outputs,
     tidy,
 )
+from sepme.errors import SepmeError
 from sepme.plots import png
 from tests.test_house import MACHINE_PATH
 
@@ -306,3 +308,34 @@ def test_lightening_changes_pictures_and_nothing_else() -> None:
     assert b64decode(shown["image/png"]) == lighter(file) != file
     shown["image/png"] = picture["image/png"]
     assert after == before
+
+
+# ---------------------------------------------------------------- where they open in the browser
+def test_a_fork_is_linked_from_every_chapter_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {path: path.read_bytes() for path in {*NOTEBOOKS, *chapters()}}
+    for path, content in own.items():
+        (tmp_path / path.parent).mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    link("another/fork")
+    link("my-class/sepme.2026")
+    for path, content in own.items():
+        before, after = (nbformat.reads(text, 4) for text in (content.decode(), path.read_text()))
+        title, _, where, *_ = after.cells[0].source.splitlines()
+        assert before.cells[0].source.startswith(title)
+        assert where.endswith(f"notebooks/{path.name})")
+        assert words(after).count("my-class/sepme.2026") == 1 + ("Colab" in where)
+        assert "another/fork" not in words(after)
+        assert ("Colab" in where) == path.stem.startswith("09")
+        added = len(words(after)) - len(words(before))
+        assert 0 < added <= 200
+        assert after.cells[2:5] == before.cells[2:5] or "Colab" in where
+
+
+def test_what_is_no_repository_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for word in ("", "sepme", "https://example.org/a/b", "a/b c"):
+        with pytest.raises(SepmeError, match="OWNER/NAME"):
+            link(word)

@@ -2,8 +2,10 @@
 
 python -m sepme.course.notebook run                           # all chapters, outputs rewritten
 python -m sepme.course.notebook run notebooks/00_quickstart.ipynb
+python -m sepme.course.notebook link OWNER/NAME               # a fork on GitHub, for its readers
 """
 
+import re
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from io import BytesIO
@@ -32,6 +34,9 @@ INSTEAD = "*Run this cell for the interactive widget. The figures below are its 
 #: How far off a palette may be, of 255. Plots and maps are by up to 1.7, grids of paintings by 2.7
 #: and more.
 PALETTE_ERROR = 2.0
+#: What opens a chapter in the browser: Binder builds `environment.yml`, Colab lends a GPU.
+BINDER = "[Open in Binder](https://mybinder.org/v2/gh/{}/HEAD?labpath=notebooks/{})"
+COLAB = "[Open in Colab](https://colab.research.google.com/github/{}/blob/HEAD/notebooks/{})"
 
 
 def chapters() -> list[Path]:
@@ -115,12 +120,7 @@ def outputs(notebook: NotebookNode) -> Iterator[NotebookNode]:
 
 
 # ------------------------------------------------------------------ the command
-app = typer.Typer(help="Run the project's notebooks.", no_args_is_help=True)
-
-
-@app.callback()
-def _commands() -> None:
-    """Keeps `run` a command of its own, although it is the only one."""
+app = typer.Typer(help="The project's notebooks.", no_args_is_help=True)
 
 
 @app.command()
@@ -132,8 +132,41 @@ def run(
         if not path.is_file():
             raise SepmeError(f"There is no notebook {path}.")
         typer.echo(f"{path.name} ...")
-        notebook = lighten(tidy(execute(path, path.resolve().parent)))
-        write_atomically(path, (nbformat.writes(notebook) + "\n").encode())
+        write(path, lighten(tidy(execute(path, path.resolve().parent))))
+
+
+@app.command()
+def link(repository: Annotated[str, typer.Argument(help="OWNER/NAME on GitHub.")]) -> None:
+    """Write under every chapter's title where it opens in the browser, from this repository.
+
+    Links of another repository are replaced. Chapter 09, which is for a GPU, opens in Colab and
+    clones this repository there; the others open in Binder.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise SepmeError(f"{repository!r} is no repository: write OWNER/NAME, as on GitHub.")
+    for path in {*chapters(), *FOLDER.glob("*.ipynb")}:
+        write(path, linked(nbformat.read(path, 4), repository, path.name))
+
+
+def linked(notebook: NotebookNode, repository: str, name: str) -> NotebookNode:
+    """With the link of a chapter under its title, and the address that its set-up clones from."""
+    on_colab = False
+    for cell in notebook.cells:
+        cell.source, clones = re.subn(
+            r'(get\("SEPME_REPOSITORY", )"[^"]*"',
+            rf'\1"https://github.com/{repository}"',
+            cell.source,
+        )
+        on_colab |= clones > 0
+    title, _, text = notebook.cells[0].source.partition("\n")
+    text = re.sub(r"^\s*\[Open in \w+\]\(.*\)", "", text).lstrip()
+    where = (COLAB if on_colab else BINDER).format(repository, name)
+    notebook.cells[0].source = f"{title}\n\n{where}\n\n{text}"
+    return notebook
+
+
+def write(path: Path, notebook: NotebookNode) -> None:
+    write_atomically(path, (nbformat.writes(notebook) + "\n").encode())
 
 
 if __name__ == "__main__":
