@@ -182,13 +182,17 @@ class Kills:
 
 
 def complaints(ended: Run, which: signal.Signals) -> Iterator[str]:
-    """What a killed process must not do. Ctrl-C is answered with a sentence and the code 130."""
-    expected = 130 if which == signal.SIGINT else -which
-    if ended.code not in (0, expected):
+    """What a killed process must not do. Ctrl-C is answered with a sentence and the code 130.
+
+    A shell says 130 also of what SIGINT ended. That is how Python itself ends when Ctrl-C came
+    while a string was executed, as a dataclass does when it is defined.
+    """
+    by_ctrl_c = (130, -signal.SIGINT)
+    if ended.code not in (0, *(by_ctrl_c if which == signal.SIGINT else (-which,))):
         yield f"code {ended.code}: {ended.said[-500:]}"
     if "Traceback" in ended.said:
         yield f"a traceback: {ended.said[-500:]}"
-    if ended.code == 130 and "sepme: Interrupted" not in ended.said.strip().splitlines()[-1]:
+    if ended.code in by_ctrl_c and "sepme: Interrupted" not in ended.said.strip().splitlines()[-1]:
         yield f"no sentence: {ended.said[-500:]}"
 
 
