@@ -5,7 +5,7 @@
 
 The first trains every variant on four concepts in the paper's protocol, and asks what
 `erase_each.py` asks. The second puts the shipped deltas on at five strengths. Both go on where they
-were stopped. Chapter 03 shows both.
+were stopped. Chapter 10 shows both.
 """
 
 from collections.abc import Callable, Iterable

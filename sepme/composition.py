@@ -1,6 +1,6 @@
 """Put deltas on a live pipeline, in any combination, and take them off again.
 
-Composing is theta + sum_{k in I} Delta_k (method, weight decoupling): every delta is a peft
+Composing is theta + sum_{k in I} Delta_k, the paper's weight decoupling. Every delta is a peft
 adapter beside the frozen weights, so restoring never subtracts anything. It switches the adapter
 off, and the original weights, which nothing ever wrote to, answer bit for bit as before.
 

@@ -1,8 +1,18 @@
 """SepME: train the delta of a concept. `erase` is the whole method.
 
-G-CiRs says what is minimised: the correlation of the noise difference with the original model's
-(`sepme.correlation`). Weight decoupling says which weights may move: those that the retain set does
-not see (`sepme.nullspace`). The loop that does it is `sepme.training.Trainer`.
+G-CiRs says what is minimised: the correlation of the noise difference with the original model's.
+Weight decoupling says which weights may move: those that the retain set does not see.
+
+| equation | where |
+|---|---|
+| (2) L_cor = mean(r(c; theta + Delta) . r(c; theta)) | `_Correlation`, with `sepme.correlation` |
+| (3) sum_i eta_i L_cor(c_i) + lambda |Delta| | `_ChangedModelModel.loss` |
+| (4) m_n, stop at tau | `_Increment.update_momentum` |
+| (6) to (8) the null space of the retain set | `sepme.nullspace` |
+| (9), (10) Delta = W R, with R in the null space | `_Increment._parametrise` |
+| the closed-form start | `closed_form_factor` |
+
+The loop around them is `sepme.training.Trainer`; chapter 03 writes all of it out on one page.
 """
 
 import math
@@ -70,8 +80,8 @@ class ErasureSettings:
     published."""
     keep_rtol: float | None = 0.05
     """Tolerance of the null space of what is kept, relative to the length of a kept token (root
-    mean square). 0, as published, counts as kept whatever the model's dtype can tell from zero;
-    None leaves out what rounding may have made."""
+    mean square). 0, as published: every direction is kept that the model's dtype tells from zero.
+    None: directions of the size of rounding are left out."""
     concept_rtol: float = 0.1
     """Directions of e(c) P weaker than this times the strongest are left out."""
     start: str = "closed_form"
@@ -148,13 +158,13 @@ class ErasureSettings:
 
 #: The later version of the paper. Ours, because no source gives them: 16 images.
 _PAPER = ErasureSettings(
-    parametrisation="dense",  # Delta = (w x beta S)^T: seed eq. 9 and 10
-    method="elimination",  # each solution of A x = 0 scaled to unit length: seed eq. 8
+    parametrisation="dense",  # Delta = (w x beta S)^T: eq. 9 and 10
+    method="elimination",  # each solution of A x = 0 scaled to unit length: eq. 8
     keep_rtol=0.0,  # the authors' code eliminates the raw floats
     start="zero",  # w is initialised with zeros
     reference="empty",  # r(c) = eps(c) - eps(c_0): the method section
-    objective="product",  # seed eq. 2, S-28
-    statistic="loss",  # seed eq. 4, S-37
+    objective="product",  # eq. 2, S-28
+    statistic="loss",  # eq. 4, S-37
     iterations=1000,  # the method section
     batch=1,  # one image an iteration: the method section
     images=16,
@@ -174,7 +184,7 @@ _PAPER = ErasureSettings(
 #: * `closed_form`: its start without training: a fraction of a second.
 #: * `from_zero`: the default without the closed form: all of it learnt, from r = r0 to r _|_ r0.
 #: * `faithful`: the published method, with the departures that make it work on the shipped model
-#:   (chapter 03 takes each back: the reference and the rates are what forgetting needs, the others
+#:   (chapter 10 takes each back: the reference and the rates are what forgetting needs, the others
 #:   spare what nobody named; eight images in place of one could go): the change lives in the row
 #:   space of e(c) P ("lora", its strong directions), not in the whole null space; the loss is the
 #:   squared normalised correlation of eight timesteps instead of the product at one; c_0 is a
@@ -265,7 +275,8 @@ def erase(
     the momentum are float32. A model in float16 or bfloat16 is only passed through.
 
     Args:
-        concepts: what to forget. A list gives one delta each, trained in one run (SepME-dagger).
+        concepts: what to forget. A list gives one delta each, trained in one run (the
+            paper's SepME-dagger).
         keep: the retain set. The empty prompt always belongs to it; "full" keeps nothing.
         seed: decides images, noise and timesteps; `Provenance` says where "same bytes" ends.
         after: deltas that are already on (iterative erasure). Their prompts are kept too.
@@ -292,13 +303,15 @@ def erase(
     ]
     _start(model, increments)
     if settings.iterations:
-        changed = _Changed(model, increments, after, micro_batch or settings.batch)
+        changed = _ChangedModel(model, increments, after, micro_batch or settings.batch)
         _train(changed, settings, seed, trainer or Trainer())
     deltas = [increment.delta() for increment in increments]
     return deltas[0] if isinstance(concepts, Concept) else deltas
 
 
-def _train(changed: "_Changed", settings: ErasureSettings, seed: int, trainer: Trainer) -> None:
+def _train(
+    changed: "_ChangedModel", settings: ErasureSettings, seed: int, trainer: Trainer
+) -> None:
     """Descend on the increments, from where they start."""
     increments = changed.increments
     groups = [{"params": [*i.weights.values()]} for i in increments]
@@ -351,7 +364,7 @@ class _Noised(NamedTuple):
 
     x_t: Tensor  #: `[batch, c, h, w]`
     t: Tensor  #: `[batch]`
-    n: Tensor  #: which of the concept's images, `[batch]`
+    index: Tensor  #: which of the concept's images, `[batch]`
     eps_c: Tensor  #: `eps(x_t, c, t; theta)`
     eps_0: Tensor  #: `eps(x_t, c_0, t; theta)`
 
@@ -452,7 +465,7 @@ class _Increment:
         """`Delta_l = W_l R [d_out, d_in]` by module path."""
         return {path: w if self.R is None else w @ self.R for path, w in self.factor().items()}
 
-    def watch(self, seen: "_Correlation") -> float:
+    def update_momentum(self, seen: "_Correlation") -> float:
         """m_n (eq. 4) with what this iteration says, or as it was when the concept was erased."""
         if not self.momentum.stopped:
             self.momentum.update(seen.statistic)
@@ -474,7 +487,7 @@ class _Increment:
                 del _DRAWN[next(iter(_DRAWN))]
         return _DRAWN[key]
 
-    def prepare(self, changed: "_Changed") -> dict[str, Tensor]:
+    def prepare(self, changed: "_ChangedModel") -> dict[str, Tensor]:
         """What is needed once: the images, or the pool of noised ones with what the model says."""
         name, settings, x_0 = self.concept.name, self.settings, self.draw()
         if not settings.pool:
@@ -485,7 +498,7 @@ class _Increment:
         return {f"{name}: {k}": torch.stack(v) for k, v in zip(_Noised._fields, pool, strict=True)}
 
     def batch(
-        self, prepared: Mapping[str, Tensor], changed: "_Changed", rng: torch.Generator
+        self, prepared: Mapping[str, Tensor], changed: "_ChangedModel", rng: torch.Generator
     ) -> "_Noised":
         """The noised images of one iteration: new ones, or a batch of the pool."""
         name = self.concept.name
@@ -494,15 +507,16 @@ class _Increment:
         block = int(torch.randint(len(prepared[f"{name}: t"]), (), generator=rng))
         return _Noised(*(prepared[f"{name}: {field}"][block] for field in _Noised._fields))
 
-    def _observe(self, changed: "_Changed", x_0: Tensor, rng: torch.Generator) -> "_Noised":
-        x_t, t, n = _noised(self.model, x_0, self.settings, rng)
-        return _Noised(x_t, t, n, *changed.original(x_t, t, self.c[n], self.c_0[n]))
+    def _observe(self, changed: "_ChangedModel", x_0: Tensor, rng: torch.Generator) -> "_Noised":
+        x_t, t, index = _noised(self.model, x_0, self.settings, rng)
+        original = changed.original(x_t, t, self.c[index], self.c_0[index])
+        return _Noised(x_t, t, index, *original)
 
-    def noise_differences(self, seen: "_Noised", changed: "_Changed") -> tuple[Tensor, Tensor]:
+    def noise_differences(self, seen: "_Noised", changed: "_ChangedModel") -> tuple[Tensor, Tensor]:
         """`r(c; theta + Delta)` and `r(c; theta)`, `[batch, c, h, w]`."""
-        x_t, t, n, eps_c, eps_0 = seen
-        new_c = changed.epsilon(x_t, t, self.c[n])
-        new_0 = eps_0 if self.keeps_c_0 else changed.epsilon(x_t, t, self.c_0[n])
+        x_t, t, index, eps_c, eps_0 = seen
+        new_c = changed.epsilon(x_t, t, self.c[index])
+        new_0 = eps_0 if self.keeps_c_0 else changed.epsilon(x_t, t, self.c_0[index])
         return noise_difference(new_c, new_0), noise_difference(eps_c, eps_0)
 
     def delta(self) -> ConceptDelta:
@@ -538,7 +552,7 @@ def zeros(model: Backbone, rows: int | None) -> dict[str, Tensor]:
     return {path: torch.zeros(shape, device=model.device) for path, shape in shapes.items()}
 
 
-class _Changed:
+class _ChangedModel:
     """The model with all increments on: those being trained, and those that were on before."""
 
     def __init__(
@@ -576,7 +590,7 @@ class _Changed:
         for increment, one, weight in zip(self.increments, seen, eta.tolist(), strict=True):
             increment.slope = weight * one.slope
         total = (eta * losses).sum()
-        m = max(map(_Increment.watch, self.increments, seen))  # eq. 4, for each concept by itself
+        m = max(map(_Increment.update_momentum, self.increments, seen))  # eq. 4, for each concept
         step = {
             "loss": float(total.detach()),
             "timesteps": tuple(seen[0].t.tolist()),
@@ -694,14 +708,14 @@ def _noised(
     model: Backbone, images: Tensor, settings: ErasureSettings, rng: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Forward diffusion of some images: `x_t`, `t [batch]`, and which images `[batch]`."""
-    n = torch.randint(len(images), (settings.batch,), generator=rng)
+    index = torch.randint(len(images), (settings.batch,), generator=rng)
     u = torch.rand(settings.batch, generator=rng)
     if settings.timesteps == "stratified":
         u = (torch.arange(settings.batch) + u) / settings.batch
     t = (u * model.timesteps).long().clamp(max=model.timesteps - 1).to(model.device)
-    x_0 = images[n]
+    x_0 = images[index]
     noise = torch.randn(x_0.shape, generator=rng).to(x_0)
-    return model.add_noise(x_0, noise, t), t, n
+    return model.add_noise(x_0, noise, t), t, index
 
 
 class _Correlation:

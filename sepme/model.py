@@ -68,7 +68,7 @@ def load_catalogue(model: str | Path | None = None) -> Catalogue | None:
 
 
 def alone(method: Callable[P, R]) -> Callable[P, R]:
-    """The method, waiting until nobody else draws or switches."""
+    """Run the method while holding the lock: nobody else draws or switches meanwhile."""
 
     @wraps(method)
     def waiting(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -317,8 +317,8 @@ NEAR = 0.4
 class Constraint:
     """The directions in which a concept's delta may act, and how they were found.
 
-    Only the row space of `e(c) P` matters (method, claim 1; P projects onto the null space), and of
-    it only the strong directions matter much.
+    Only the row space of `e(c) P` matters, where P projects onto the null space: of a delta the
+    concept sees nothing else. Of it only the strong directions matter much.
     """
 
     concept: Concept

@@ -195,11 +195,12 @@ def correlation_decay(
         thin = {"color": GREY, "linewidth": 1, "linestyle": ":"}
         ax.axhline(tau, label=f"stop within τ = {tau:g}", **thin)
         ax.axhline(-tau, **thin)
-    ends = {}
+    ends, alone = {}, len(steps_by_concept) == 1
     for index, (name, steps) in enumerate(steps_by_concept.items()):
         color, n = line_style(index)["color"], [step.iteration for step in steps]
         each = [float(np.mean(step.correlation)) for step in steps]
-        training_lines(ax, n, each, [step.momentum for step in steps], _entry(name), index)
+        label = MOMENTUM if alone else _entry(name)
+        training_lines(ax, n, each, [step.momentum for step in steps], label, index)
         if limit is not None and steps:
             stopped = n[-1] < limit or (tau is not None and abs(steps[-1].momentum) <= tau)
             how = STOPPED if stopped else f"limit of {limit} iterations"
@@ -208,10 +209,13 @@ def correlation_decay(
             ax.plot(n[-1:], [steps[-1].momentum], color=color, **mark)
             ends[how] = Line2D([], [], color=GREY, label=how, **mark)
     handles, _ = ax.get_legend_handles_labels()
-    handles.append(Line2D([], [], color=GREY, linewidth=2, label=MOMENTUM))
+    if not alone:
+        handles.append(Line2D([], [], color=GREY, linewidth=2, label=MOMENTUM))
     handles.append(Line2D([], [], color=GREY, linewidth=0.8, alpha=0.6, label="each iteration"))
     _legend_beside(ax, [*handles, *(ends[how] for how in sorted(ends, reverse=True))])
-    ax.set(xlabel="iteration", ylabel="correlation with the original concept")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    of = f"{next(iter(steps_by_concept))} of the original" if alone else "the original concept"
+    ax.set(xlabel="iteration", ylabel=f"correlation with {of}")
     return literal(ax)
 
 
@@ -301,15 +305,17 @@ def layer_bars(values: Mapping[str, float], ax: Axes | None = None, label: str =
     colours = [colour.get(name.rpartition(".")[2], GREY) for name in values]
     bars = ax.barh(range(len(values)), list(values.values()), color=colours, height=0.7)
     ax.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
-    ax.set_yticks(range(len(values)), [_short_path(name) for name in values], fontsize=8)
+    ax.set_yticks(range(len(values)), [short_path(name) for name in values], fontsize=8)
     ax.invert_yaxis()  # the first name on top
     ax.axvline(0, color=BLACK, linewidth=0.8)
     ax.margins(x=0.12)
+    if {BLUE, ORANGE} & set(colours):
+        ax.set_title("blue: keys, orange: values", fontsize=8, loc="right")
     ax.set(xlabel=label)
     return literal(ax)
 
 
-def _short_path(path: str) -> str:
+def short_path(path: str) -> str:
     """`up_blocks.0.attentions.1.transformer_blocks.0.attn2.to_k` -> `up 0.1 to_k`."""
     if not path.endswith(("to_k", "to_v")):
         return path

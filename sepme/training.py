@@ -48,8 +48,8 @@ class Trainer:
     callback: Callable[[Any], None] | None = None
     """Called with a `Step` after every iteration."""
     checkpoint: Path | None = None
-    """File that holds the run now and then. Only the very same run goes on from it. Whoever named
-    it deletes it, once the result is safe."""
+    """File that holds the run now and then. Only an identical run can resume from it. The caller
+    deletes it, once the result is safe."""
     every: int = 5
     """Iterations between two checkpoints."""
     progress: bool = True

@@ -62,7 +62,7 @@ PANELS = {
     f"{MEASURED}, the catalogue's prompts": [m for m in COMPARED if not m.endswith("@paper")],
 }
 #: Colours, and hatches beside them so that methods differ in grey and for colour-blind eyes.
-FACES = (*plots.COLOURS, plots.GREY)
+FACES = (*(colour for colour in plots.COLOURS if colour != plots.BLUE), plots.GREY)
 HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "++++", "oo", "**")
 #: How the deltas that ship with the model were made.
 SHIPPED = "The deltas are those that ship with the model: closed form + training [catalogue]."
@@ -251,17 +251,19 @@ def _write_index(out: Path) -> None:
 def method_looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Face colour and hatch of each method, measured or printed, for `Axes.bar`.
 
-    A printed method looks like the same method here, and so does a method in both protocols; a
-    second one of the same look is paler.
+    All of SepME is blue. A printed method looks like the same method here, and so does a method in
+    both protocols; a second one of the same look is paler.
     """
-    order = list(dict.fromkeys(name.split("@")[0] for name in (*COMPARED, *METHODS)))
+    order = dict.fromkeys(name.split("@")[0] for name in (*COMPARED, *METHODS))
+    sepme = [name for name in order if name.startswith("sepme")]
+    others = [name for name in order if name not in sepme]
     looks: dict[str, dict[str, Any]] = {}
     seen: set[str] = set()
     for method in methods:
         name = family(method).split("@")[0]
-        n = order.index(name)
+        n = (sepme if name in sepme else others).index(name)
         looks[method] = {
-            "facecolor": FACES[n % len(FACES)],
+            "facecolor": plots.BLUE if name in sepme else FACES[n % len(FACES)],
             "hatch": HATCHES[n % len(HATCHES)],
             "edgecolor": "white",
             "alpha": 0.5 if name in seen else None,
@@ -294,7 +296,8 @@ def role_bars(
         for at, mean in zip(x, bars["mean"], strict=True):
             if mean < 0.01 * scale * means["mean"].max():  # else a bar of height 0 is invisible
                 above = {"xytext": (0, 3), "textcoords": "offset points", "rotation": 90}
-                ax.annotate(f"{mean:.2g}", (at, 0), ha="center", va="bottom", fontsize=6, **above)
+                said = "<0.001" if 0 < mean < 0.001 else f"{mean:.2g}"
+                ax.annotate(said, (at, 0), ha="center", va="bottom", fontsize=7, **above)
     ax.set_xticks(range(len(roles)), roles)
     ax.set(ylabel=MEASURES[measure], ylim=(0, 108 if measure == "acc" else None))
     ax.spines[["top", "right"]].set_visible(False)
@@ -310,6 +313,7 @@ def _panels(
 ) -> Figure:
     """Accuracy on the left and LPIPS on the right, one line of panels for each label and rows."""
     figure = Figure(figsize=size, layout="constrained", dpi=110)
+    figure.get_layout_engine().set(hspace=0.06)
     grid = figure.subplots(len(lines), 2, squeeze=False)
     for axes, (label, rows) in zip(grid, lines.items(), strict=True):
         for ax, measure in zip(axes, ("acc", "lpips"), strict=True):
