@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
+import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
@@ -22,12 +23,16 @@ from sepme._checks import finite, texts
 from sepme.artefact import same_model
 from sepme.delta import ConceptDelta, DenseDelta
 from sepme.errors import SepmeError
-from sepme.model import Backbone, alone
+from sepme.model import IN_USE, Backbone, alone, gradients_kept
 
 __all__ = ["Composition", "applied", "keeps", "shipped_deltas"]
 
 #: To how many digits peft gives a strength back.
 _DIGITS = 9
+_CHANGED = (
+    "The model's weights, or the adapters on its text encoder, were changed since the deltas were "
+    "attached: change them back, or erase and compose again."
+)
 
 
 class Composition:
@@ -49,7 +54,7 @@ class Composition:
     def __init__(
         self, backbone: Backbone, deltas: Iterable[ConceptDelta], *, force: bool = False
     ) -> None:
-        self._backbone = backbone
+        self._backbone, self._unet = backbone, backbone.unet
         self._force = force
         self._deltas: dict[str, ConceptDelta] = {}
         self._wanted: dict[str, float] = {}
@@ -66,15 +71,17 @@ class Composition:
             self._deltas[delta.concept] = delta
         if backbone.composition is not None:
             backbone.composition.close()
-        taken = getattr(backbone.unet, "peft_config", None) or {}
+        taken = getattr(self._unet, "peft_config", None) or {}
         free = (name for n in count() if (name := f"sepme_{n}") not in taken)
         self._adapters = dict(zip(sorted(self._deltas), free, strict=False))
         #: The user's adapters that are switched off by a flag: they stay off.
-        self._silenced = {
-            layer: layer.active_adapters for layer in self._layers() if layer.disable_adapters
-        }
+        self._silenced: dict[LoraLayer, list[str]] = {}
         backbone.composition = self
-        self._switch()
+        try:
+            self._switch()
+        except BaseException:  # no memory, say
+            self.close()
+            raise
 
     # ------------------------------------------------------------------ what is on
     @property
@@ -117,11 +124,8 @@ class Composition:
             )
         if wanted:
             self._backbone.projections()  # fused ones would leave the deltas out
-        if wanted and self._backbone.fingerprint != self._fingerprint:
-            raise SepmeError(
-                "The model's weights, or the adapters on its text encoder, were changed since the "
-                "deltas were attached: change them back, or erase and compose again."
-            )
+        if wanted and not same_model(self._backbone.fingerprint, self._fingerprint):
+            raise SepmeError(_CHANGED)
 
     # ------------------------------------------------------------------ switching
     @alone
@@ -147,6 +151,8 @@ class Composition:
         if not self._force:
             refuse_contradictions([self._deltas[name] for name in wanted])
         self._backbone.refuse_fused()
+        if self._backbone.unet is not self._unet:
+            raise SepmeError(_CHANGED)
         strengths = {name: round(float(s), _DIGITS) for name, s in wanted.items()}
         self._wanted = {name: strength for name, strength in strengths.items() if strength != 0.0}
         self._switch()
@@ -169,12 +175,13 @@ class Composition:
     @contextmanager
     def erased(self, *concepts: str) -> Iterator[Backbone]:
         """Within the block exactly these concepts are erased; afterwards all is as before."""
-        before = dict(self._wanted)
-        self.set(concepts)
-        try:
-            yield self._backbone
-        finally:
-            self.set(before)
+        with IN_USE:  # others would draw what is erased here
+            before = dict(self._wanted)
+            self.set(concepts)
+            try:
+                yield self._backbone
+            finally:
+                self.set(before)
 
     @alone
     def close(self) -> None:
@@ -184,7 +191,7 @@ class Composition:
             SepmeError: they are fused into the weights.
         """
         self._backbone.refuse_fused()
-        unet = self._backbone.unet
+        unet = self._unet
         there = getattr(unet, "peft_config", {}) or {}
         ours = [adapter for adapter in self._adapters.values() if adapter in there]
         if ours and len(ours) == len(there):
@@ -192,13 +199,11 @@ class Composition:
         elif ours:
             self._wanted = {}
             self._switch()  # else peft would choose another adapter to switch on
-            unet.delete_adapters(ours)
+            with gradients_kept(unet):
+                unet.delete_adapters(ours)
             _unwrap(unet)
-            for layer, adapters in self._silenced.items():
-                layer.set_adapter(adapters, inference_mode=True)
-                layer.enable_adapters(False)
-        if self._backbone.composition is self:
-            self._backbone.composition = None
+        if getattr(unet, "_sepme_composition", None) is self:
+            del unet._sepme_composition
         self._adapters, self._deltas, self._wanted, self._silenced = {}, {}, {}, {}
 
     def __enter__(self) -> "Composition":
@@ -221,7 +226,7 @@ class Composition:
             raise SepmeError(f"Two deltas are given for '{delta.concept}': attach one of them.")
 
     def _layers(self) -> list[LoraLayer]:
-        return [m for m in self._backbone.unet.modules() if isinstance(m, LoraLayer)]
+        return [m for m in self._unet.modules() if isinstance(m, LoraLayer)]
 
     def _attach(self, delta: ConceptDelta, adapter: str) -> None:
         dtype, device = self._backbone.dtype, self._backbone.device
@@ -231,30 +236,43 @@ class Composition:
         with warnings.catch_warnings():  # several adapters on one model are the point here
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             # Without low_cpu_mem_usage, peft would first draw random factors from torch's state.
-            self._backbone.unet.load_lora_adapter(
+            self._unet.load_lora_adapter(
                 state, prefix="unet", adapter_name=adapter, low_cpu_mem_usage=True
             )
 
+    @torch.inference_mode(False)
     def _switch(self) -> None:
         """Tell every layer. In the order of the names the sum does not depend on who came first.
 
         peft and diffusers would switch all adapters of the pipeline, those of its text encoder too.
         """
-        ours, there = {*self._adapters.values()}, getattr(self._backbone.unet, "peft_config", None)
-        theirs = {
-            layer: [a for a in layer.active_adapters if a not in ours]
-            for layer in self._layers()
-            if not layer.disable_adapters
-        }
-        for name, adapter in self._adapters.items():
-            if adapter not in (there or {}):  # or somebody unloaded it meanwhile
-                self._attach(self._deltas[name], adapter)  # which switches all others off
+        there = getattr(self._unet, "peft_config", None) or {}
         on = {self._adapters[name]: self._wanted[name] for name in sorted(self._wanted)}
+        with gradients_kept(self._unet):
+            theirs = self._theirs()
+            for name, adapter in self._adapters.items():
+                if adapter not in there:  # or somebody unloaded it meanwhile
+                    self._attach(self._deltas[name], adapter)  # which switches all others off
+            for layer in self._layers():
+                layer.enable_adapters(True)
+                layer.set_adapter([*theirs.get(layer, []), *on], inference_mode=True)
+                for adapter, strength in on.items():
+                    layer.set_scale(adapter, strength)
+                if not on and layer in self._silenced:
+                    layer.set_adapter(self._silenced[layer], inference_mode=True)
+                    layer.enable_adapters(False)
+
+    def _theirs(self) -> dict[LoraLayer, list[str]]:
+        """The user's adapters that are on in each layer; those off by a flag are noted apart."""
+        found = {}
         for layer in self._layers():
-            layer.enable_adapters(True)
-            layer.set_adapter([*theirs.get(layer, []), *on], inference_mode=True)
-            for adapter, strength in on.items():
-                layer.set_scale(adapter, strength)
+            names = [a for a in layer.active_adapters if a not in self._adapters.values()]
+            if layer.disable_adapters:
+                self._silenced.setdefault(layer, names)
+            elif names:  # the user switched them on again
+                self._silenced.pop(layer, None)
+                found[layer] = names
+        return found
 
 
 def _strength(layer: LoraLayer, adapter: str) -> float:
@@ -322,13 +340,13 @@ def applied(model: Backbone, *deltas: ConceptDelta | DenseDelta) -> Iterator[Bac
         SepmeError: another base model, or a pipeline that already carries something.
     """
     if deltas and all(isinstance(delta, DenseDelta) for delta in deltas):
-        refuse_attached(model)
-        model.composition = _Edited(model, sum(deltas))
-        try:
-            yield model
-        finally:
-            if isinstance(model.composition, _Edited):
-                model.composition.close()
+        with IN_USE:  # others would draw what is erased here
+            refuse_attached(model)
+            model.composition = edited = _Edited(model, sum(deltas))
+            try:
+                yield model
+            finally:
+                edited.close()
     else:
         with Composition(model, deltas) as composition, composition.erased(*composition.deltas):
             yield model
@@ -339,7 +357,7 @@ class _Edited:
 
     def __init__(self, model: Backbone, delta: DenseDelta) -> None:
         delta.check_model(model)
-        self._model = model
+        self._unet = model.unet
         self._edited = {path: model.unet.get_parameter(path) for path in delta.changes}
         #: By their names in the fingerprint, which goes on to be of the original.
         self.originals = {f"unet.{path}": edited.data for path, edited in self._edited.items()}
@@ -351,10 +369,11 @@ class _Edited:
         """Nothing but this class writes to the parameters."""
 
     def close(self) -> None:
-        """Give the original tensors back."""
-        for path, edited in self._edited.items():
-            edited.data = self.originals[f"unet.{path}"]
-        self._model.composition = None
+        """Give the original tensors back, if nobody has yet."""
+        if getattr(self._unet, "_sepme_composition", None) is self:
+            for path, edited in self._edited.items():
+                edited.data = self.originals[f"unet.{path}"]
+            del self._unet._sepme_composition
 
 
 def refuse_attached(model: Backbone) -> None:

@@ -15,6 +15,7 @@ Weight decoupling says which weights may move: those that the retain set does no
 The loop around them is `sepme.training.Trainer`; chapter 03 writes all of it out on one page.
 """
 
+import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -129,6 +130,9 @@ class ErasureSettings:
     """The first iteration that may stop: before, m_n still remembers its start."""
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if hasattr(value, "item"):  # numbers of numpy and torch
+                object.__setattr__(self, name, value.item())
         choose(("lora", "dense", "full"), parametrisation=self.parametrisation)
         choose(("damped", "svd", "elimination"), method=self.method)
         choose(("closed_form", "zero"), start=self.start)
@@ -293,20 +297,29 @@ def erase(
     whole(0, seed=seed)
     retained = [retain_set(concept, group, keep, after) for concept in group]
     embedded = None
-    if len(group) > 1 and settings.parametrisation != "full":  # each prompt once for all of them
-        model.refuse_unclear(*zip(group, retained, strict=True))
-        own = (text for c in group for text in (*c.prompts, *c.anchors))
-        embedded = Embedded.of(model, ("", *chain(*retained), *own))
-    increments = [
-        _Increment(model, base, concept, group, kept, settings, seed, after, embedded)
-        for concept, kept in zip(group, retained, strict=True)
-    ]
-    _start(model, increments)
-    if settings.iterations:
-        changed = _ChangedModel(model, increments, after, micro_batch or settings.batch)
-        _train(changed, settings, seed, trainer or Trainer())
-    deltas = [increment.delta() for increment in increments]
+    with _own_modes(model):
+        if len(group) > 1 and settings.parametrisation != "full":  # each prompt once for all
+            model.refuse_unclear(*zip(group, retained, strict=True))
+            own = (text for c in group for text in (*c.prompts, *c.anchors))
+            embedded = Embedded.of(model, ("", *chain(*retained), *own))
+        increments = [
+            _Increment(model, base, concept, group, kept, settings, int(seed), after, embedded)
+            for concept, kept in zip(group, retained, strict=True)
+        ]
+        _start(model, increments)
+        if settings.iterations:
+            changed = _ChangedModel(model, increments, after, micro_batch or settings.batch)
+            _train(changed, settings, int(seed), trainer or Trainer())
+        deltas = [increment.delta() for increment in increments]
     return deltas[0] if isinstance(concepts, Concept) else deltas
+
+
+@contextmanager
+def _own_modes(model: Backbone) -> Iterator[None]:
+    """Take gradients, in the model's own number type, whatever mode of torch the caller is in."""
+    no_cast = torch.autocast(model.device.type, enabled=False)
+    with torch.inference_mode(False), torch.enable_grad(), no_cast:
+        yield
 
 
 def _train(
@@ -348,6 +361,11 @@ def _checked_group(
     if not group:
         raise SepmeError("There is no concept to erase: name at least one.")
     model.refuse_fused()
+    if any(m is not model.unet and m._compiled_call_impl for m in model.unet.modules()):
+        raise SepmeError(
+            "Blocks of the UNet were compiled by themselves, which hides their layers: load the "
+            "model again, and compile after erasing."
+        )
     kinds(Concept, group, "make one, like Concept.from_text('neon')")
     kinds(ConceptDelta, after, "give a list of what ConceptDelta.load reads")
     for delta in after:
@@ -477,10 +495,9 @@ class _Increment:
         What was drawn before is not drawn again: other settings of a training need the same images.
         """
         model, seeds = self.model, range(self.image_seed, self.image_seed + len(self.prompts))
-        scheduler, steps = model.pipe.scheduler, self.settings.sampling_steps(model)
-        sampler = (type(scheduler), str(scheduler.config), steps, model.guidance)
-        drawer = (self.provenance.base, model.dtype, model.device, *sampler)
-        key = (*drawer, tuple(self.prompts), seeds)
+        steps, words = self.settings.sampling_steps(model), self.c.float().cpu().numpy().tobytes()
+        drawer = (self.provenance.base, model.dtype, model.device, *model.sampler, steps)
+        key = (*drawer, hashlib.sha256(words).digest(), tuple(self.prompts), seeds)
         if key not in _DRAWN:
             _DRAWN[key] = model.generate(self.prompts, seeds, steps=steps, output="latents")
             if len(_DRAWN) > _DRAWN_AT_MOST:

@@ -78,6 +78,17 @@ def alone(method: Callable[P, R]) -> Callable[P, R]:
     return waiting
 
 
+@contextmanager
+def gradients_kept(unet: nn.Module) -> Iterator[None]:
+    """After the block parameters take gradients as before it, which peft's switches change."""
+    before = {parameter: parameter.requires_grad for parameter in unet.parameters()}
+    try:
+        yield
+    finally:
+        for parameter, takes in before.items():
+            parameter.requires_grad_(takes)
+
+
 @dataclass
 class Backbone:
     """One Stable-Diffusion-shaped pipeline with what erasing needs to ask of it.
@@ -153,12 +164,12 @@ class Backbone:
 
     @property
     def composition(self) -> Any:
-        """What is attached to the pipeline now (`sepme.composition`), by whichever backbone."""
-        return getattr(self.pipe, "_sepme_composition", None)
+        """What is attached to the UNet now (`sepme.composition`), by whichever pipeline."""
+        return getattr(self.unet, "_sepme_composition", None)
 
     @composition.setter
     def composition(self, attached: Any) -> None:
-        self.pipe._sepme_composition = attached
+        self.unet._sepme_composition = attached
 
     @property
     def device(self) -> torch.device:
@@ -201,6 +212,12 @@ class Backbone:
     @property
     def timesteps(self) -> int:
         return self.pipe.scheduler.config.num_train_timesteps
+
+    @property
+    def sampler(self) -> tuple[Any, ...]:
+        """What decides a picture besides weights, prompt, seed and steps."""
+        scheduler = self.pipe.scheduler
+        return type(scheduler), str(scheduler.config), self.guidance
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -342,7 +359,7 @@ class Backbone:
         Raises:
             SepmeError: adapters are fused into the weights.
         """
-        with IN_USE:
+        with IN_USE, gradients_kept(self.unet):
             self.refuse_fused()
             layers = [m for m in self.unet.modules() if isinstance(m, BaseTunerLayer)]
             switched_on = [layer for layer in layers if not layer.disable_adapters]
@@ -379,7 +396,7 @@ class Backbone:
 
         Raises:
             SepmeError: a prompt to forget, to keep or to put in its place that is longer than the
-                model takes, or one both forgotten and kept.
+                model takes, one both forgotten and kept, or anchors that are the prompts.
         """
         said = [text for c, keep in requests for text in (*c.prompts, *c.anchors, *keep)]
         reads = {text: self.reads(text) for text in dict.fromkeys(said)}
@@ -387,6 +404,12 @@ class Backbone:
             raise SepmeError(sentence)
         for concept, keep in requests:
             refuse_overlap(concept, keep, reads.__getitem__)
+            pairs = [*zip(concept.prompts, concept.anchors, strict=True)]
+            if all(reads[prompt] == reads[anchor] for prompt, anchor in pairs):
+                raise SepmeError(
+                    f"The anchors of '{concept.name}' are its own prompts, so that nothing would "
+                    "be forgotten: say what they should mean instead."
+                )
 
     def cut(self, prompts: Iterable[str]) -> str | None:
         """A sentence about the first prompt whose end the model does not read, or None."""

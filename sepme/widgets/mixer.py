@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from textwrap import fill as fill_lines
+from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
@@ -81,7 +82,7 @@ class Mixer:
         self, backbone: Backbone, judge: Judge | None, deltas: Mapping[str, ConceptDelta]
     ) -> None:
         self.backbone, self.judge, self.deltas = backbone, judge, dict(deltas)
-        self._originals: dict[tuple[str, tuple[int, ...], int], Tensor] = {}
+        self._originals: dict[tuple[Any, ...], Tensor] = {}
 
     def composition(self) -> Composition:
         """The one on the pipeline if it carries these very deltas, else a new one in its place."""
@@ -103,7 +104,9 @@ class Mixer:
                 deltas that would interfere.
         """
         self._check(state.prompt)
-        composition, key = self.composition(), (state.prompt, state.seeds, state.steps)
+        composition, pipe = self.composition(), self.backbone.pipe
+        user = (name for name in pipe.get_active_adapters() if not name.startswith("sepme_"))
+        key = (state.prompt, state.seeds, state.steps, *self.backbone.sampler, *user)
         prompts, passes = [state.prompt] * state.pictures, 1 if key in self._originals else 2
         draw = partial(self.backbone.generate, prompts, state.seeds, steps=state.steps)
         before = composition.strengths
@@ -112,8 +115,9 @@ class Mixer:
             composition.set(state.erased)  # refuses what cannot be erased, before drawing
             seconds = time.perf_counter() - start
             if key not in self._originals:
-                with self.backbone.original():
-                    self._originals[key] = draw(on_step=part(report, 0, passes))
+                composition.set({})
+                self._originals[key] = draw(on_step=part(report, 0, passes))
+                composition.set(state.erased)
             after = draw(on_step=part(report, passes - 1, passes))
         finally:
             composition.set(before)

@@ -88,15 +88,15 @@ def test_a_changed_model_is_another(what: str) -> None:
     assert erase(backbone, NEON, others(NEON), EXACT).base == backbone.fingerprint
 
 
-@pytest.mark.parametrize("what", CHANGES)
+@pytest.mark.parametrize("what", sorted(CHANGES.keys() - {"rounds it"}))
 def test_a_model_that_is_changed_while_a_delta_is_on_is_not_drawn(what: str) -> None:
     backbone = fresh()
     composition = Composition(backbone, [DELTA])
     composition.restore_all()
     CHANGES[what](backbone)
     latents(backbone)  # with nothing erased it is the user's model, as they made it
-    composition.erase("neon")
     with refused("were changed since"):
+        composition.erase("neon")
         latents(backbone)
     composition.close()
     latents(backbone)

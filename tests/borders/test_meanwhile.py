@@ -1,22 +1,27 @@
 """What users do to a pipeline, and to files, after a delta was attached or a model was wrapped."""
 
 import threading
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from peft import LoraConfig
 
 from sepme.cli._prompts import read_prompts
 from sepme.composition import Composition
 from sepme.concept import Catalogue, Concept
-from sepme.delta import DenseDelta
-from sepme.erasure import erase
+from sepme.delta import ConceptDelta, DenseDelta
+from sepme.erasure import _DRAWN, erase
 from sepme.errors import SepmeWarning
 from sepme.model import Backbone
 from sepme.scenes.tables import read_table
+from tests.borders.test_pipeline import lora
 from tests.miniature import EXACT, NEON, QUICK, QUIET, fresh, latents, others, three_deltas
 from tests.refusals import refused
+from tests.tiny import make_tiny_pipeline
 
 
 def neon_erased() -> tuple[Backbone, Composition]:
@@ -154,3 +159,170 @@ def test_a_table_is_read_as_what_it_holds(tmp_path: Path, ending: str) -> None:
     file.write_text("kind,method\n")
     with refused("no table of scenes"):
         read_table(file)
+
+
+# ---------------------------------------------------------------- switches, gradients, threads
+def test_a_users_switch_is_found_as_they_left_it() -> None:
+    """Off by the flag when it began or meanwhile, and on again meanwhile or after."""
+    backbone = fresh()
+    backbone.pipe.load_lora_weights(
+        lora(backbone.unet, "unet", ("attn1.to_q",)), adapter_name="style"
+    )
+    styled = latents(backbone)
+    for meanwhile in (True, False):
+        if not meanwhile:
+            backbone.pipe.disable_lora()
+        composition = Composition(backbone, three_deltas())
+        composition.erase("neon")
+        if meanwhile:
+            backbone.pipe.disable_lora()
+            composition.set(["neon"])
+        composition.restore_all()
+        assert not torch.equal(latents(backbone), styled)
+        backbone.pipe.enable_lora()
+        composition.set([])
+        assert torch.equal(latents(backbone), styled)
+        composition.erase("neon")
+        composition.close()
+        composition.restore_all()
+        assert backbone.pipe.get_active_adapters() == ["style"]
+        assert torch.equal(latents(backbone), styled)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_what_a_user_trains_goes_on_being_trained_and_nothing_else(trains: bool) -> None:
+    backbone = fresh()
+    mine = LoraConfig(r=2, target_modules=["attn1.to_q"], init_lora_weights=False)
+    backbone.unet.add_adapter(mine, adapter_name="mine")
+    theirs = [p for name, p in backbone.unet.named_parameters() if "lora_" in name]
+    for parameter in theirs:
+        parameter.requires_grad_(trains)
+
+    def trained() -> list[torch.nn.Parameter]:
+        return [p for p in backbone.unet.parameters() if p.requires_grad]
+
+    with Composition(backbone, three_deltas()) as composition:
+        composition.erase("neon")
+        assert len(trained()) == trains * len(theirs)
+    erase(backbone, NEON, others(NEON), QUICK, trainer=QUIET)
+    assert len(trained()) == trains * len(theirs)
+
+
+def test_threads_do_not_draw_what_another_one_erased() -> None:
+    backbone = fresh()
+    composition = Composition(backbone, three_deltas())
+    want = {}
+    for name in ("neon", "ink"):
+        with composition.erased(name):
+            want[name] = latents(backbone)
+    wrong = []
+
+    def draws(name: str) -> None:
+        for _ in range(3):
+            with composition.erased(name):
+                wrong.append(not torch.equal(latents(backbone), want[name]))
+
+    threads = [threading.Thread(target=draws, args=(name,)) for name in want]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == [False] * 6
+    assert composition.active == ()
+
+
+def test_a_unet_that_was_exchanged_is_given_back_whole() -> None:
+    backbone, composition = neon_erased()
+    unet, other = backbone.pipe.unet, make_tiny_pipeline(seed=1).unet
+    backbone.pipe.unet = other
+    composition.close()
+    backbone.pipe.unet = unet
+    assert torch.equal(latents(backbone), latents(fresh()))
+    assert not hasattr(unet, "peft_config")
+
+
+def test_two_pipelines_of_one_unet_share_what_is_attached() -> None:
+    one, composition = neon_erased()
+    pipe = StableDiffusionPipeline(**one.pipe.components, requires_safety_checker=False)
+    two = Backbone(pipe, "its twin", guidance=4.0, steps=3)
+    assert two.composition is composition
+    composition.close()
+    assert two.composition is None
+    assert torch.equal(latents(two), latents(fresh()))
+
+
+def test_what_could_not_be_attached_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, attach, calls = fresh(), Composition._attach, []
+
+    def second_fails(self: Composition, *arguments: object) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise MemoryError
+        attach(self, *arguments)
+
+    monkeypatch.setattr(Composition, "_attach", second_fails)
+    with pytest.raises(MemoryError):
+        Composition(backbone, three_deltas())
+    assert backbone.composition is None
+    assert not hasattr(backbone.unet, "peft_config")
+
+
+def test_a_pipeline_that_is_rounded_while_a_concept_is_erased_can_be_drawn() -> None:
+    backbone, composition = neon_erased()
+    backbone.pipe.to(torch.float16).to(torch.float32)
+    assert latents(backbone).isfinite().all()
+    composition.close()
+
+
+# ---------------------------------------------------------------- modes of torch, numbers, anchors
+MODES = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_erasing_does_not_depend_on_the_callers_mode(mode: str) -> None:
+    want = erase(fresh(), NEON, others(NEON), QUICK, trainer=QUIET)
+    backbone = fresh()
+    with MODES[mode]():
+        delta = erase(backbone, NEON, others(NEON), QUICK, trainer=QUIET)
+        composition = Composition(backbone, three_deltas())
+    assert delta.digest == want.digest
+    composition.erase("neon")
+    composition.close()
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(tmp_path: Path) -> None:
+    given = {"iterations": np.int64(2), "learning_rate": torch.tensor(0.5), "tau": np.float64(0.1)}
+    settings = replace(QUICK, **given)
+    assert [type(value) for value in asdict(settings).values()] == [
+        type(value) for value in asdict(QUICK).values()
+    ]
+    delta = erase(fresh(), NEON, others(NEON), settings, seed=np.int64(3), trainer=QUIET)
+    assert ConceptDelta.load(delta.save(tmp_path / "neon.safetensors")).provenance.seed == 3
+
+
+def test_anchors_that_are_the_prompts_are_refused() -> None:
+    with refused("anchors of 'x' are its own prompts"):
+        erase(fresh(), Concept("x", ("neon",), anchors=("NEON ",)), others(NEON), EXACT)
+
+
+def test_words_that_mean_something_else_have_images_of_their_own() -> None:
+    """Two textual inversions of one word, one process."""
+    deltas = []
+    for again in (False, True):
+        for value in (1.0, -1.0):
+            if again:
+                _DRAWN.clear()
+            pipe = make_tiny_pipeline()
+            pipe.tokenizer.add_tokens("<x>")
+            pipe.text_encoder.resize_token_embeddings(len(pipe.tokenizer))
+            table = pipe.text_encoder.get_input_embeddings().weight.data
+            table[-1] = value * table[5]
+            backbone = Backbone(pipe, "inverted", guidance=4.0, steps=3)
+            word = Concept("<x>", ("<x>",))
+            deltas.append(erase(backbone, word, others(NEON), QUICK, trainer=QUIET).digest)
+    assert deltas[:2] == deltas[2:]
+    assert deltas[0] != deltas[1]
