@@ -295,6 +295,12 @@ def erase(
     kinds(ErasureSettings, [settings], "preset('default') gives one")
     whole(1, micro_batch=settings.batch if micro_batch is None else micro_batch)
     whole(0, seed=seed)
+    for concept in group if settings.reference == "anchor" else ():
+        if [*map(model.reads, concept.prompts)] == [*map(model.reads, concept.anchors)]:
+            raise SepmeError(
+                f"The anchors of '{concept.name}' are its own prompts, so that nothing would be "
+                "forgotten: say what they should mean instead."
+            )
     retained = [retain_set(concept, group, keep, after) for concept in group]
     embedded = None
     with _own_modes(model):

@@ -396,7 +396,7 @@ class Backbone:
 
         Raises:
             SepmeError: a prompt to forget, to keep or to put in its place that is longer than the
-                model takes, one both forgotten and kept, or anchors that are the prompts.
+                model takes, or one both forgotten and kept.
         """
         said = [text for c, keep in requests for text in (*c.prompts, *c.anchors, *keep)]
         reads = {text: self.reads(text) for text in dict.fromkeys(said)}
@@ -404,12 +404,6 @@ class Backbone:
             raise SepmeError(sentence)
         for concept, keep in requests:
             refuse_overlap(concept, keep, reads.__getitem__)
-            pairs = [*zip(concept.prompts, concept.anchors, strict=True)]
-            if all(reads[prompt] == reads[anchor] for prompt, anchor in pairs):
-                raise SepmeError(
-                    f"The anchors of '{concept.name}' are its own prompts, so that nothing would "
-                    "be forgotten: say what they should mean instead."
-                )
 
     def cut(self, prompts: Iterable[str]) -> str | None:
         """A sentence about the first prompt whose end the model does not read, or None."""
