@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from pandas import DataFrame
 from PIL import Image
 
+from sepme._data import shipped
+from sepme.delta import ConceptDelta
 from sepme.erasure import PRESETS
 from sepme.scenes import (
     ALONE,
@@ -38,6 +40,7 @@ from sepme.scenes.protocol import WATERMARK
 from sepme.scenes.tables import (
     COLUMNS,
     DAGGER,
+    LEGEND,
     MEASURED,
     NUMBERS,
     PUBLISHED,
@@ -299,7 +302,10 @@ def test_figures_are_drawn_with_their_manifests(results: Path, tmp_path: Path, m
     assert PUBLISHED in text
     assert MEASURED in text
     index = (tmp_path / "README.md").read_text()
-    assert all(f"]({name}.png)" in index and FIGURES[name].caption in index for name in drawn)
+    for name in drawn:
+        assert f"![{name}]({name}.png)" in index
+        assert FIGURES[name].caption.removesuffix(LEGEND).strip() in index
+    assert index.count(LEGEND) == 1
     assert "(tables_style.md), [objects](tables_object.md)" in index
     again = tmp_path / "again"
     draw_figures(again, results, only=["watermark_style"], say=said.append)
@@ -340,3 +346,21 @@ def test_what_is_not_measured_is_left_out(tmp_path: Path) -> None:
     assert len(said) == len(names) > 5
     assert all("left out" in line for line in said)
     assert MEASURED not in paper_tables("style", None)
+
+
+def test_the_committed_figures_are_of_what_ships() -> None:
+    """Of the deltas that ship, and of the settings as they are."""
+    folder, shipped_now = Path("figures/paper"), shipped("atelier", "deltas")
+    digests = {
+        delta.concept: delta.digest for delta in map(ConceptDelta.load, shipped_now.iterdir())
+    }
+    drawn = 0
+    for file in sorted(folder.glob("*.json")):
+        sources = json.loads(file.read_text())["sources"]
+        of = sources.get("deltas", sources.get("delta", {}))
+        drawn += bool(of)
+        assert {name: digests[name] for name in of} == of, file
+        if settings := sources.get("settings"):
+            now = asdict(PRESETS["from_zero"])
+            assert {name: settings.get(name) for name in now} == now
+    assert drawn >= 5

@@ -317,7 +317,7 @@ def demo_table(report: dict[str, Any]) -> str:
     }
     return "\n\n".join(
         [
-            erased.rename_axis(columns="erased concept").to_string(formatters=shown),
+            erased.rename_axis(columns="erased concept").to_string(formatters=shown, col_space=13),
             retained.assign(pictures=kept["pictures"])
             .rename_axis(columns="everything else")
             .to_string(),

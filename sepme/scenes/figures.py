@@ -231,7 +231,8 @@ def _write_tables(out: Path, sources: Sources, say: Callable[[str], None]) -> No
 
 def _write_index(out: Path) -> None:
     """`README.md` of a folder of figures: every one that is there, with its caption."""
-    shown = {n: e.caption for n, e in FIGURES.items() if (out / f"{n}.png").is_file()}
+    there = {n: e.caption for n, e in FIGURES.items() if (out / f"{n}.png").is_file()}
+    shown = {name: text.replace(tables.LEGEND, "").strip() for name, text in there.items()}
     parts = [
         "# The paper's figures and tables, rebuilt",
         "Made by `sepme figures` from the tables in `data/results` and the shipped model. What is "
@@ -239,10 +240,11 @@ def _write_index(out: Path) -> None:
         f"“{MEASURED}” are ours: two models, other pictures, other classifiers. Compare the order "
         "of methods within a panel, never heights across panels. Beside every picture lie an SVG "
         "and a JSON file that says what it was made of.",
+        f"In brackets: what a method forgets and keeps. {tables.LEGEND}",
         "All cells of the tables as text: "
         + ", ".join(f"[{kind}s](tables_{kind}.md)" for kind in EVALUATED)
         + ".",
-        *(f"## {name}\n\n{text}\n\n![{text}]({name}.png)" for name, text in shown.items()),
+        *(f"## {name}\n\n{text}\n\n![{name}]({name}.png)" for name, text in shown.items()),
     ]
     write_atomically(out / "README.md", ("\n\n".join(parts) + "\n").encode())
 

@@ -117,7 +117,7 @@ def _bar(ax: Axes, found: Constraint) -> None:
     ax.legend(ncols=3, frameon=False, fontsize=8.5, loc="lower right", bbox_to_anchor=(1, 1))
 
 
-def _prompts(ax: Axes, taken: dict[str, int], most: int = 9) -> None:
+def _prompts(ax: Axes, taken: dict[str, int], most: int = 6) -> None:
     names = [fill(f"“{prompt}”", 28) if prompt else "the empty prompt" for prompt in taken]
     sizes, colours = list(taken.values()), [BLUE] * len(taken)
     if rest := sizes[most:]:

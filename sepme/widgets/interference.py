@@ -47,7 +47,7 @@ def facts(state: PairState, report: Interference) -> list[tuple[str, str]]:
     angle = math.degrees(math.acos(min(1.0, values.get("largest cosine", 0.0))))
     wording = {
         report.measure: ("damage, relative to its own delta", "{:.1%}"),
-        "change": (f"change of {report.measure}", "{:.3g}"),
+        "change": (f"change of {report.measure}, absolute", "{:.3g}"),
         "seen before": ("pictures in which the judge sees it, before", "{:.0%}"),
         "seen": ("pictures in which it is seen, with the delta on", "{:.0%}"),
         "keys and values": ("change of keys and values, likewise", "{:.1%}"),
