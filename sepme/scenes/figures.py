@@ -19,7 +19,7 @@ images: compare heights within a panel, never across panels.
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
@@ -440,7 +440,7 @@ def _noise_differences(sources: Sources) -> Figure:
 def _correlation_decay(sources: Sources) -> Figure:
     """A delta trained from zero: the correlation over its iterations, and over the timesteps."""
     model, _ = sources.model()
-    catalogue, settings = load_catalogue(), replace(PRESETS["from_zero"], images=8)
+    catalogue, settings = load_catalogue(), PRESETS["from_zero"]
     concept = catalogue[ERASED_STYLE]
     sources.used["settings"] = asdict(settings)
     about = (model, concept, catalogue.kept_prompts([concept]), settings)
