@@ -20,7 +20,7 @@ from typer import Argument, Option
 from typer.core import TyperGroup
 
 from sepme import __version__
-from sepme._checks import guided, plain
+from sepme._checks import guided, plain, whole
 from sepme._data import shipped
 from sepme.artefact import refuse_overwriting, writable_folder, write_atomically
 from sepme.errors import SepmeError, SepmeWarning, printable, warn
@@ -297,7 +297,11 @@ def generate(
     from sepme.plots import png
 
     files = [_delta_file(word, model) for word in erased or ()]
-    check_name(out, *files, *_read_of(model))
+    whole(0, 2**63 - 1, **{"the last seed": seed + images - 1})
+    series = [out.parent / f"{out.stem}-{seed + n}{out.suffix}" for n in range(images)]
+    pictures = [out] if images == 1 else series
+    for picture in pictures:
+        check_name(picture, *files, *_read_of(model))
     guided(guidance or 0)
     plain(prompt)
     deltas = [ConceptDelta.load(file) for file in files]
@@ -309,8 +313,7 @@ def generate(
         options = {"guidance": guidance, "batch": batch, "progress": sys.stderr.isatty()}
         drawn = backbone.generate([prompt] * images, seed, **options)
     names = ", ".join(delta.concept for delta in deltas) or "nothing"
-    for each, image in enumerate(drawn, start=seed):
-        file = out if images == 1 else out.with_stem(f"{out.stem}-{each}")
+    for each, (file, image) in enumerate(zip(pictures, drawn, strict=True), start=seed):
         write_atomically(file, png(image))
         echo(f"{file}: '{prompt}', {names} erased, seed {each}")
 
