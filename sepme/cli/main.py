@@ -640,14 +640,20 @@ def import_file(
     out: Path = Option(help="The delta's file, in .safetensors."),
     keep: list[str] | None = Option(None, help="What it leaves alone, as you say; repeatable."),
     leave: bool = Option(False, "--leave", help="Leave out layers but the text's keys and values."),
+    overwrite: bool = Option(False, "--overwrite", help="Replace a file that is there."),
     model: Model = None,
 ) -> None:
     """Make a delta of another program's LoRA, to compose and to look into."""
+    from sepme.cli._pictures import check_name
     from sepme.concept import Concept
     from sepme.exchange import import_lora
     from sepme.model import Backbone, load_catalogue
 
-    refuse_overwriting([out], [file, *_read_of(model)])
+    check_name(out, file, *_read_of(model), suffix=".safetensors")
+    if os.path.lexists(out) and not overwrite:
+        raise SepmeError(
+            f"{out} is there already: choose another with --out, or replace it with --overwrite."
+        )
     catalogue = load_catalogue(model)
     named = catalogue[concept] if catalogue else Concept.from_text(concept)
     extra = "leave" if leave else "refuse"

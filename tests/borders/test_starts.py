@@ -52,7 +52,14 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (at / "tables").mkdir()
     for suffix in ("csv", "json"):
         shutil.copy(RESULTS / f"scenes_style.{suffix}", at / "tables")
-    for folder in ("teacher", "built", "hard/solution", "damaged", "folder-9.png"):
+    for folder in (
+        "teacher",
+        "built",
+        "hard/solution",
+        "damaged",
+        "folder-9.png",
+        "folder.safetensors",
+    ):
         (at / folder).mkdir(parents=True)
     (at / "damaged" / "scenes_object.csv").write_text("kind,method\nobject,magic\n")
     source = at / "teacher" / "00_exercises.ipynb"
@@ -187,6 +194,15 @@ WRONG = {
         "neon --out picture.jpg",
         "neon --out .",
     ],
+    "import": [
+        *("", "@/lora.safetensors neon", "@/lora.safetensors neno --out a.safetensors"),
+        "@/lora.safetensors neon --out i.txt",
+        "@/lora.safetensors neon --out @/folder.safetensors",
+        "@/lora.safetensors neon --overwrite --out @/folder.safetensors",
+        "@/lora.safetensors neon --out @/deltas/neon.safetensors",
+        "@/lora.safetensors neon --overwrite --out @/lora.safetensors",
+        "@/loop neon --out @/loop",
+    ],
     "demo": [
         "--erase neno",
         "--erase ,",
@@ -251,7 +267,10 @@ WRONG = {
 }
 #: Commands that take a folder or a picture's name, and what they need besides.
 OUTPUTS = {
-    **dict.fromkeys(["generate neon", "erase neon", "demo --erase neon"], "--model @/model"),
+    **dict.fromkeys(
+        ["generate neon", "import @/keep.txt neon", "erase neon", "demo --erase neon"],
+        "--model @/model",
+    ),
     **dict.fromkeys(["scenes run", "figures", "course build", "atelier paint boat neon"], ""),
     "scenes merge": "@/tables/scenes_style.csv",
     "atelier train": "",
@@ -272,7 +291,7 @@ PLACES = (
     ("command", "options"), [(name, options) for name, wrong in WRONG.items() for options in wrong]
 )
 def test_a_wrong_option_is_refused_before_any_work(command: str, options: str, at: Path) -> None:
-    model = " --model @/model" if command in ("erase", "generate", "demo") else ""
+    model = " --model @/model" if command in ("erase", "generate", "import", "demo") else ""
     is_refused(run(f"{command} {options}{model}", at))
 
 
@@ -280,6 +299,7 @@ def test_a_wrong_option_is_refused_before_any_work(command: str, options: str, a
 @pytest.mark.parametrize("command", OUTPUTS)
 def test_a_place_that_cannot_be_written_to(command: str, place: str, at: Path) -> None:
     place += ".png" if command.startswith(("generate", "atelier paint")) else ""
+    place += ".safetensors" if command.startswith("import") else ""
     is_refused(run(f"{command} {OUTPUTS[command]} --out {place}", at), "cannot be written to")
 
 
@@ -289,6 +309,8 @@ def test_a_place_that_cannot_be_written_to(command: str, place: str, at: Path) -
         *(f"{each} {more}" for each, more in OUTPUTS.items() if "erase" in each or "demo" in each),
         f"generate neon --seed {LATEST} --steps 1000 --guidance 0 --model @/model --out new/a.png",
         "erase neon --out new/folder --keep-rtol 0 --model @/model",
+        "import @/keep.txt neon --out new/a.safetensors --model @/model",
+        "import @/keep.txt neon --out @/deltas/neon.safetensors --overwrite --model @/model",
         f"demo --erase neon --seed {LATEST} --samples 10000 --model @/model --out new",
         "scenes run --no-fid --images 2 --concepts 9 --out new",
         "atelier train --out new --device cpu --batch 10000",
