@@ -5,6 +5,7 @@ imported by the commands that need them.
 """
 
 import atexit
+import errno
 import os
 import signal
 import sys
@@ -23,7 +24,7 @@ from sepme import __version__
 from sepme._checks import guided, plain, whole
 from sepme._data import shipped
 from sepme.artefact import refuse_overwriting, writable_folder, write_atomically
-from sepme.errors import SepmeError, SepmeWarning, printable, warn
+from sepme.errors import SepmeError, SepmeWarning, in_words, printable, warn
 
 if TYPE_CHECKING:
     from sepme.atelier.judge import Judge
@@ -48,8 +49,23 @@ UsageError = typer.BadParameter.__base__
 
 
 def echo(text: object, *, err: bool = False) -> None:
-    """Print the text; names in it may come from anywhere, and must not act on a terminal."""
-    typer.echo("\n".join(map(printable, str(text).split("\n"))), err=err)
+    """Print the text; names in it may come from anywhere, and must not act on a terminal.
+
+    Raises:
+        SepmeError: nothing can be written there, as on a full disk.
+    """
+    stream = sys.stderr if err else sys.stdout
+    shown = "\n".join(map(printable, str(text).split("\n")))
+    letters = getattr(stream, "encoding", None) or "utf-8"  # Windows' may lack some
+    try:
+        typer.echo(shown.encode(letters, "backslashreplace").decode(letters), err=err)
+    except OSError as error:
+        if err or error.errno == errno.EPIPE:  # nobody reads on, which click takes for the end
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # Python writes again at its end
+        raise SepmeError(
+            f"The output cannot be written ({in_words(error)}): send it to another place."
+        ) from error
 
 
 @contextmanager
