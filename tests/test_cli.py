@@ -1,6 +1,7 @@
 """The command line on the miniature pipeline: what it writes, what it refuses, how it resumes."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -168,6 +169,28 @@ def test_ctrl_c_says_how_to_go_on(model: Path, tmp_path: Path, monkeypatch) -> N
 
 
 # ------------------------------------------------------------------ generate, inspect, doctor
+@pytest.mark.parametrize(
+    ("words", "erased"),
+    [
+        (["ship"], "boat"),
+        (["Ship "], "boat"),
+        (["neon, ship"], "neon, boat"),
+        (["deltas/neon.safetensors", "ship,"], "neon, boat"),
+        (["a, b.safetensors"], "neon"),
+        ([], "nothing"),
+    ],
+)
+def test_deltas_are_named_as_concepts_are(
+    words: list[str], erased: str, model: Path, deltas: Path, tmp_path: Path, monkeypatch
+) -> None:
+    shutil.copytree(deltas, tmp_path / "deltas")
+    shutil.copy(deltas / "neon.safetensors", tmp_path / "a, b.safetensors")
+    monkeypatch.chdir(tmp_path)
+    options = [option for word in words for option in ("--erase", word)]
+    said = sepme("generate", "a cat", *options, "--steps", 1, "--model", model).stdout
+    assert f", {erased} erased, " in said
+
+
 def test_generate_draws_with_any_subset_erased(
     model: Path, deltas: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

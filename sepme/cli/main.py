@@ -11,7 +11,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -312,7 +312,7 @@ def generate(
     from sepme.delta import ConceptDelta
     from sepme.plots import png
 
-    files = [_delta_file(word, model) for word in erased or ()]
+    files = _delta_files(erased, model)
     whole(0, 2**63 - 1, **{"the last seed": seed + images - 1})
     series = [out.parent / f"{out.stem}-{seed + n}{out.suffix}" for n in range(images)]
     pictures = [out] if images == 1 else series
@@ -633,7 +633,7 @@ def export_deltas(
     from sepme.model import Backbone
 
     number = number_type(dtype) if dtype else None
-    files = [_delta_file(word, model) for word in erased]
+    files = _delta_files(erased, model)
     refuse_overwriting([out, *(out / file.name for file in files)], [*files, *_read_of(model)])
     deltas = [ConceptDelta.load(file) for file in files]
     made = export(
@@ -716,13 +716,28 @@ def _concepts(names: str, catalogue: "Catalogue | None") -> "list[Concept]":
     return [Concept.from_text(name) for name in parse_names(names)]
 
 
-def _delta_file(word: Path, model: str | None) -> Path:
-    """The file itself, or that of a concept: where `erase` writes, or beside the model."""
-    from sepme.concept import slug
+def _delta_files(words: list[Path] | None, model: str | None) -> list[Path]:
+    """The files that were named, each by itself or several with commas between."""
+    from sepme.concept import parse_names
 
+    files = []
+    for word in map(str, words or ()):
+        names = [word] if _delta_file(word, model).is_file() else parse_names(word)
+        files += [_delta_file(name, model) for name in names]
+    return files
+
+
+def _delta_file(word: str, model: str | None) -> Path:
+    """The file itself, or that of a concept: where `erase` writes, or beside the model."""
+    from sepme.concept import Catalogue, slug
+    from sepme.model import load_catalogue
+
+    names = [word]
+    with suppress(SepmeError):  # it is none of the catalogue's
+        names.append((load_catalogue(model) or Catalogue({}))[word].name)
     folders = Path("deltas"), _model_path(model) / "deltas"
-    places = [word, *(folder / f"{slug(str(word))}.safetensors" for folder in folders)]
-    return next((place for place in places if place.is_file()), word)
+    beside = (folder / f"{slug(name)}.safetensors" for name in names for folder in folders)
+    return next((place for place in (Path(word), *beside) if place.is_file()), Path(word))
 
 
 def _check_folder(*folders: Path) -> None:
