@@ -173,6 +173,7 @@ def test_prompts_of_the_same_tokens_are_not_both_forgotten_and_kept(
 
 # ---------------------------------------------------------------------- lists of prompts
 TWO = ["a boat in ink style", "a house"]
+RED = [TWO[0], 'a "red" house']
 UTF8, UTF16 = "utf-8", "utf-16"
 
 
@@ -213,6 +214,26 @@ UTF8, UTF16 = "utf-8", "utf-16"
         ("a.txt", b'"Hi", she said, "bye"\n', ['"Hi", she said, "bye"']),
         ("a.txt", b'"a house"\na boat\n', ['"a house"', "a boat"]),
         ("a.txt", b"{red|blue} house\n[a] boat\n", ["{red|blue} house", "[a] boat"]),
+        ("a.txt", b"[[a boat]], <ink> house\n", ["[[a boat]], <ink> house"]),
+        ("a.txt", b'"a boat in ink style",\n"a house",\n', TWO),
+        ("a.txt", b'  "a boat in ink style",\n  "a house"\n', TWO),
+        ("a.txt", b"'a boat in ink style',\n'a house'\n", TWO),
+        ("a.txt", "“a boat in ink style”\n“a house”,\n".encode(), TWO),
+        ("a.txt", b"- a boat in ink style\n- a house\n", TWO),
+        ("a.txt", b"* a boat in ink style\n* a house\n", TWO),
+        ("a.txt", "• a boat in ink style\n• a house\n".encode(), TWO),
+        ("a.txt", b"1. a boat in ink style\n2. a house\n", TWO),
+        ("a.txt", b"9) a boat in ink style\n10) a house\n", TWO),
+        ("a.txt", b'prompts:\n  - "a boat in ink style"\n  - "a ""red"" house"\n', RED),
+        ("a.txt", b"- a boat\na house\n", ["- a boat", "a house"]),
+        ("a.txt", b"2 boats\n3 houses\n", ["2 boats", "3 houses"]),
+        ("a.txt", b"caption\na boat in ink style\na house\n", TWO),
+        ("a.txt", b"Text\na boat in ink style\na house\n", TWO),
+        ("a.txt", b"caption\n", ["caption"]),
+        ("a.txt", b"#\n## mine\n#cyberpunk city\n", ["#cyberpunk city"]),
+        ("a.txt", "a boat\fin\u2028ink\x0bstyle\u0085\na house\n".encode(), TWO),
+        ("a.csv", b"sep=;\r\nseed;prompt\r\n1;a boat in ink style\r\n2;a house\r\n", TWO),
+        ("a.txt", b"sep=\t\nseed\tprompt\n1\ta boat in ink style\n2\ta house\n", TWO),
     ],
 )
 def test_lists_that_are_understood(
@@ -245,6 +266,12 @@ def test_lists_that_are_understood(
         ("a.txt", b'{"prompt": "a house"}\n{"prompt": "a boat"}\n', "holds JSON"),
         ("a.json", b'["a house"]', "holds JSON"),
         ("a.txt", b'\xef\xbb\xbf[\n "a house"]', "holds JSON"),
+        ("a.txt", b'[["a boat"]]', "holds JSON"),
+        ("a.txt", b"['a boat', 'a house']", "or code"),
+        ("a.txt", b'prompts = [\n    "a boat",\n]\n', "or code"),
+        ("a.rtf", b"{\\rtf1\\ansi a boat}", "holds RTF"),
+        ("a.html", b"<!DOCTYPE html>\n<p>a boat", "holds a web page"),
+        ("a.txt", b"\n<html><body>a boat", "holds a web page"),
     ],
 )
 def test_lists_that_are_refused(name: str, content: bytes, said: str, tmp_path: Path) -> None:
