@@ -1,5 +1,6 @@
 """Names, prompts and lists of prompts: what is understood, and what is refused in one sentence."""
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from sepme._checks import plain
 from sepme.atelier.judge import Judge
 from sepme.cli._pictures import read_picture
 from sepme.cli._prompts import read_prompts
-from sepme.concept import Catalogue, Concept, parse_names, refuse_overlap, slug
+from sepme.concept import Catalogue, Concept, catalogue_of, parse_names, refuse_overlap, slug
 from sepme.course.build import read as read_notebook
 from sepme.delta import ConceptDelta
 from sepme.erasure import erase
@@ -77,6 +78,24 @@ def test_names_that_are_understood(typed: str, names: list[str]) -> None:
 def test_names_that_are_refused(typed: str, said: str) -> None:
     with refused(said):
         parse_names(typed)
+
+
+@pytest.mark.parametrize("written", ["Cézanne", "Ce\u0301zanne"])
+@pytest.mark.parametrize("typed", ["cézanne", "Ce\u0301zanne", " CE\u0301ZANNE "])
+def test_a_name_is_known_however_it_is_composed(written: str, typed: str, tmp_path: Path) -> None:
+    concept = Concept(f" {written} ", (written,), anchors=("ink",))
+    own = Catalogue({written: concept}, {"paul": written})
+    content = {"concepts": [{"name": written, "prompts": [written]}], "aliases": {"paul": written}}
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    made = catalogue_of([written, "ink"], ["boat"])
+    for catalogue in (own, made, Catalogue.load(tmp_path / "c.json")):
+        (found,) = catalogue.parse(typed)
+        assert (found.name, found.prompts[0]) == ("Cézanne", "Cézanne")
+    assert own["Paul"] == own[typed] == own.bare(typed)
+    with refused("is given twice"):
+        catalogue_of([written], [typed])
+    with refused("also to be kept"):
+        refuse_overlap(concept, [typed])
 
 
 @pytest.mark.parametrize(
