@@ -343,7 +343,7 @@ def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
         SepmeError: an output is an input, or lies in a folder that is one.
     """
     for output, read in product(outputs, list(inputs)):
-        place = output.resolve()
+        place, source = (Path(os.path.realpath(path)) for path in (output, read))  # loops too
         linked = output.exists() and read.exists() and output.samefile(read)
-        if linked or read.resolve() in (place, *place.parents):
+        if linked or source in (place, *place.parents):
             raise SepmeError(f"'{output}' would overwrite '{read}': choose another with --out.")

@@ -320,12 +320,20 @@ def shipped_deltas(model: Backbone) -> dict[str, ConceptDelta]:
     like one from the hub, gives an empty dictionary.
 
     Raises:
-        SepmeError: one is damaged or belongs to another model.
+        SepmeError: one is damaged or belongs to another model, or two are of one concept.
     """
     source = model.pipe.name_or_path  # empty for a pipeline that was built in memory
-    files = sorted((Path(source) / "deltas").glob("*.safetensors")) if source else []
-    deltas = [ConceptDelta.load(file, base=model.fingerprint) for file in files]
-    return {delta.concept: delta for delta in deltas}
+    # Not the hidden ones, which macOS writes beside a file on a foreign disk.
+    files = sorted((Path(source) / "deltas").glob("[!.]*.safetensors")) if source else []
+    found = {}
+    for file in files:
+        delta = ConceptDelta.load(file, base=model.fingerprint)
+        if delta.concept in found:
+            raise SepmeError(
+                f"'{file}' is a second delta of '{delta.concept}': move one elsewhere."
+            )
+        found[delta.concept] = delta
+    return found
 
 
 # ------------------------------------------------------------------ any delta, for one block

@@ -60,12 +60,12 @@ class Concept:
     """`anchors[i]` is what `prompts[i]` should mean afterwards; "" (the default) for nothing."""
 
     def __post_init__(self) -> None:
-        prompts, anchors = tuple(texts(self.prompts)), tuple(texts(self.anchors))
+        prompts, anchors = (tuple(map(plain, texts(t))) for t in (self.prompts, self.anchors))
+        object.__setattr__(self, "name", plain(self.name).strip())
+        object.__setattr__(self, "kind", plain(self.kind))
         object.__setattr__(self, "prompts", prompts)
         object.__setattr__(self, "anchors", anchors or ("",) * len(prompts))
-        for text in (self.name, self.kind, *prompts, *anchors):
-            plain(text)
-        if not self.name.strip():
+        if not self.name:
             raise SepmeError("A concept needs a name: give at least one word.")
         if not prompts:
             raise SepmeError(f"Concept {self.name!r} has no prompts: give at least one.")
@@ -100,6 +100,10 @@ class Catalogue:
     """Other word to name, for example dotted to pointillism."""
 
     def __post_init__(self) -> None:
+        concepts = {plain(key).strip(): concept for key, concept in self.concepts.items()}
+        aliases = {alias: plain(name).strip() for alias, name in self.aliases.items()}
+        object.__setattr__(self, "concepts", concepts)  # written as concepts write their names
+        object.__setattr__(self, "aliases", aliases)
         for key, concept in self.concepts.items():
             if key != concept.name:
                 raise SepmeError(f"The catalogue lists {concept.name!r} as {key!r}: rename one.")
@@ -208,7 +212,7 @@ def refuse_overlap(
 
     Args:
         reads: what a model makes of a prompt (`Backbone.reads`); without it, words are compared
-            without regard to case and spacing.
+            without regard to case, spacing and composition.
 
     Raises:
         SepmeError: there is one.
@@ -254,8 +258,8 @@ def evenly(items: Sequence[T], n: int) -> list[T]:
 
 
 def _key(word: str) -> str:
-    """Words are compared without regard to case and spacing."""
-    return " ".join(word.lower().split())
+    """Words are compared without regard to case, spacing and the way a letter is composed."""
+    return " ".join(unicodedata.normalize("NFC", word.lower()).split())
 
 
 # ------------------------------------------------------------------ prompt templates
@@ -340,8 +344,8 @@ def catalogue_of(
     words = texts([*styles, *objects])
     if not words:
         raise SepmeError("A catalogue needs words: give at least one style or object.")
-    lowered = [word.lower() for word in words]
-    twice = [word for word in words if lowered.count(word.lower()) > 1]
+    keys = [_key(word) for word in words]
+    twice = [word for word in words if keys.count(_key(word)) > 1]
     if twice:
         raise SepmeError(f"'{twice[0]}' is given twice: name each style and each object once.")
     concepts = [style_concept(style, objects) for style in styles]

@@ -291,7 +291,7 @@ def erase(
     Raises:
         SepmeError: a contradiction, no free direction, or a loss that is no longer finite.
     """
-    group, base = _checked_group(model, concepts, after), model.fingerprint
+    group, base = checked_group(model, concepts, after), model.fingerprint
     kinds(ErasureSettings, [settings], "preset('default') gives one")
     whole(1, micro_batch=settings.batch if micro_batch is None else micro_batch)
     whole(0, seed=seed)
@@ -359,7 +359,7 @@ def _train(
         )
 
 
-def _checked_group(
+def checked_group(
     model: Backbone, concepts: Concept | Sequence[Concept], after: Sequence[ConceptDelta]
 ) -> list[Concept]:
     """The concepts as a list, none of them erased twice; and all deltas are of this model."""

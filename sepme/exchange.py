@@ -25,7 +25,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from sepme import _ldm, loading
-from sepme._checks import at_least, choose, finite, kinds
+from sepme._checks import at_least, choose, finite, kinds, texts
 from sepme._words import in_code, in_markdown
 from sepme.artefact import (
     Provenance,
@@ -60,7 +60,7 @@ EXTRA = ("refuse", "leave", "dense")
 #: A factor or an alpha: kohya's and LECO's names, PEFT's, and diffusers' older ones.
 _PART = re.compile(
     r"(?:base_model\.model\.|unet\.|lora_unet_)*(?P<module>.+?)"
-    r"[._](?:lora[._](?P<factor>down|up|A|B)(?:\.\w+)?\.weight|(?P<alpha>alpha))"
+    r"[._](?:lora(?:_linear_layer)?[._](?P<factor>down|up|A|B)(?:\.\w+)?\.weight|(?P<alpha>alpha))"
 )
 _FACTORS = {"A": "down", "B": "up"}
 
@@ -303,6 +303,7 @@ def _whole(out: Path, overwrite: bool) -> Iterator[Path]:
     if os.path.lexists(out) and not (overwrite and out.is_dir()):
         how = "choose another" if overwrite else "choose another, or allow to overwrite it"
         raise SepmeError(f"'{out}' is there already: {how}.")
+    out = Path(os.path.realpath(out))  # of a link, the folder that it names is replaced
     new = temporary(writable_folder(out.parent))
     old = new.with_suffix(".tmp-old")
     try:
@@ -465,10 +466,12 @@ def import_lora(
             left out with a warning ("leave"), or make it a "dense" delta of the UNet.
 
     Raises:
-        SepmeError: a pickle, a damaged file, names or shapes that the UNet lacks, or extra layers.
+        SepmeError: a pickle, a damaged file, names or shapes that the UNet lacks, extra layers, no
+            change at all, or a prompt that is too long, or both forgotten and kept.
     """
     choose(EXTRA, extra=extra)
-    file = Path(file)
+    file, keep = Path(file), texts(keep)
+    model.refuse_unclear((concept, keep))
     layers, foreign = _layers_of(model, *_read(file), file)
     text = model.projections()
     own = {path: factors for path, factors in layers.items() if path in text}
@@ -477,8 +480,8 @@ def import_lora(
         first = (sorted(foreign) or others)[0]
         raise SepmeError(
             f"'{file.name}' changes {len(others)} layers besides the text's keys and values, like "
-            f"'{first}': import it with extra=\"leave\" to leave them out"
-            + ("." if foreign else ', or "dense" for all of them.')
+            f"'{first}': leave them out (--leave, extra='leave')"
+            + ("." if foreign else " or take all of them (extra='dense').")
         )
     settings = {"imported": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     settings |= {"left_out": others} if others and extra == "leave" else {}
@@ -492,16 +495,17 @@ def import_lora(
         settings,
         versions=versions(),
     )
+    taken = layers if extra == "dense" else own
+    if not taken:
+        raise SepmeError(f"'{file.name}' changes no 'attn2.to_k' or 'to_v': give another file.")
+    if not any(down.any() and up.any() for down, up in taken.values()):
+        raise SepmeError(f"All factors in '{file.name}', or their scale, are zero: give another.")
     if others and extra == "dense":
         changes = {f"{p}.weight": _weight_change(model, p, *f) for p, f in layers.items()}
         return DenseDelta(changes, provenance)
-    if not own:
-        raise SepmeError(f"'{file.name}' changes no 'attn2.to_k' or 'to_v': give another file.")
     if others:
         warn(f"'{file.name}': {len(others)} layers are left out, like '{others[0]}'.")
     q = _joint_basis([down for down, _ in own.values()])
-    if not len(q):
-        raise SepmeError(f"All factors in '{file.name}' are zero: give another file.")
     up = {path: (up @ (down @ q.mT)).float() for path, (down, up) in own.items()}
     return ConceptDelta(dict.fromkeys(own, q.float()), up, provenance)
 
@@ -552,7 +556,10 @@ def _layers_of(
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if not (part := _PART.fullmatch(name)):
-            raise SepmeError(f"'{file}' holds {name!r}, which is no part of a LoRA: give another.")
+            raise SepmeError(
+                f"'{file}' holds {name!r}, and only a plain LoRA can be read, whose layers are "
+                "products of two matrices (not so DoRA, LoHa, LoKr and LoCon): give another."
+            )
         module = part["module"].replace(".processor", "")
         which = _FACTORS.get(part["factor"], part["factor"]) or "alpha"
         parts = found.setdefault(module, {})
@@ -598,7 +605,5 @@ def _weight_change(model: Backbone, path: str, down: Tensor, up: Tensor) -> Tens
 def _joint_basis(downs: Sequence[Tensor]) -> Tensor:
     """Orthonormal rows `Q [q, d_in]` that span the rows of all the factors."""
     rows = [row_basis(down) for down in downs if down.any()]  # of whatever size each of them is
-    if not rows:
-        return torch.empty(0)
     together = torch.cat(rows)
     return row_basis(together, max(together.shape) * torch.finfo(torch.float32).eps)  # Q's type

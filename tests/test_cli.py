@@ -1,6 +1,7 @@
 """The command line on the miniature pipeline: what it writes, what it refuses, how it resumes."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typer.testing import CliRunner, Result
 from sepme import __version__
 from sepme.cli import app
 from sepme.cli.main import echo
+from sepme.cli.tasks import _claimed
 from sepme.concept import Catalogue, Concept
 from sepme.delta import ConceptDelta
 from sepme.erasure import PRESETS
@@ -167,6 +169,28 @@ def test_ctrl_c_says_how_to_go_on(model: Path, tmp_path: Path, monkeypatch) -> N
 
 
 # ------------------------------------------------------------------ generate, inspect, doctor
+@pytest.mark.parametrize(
+    ("words", "erased"),
+    [
+        (["ship"], "boat"),
+        (["Ship "], "boat"),
+        (["neon, ship"], "neon, boat"),
+        (["deltas/neon.safetensors", "ship,"], "neon, boat"),
+        (["a, b.safetensors"], "neon"),
+        ([], "nothing"),
+    ],
+)
+def test_deltas_are_named_as_concepts_are(
+    words: list[str], erased: str, model: Path, deltas: Path, tmp_path: Path, monkeypatch
+) -> None:
+    shutil.copytree(deltas, tmp_path / "deltas")
+    shutil.copy(deltas / "neon.safetensors", tmp_path / "a, b.safetensors")
+    monkeypatch.chdir(tmp_path)
+    options = [option for word in words for option in ("--erase", word)]
+    said = sepme("generate", "a cat", *options, "--steps", 1, "--model", model).stdout
+    assert f", {erased} erased, " in said
+
+
 def test_generate_draws_with_any_subset_erased(
     model: Path, deltas: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,6 +312,20 @@ def test_kept_prompts_that_will_change_too_are_said(model: Path, tmp_path: Path)
     assert line.endswith(" to change too.")
 
 
+def test_keeping_nothing_is_said_unless_it_is_asked_for(bare: Path, tmp_path: Path) -> None:
+    command = ("erase", "neon", "--closed-form", "--model", bare, "--out")
+    (line,) = warned(*command, tmp_path / "a")
+    assert line.startswith("Nothing but the empty prompt is kept: whatever is like 'neon'")
+    assert warned(*command, tmp_path / "b", "--keep", "") == []
+
+
+def test_many_names_at_once_have_a_short_hidden_file(bare: Path, tmp_path: Path) -> None:
+    words = [f"neon {a} {b}" for a in ("boat", "ink", "house", "cat") for b in "abcdefg"]
+    command = ("erase", ", ".join(words), "--closed-form", "--keep", "boat", "--model", bare)
+    sepme(*command, "--out", tmp_path)
+    assert {path.stem for path in tmp_path.iterdir()} == {word.replace(" ", "-") for word in words}
+
+
 # ------------------------------------------------------------------ bad input
 @pytest.fixture
 def empty(tmp_path: Path) -> Iterator[Path]:
@@ -318,6 +356,27 @@ def empty(tmp_path: Path) -> Iterator[Path]:
 )
 def test_erase_refuses(words: list[str], said: tuple[str, ...], model: Path, empty: Path) -> None:
     refused("erase", *words, "--out", empty, "--model", model, words=said)
+
+
+@pytest.mark.parametrize("options", [("--keep", "neon " * 30), ("--after", "DELTAS/neon")])
+@pytest.mark.parametrize("preset", ["closed_form", "default"])
+def test_what_the_model_s_words_contradict_is_refused_before_a_folder_is_made(
+    options: tuple[str, str], preset: str, model: Path, deltas: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("sepme.cli.tasks.erase", lambda *_, **__: 1 / 0)
+    options = [word.replace("DELTAS/neon", f"{deltas}/neon.safetensors") for word in options]
+    command = ("erase", "boat, neon", "--preset", preset, "--out", tmp_path / "a", *options)
+    refused(*command, "--model", model, words=("shorten" if "--keep" in options else "twice",))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("there", ["", "a", "a/b"])
+def test_an_erasure_that_fails_takes_the_folders_away_that_it_made(there: str, tmp_path: Path):
+    (tmp_path / there).mkdir(parents=True, exist_ok=True)
+    with pytest.raises(ZeroDivisionError), _claimed(tmp_path / "a" / "b" / ".neon.lock", wait=True):
+        raise ZeroDivisionError
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert left == {"": set(), "a": {"a"}, "a/b": {"a", "a/b"}}[there]
 
 
 @pytest.mark.parametrize("command", ["erase neon", "generate neon", "demo", "doctor"])

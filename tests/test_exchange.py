@@ -361,6 +361,11 @@ KOHYA_PATH = f"lora_unet_{PATH.replace('.', '_')}"
         (f"unet.{PATH}.lora_A.weight", f"unet.{PATH}.lora_B.weight", f"unet.{PATH}.alpha"),
         (f"unet.{PATH}.lora.down.weight", f"unet.{PATH}.lora.up.weight", f"unet.{PATH}.alpha"),
         (
+            f"unet.{PATH}.lora_linear_layer.down.weight",
+            f"unet.{PATH}.lora_linear_layer.up.weight",
+            f"unet.{PATH}.alpha",
+        ),
+        (
             f"unet.{PATH.replace('.to_k', '.processor.to_k_lora')}.down.weight",
             f"unet.{PATH.replace('.to_k', '.processor.to_k_lora')}.up.weight",
             f"unet.{PATH.replace('.to_k', '.processor.to_k')}.alpha",
@@ -465,7 +470,7 @@ def test_extra_layers_are_refused_left_or_dense(tmp_path: Path) -> None:
     tensors |= {f"unet.{conv}.lora_A.weight": kernel[0], f"unet.{conv}.lora_B.weight": kernel[1]}
     file = tmp_path / "lora.safetensors"
     save_file(tensors, file)
-    with refused("changes 2 layers", "conv_in", 'extra="leave"'):
+    with refused("changes 2 layers", "conv_in", "(--leave, extra='leave')"):
         import_lora(shared(), file, NEON)
     with pytest.warns(UserWarning, match="2 layers are left out"):
         left = import_lora(shared(), file, NEON, extra="leave")
@@ -486,12 +491,43 @@ def test_extra_layers_are_refused_left_or_dense(tmp_path: Path) -> None:
         import_lora(shared(), file, NEON, extra="dense")
 
 
+@pytest.mark.parametrize(
+    ("keep", "said"),
+    [("neon", "also to be kept"), (["boat", " NEON"], "to be kept"), (["neon " * 9], "falls off")],
+)
+def test_what_a_file_is_said_to_keep_is_looked_at(
+    tmp_path: Path, keep: str | list[str], said: str
+) -> None:
+    file = export(shared(), three_deltas()[:1], tmp_path / "out").weights
+    with refused(said):
+        import_lora(shared(), file, NEON, keep)
+    assert import_lora(shared(), file, NEON, "boat").kept == ("boat",)
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_an_export_through_a_link_replaces_what_the_link_names(tmp_path: Path, link: bool) -> None:
+    neon, out = three_deltas()[0], tmp_path / "real"
+    export(shared(), [neon], out)
+    if link:
+        out = tmp_path / "link"
+        out.symlink_to("real")
+    made = export(shared(), [2 * neon], out, overwrite=True)
+    assert made.folder == out
+    assert out.is_symlink() == link
+    assert furthest(2 * neon, ConceptDelta.load(tmp_path / "real" / made.weights.name)) < 1e-6
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"real", *(["link"] if link else [])}
+
+
 def test_hostile_files_are_one_sentence(tmp_path: Path) -> None:
     a, b = factors()
     down, up = f"unet.{PATH}.lora_A.weight", f"unet.{PATH}.lora_B.weight"
     file = tmp_path / "lora.safetensors"
     hostile = {
-        "which is no part": {down: a, up: b, "unet.hello": a},
+        "holds 'unet.hello'": {down: a, up: b, "unet.hello": a},
+        "LoHa": {f"lora_unet_{PATH}.hada_w1_a": a, f"lora_unet_{PATH}.hada_w1_b": b},
+        "not so DoRA": {down: a, up: b, f"lora_unet_{PATH}.dora_scale": a},
+        "LoCon": {down: a, up: b, f"lora_unet_{PATH}.lora_mid.weight": a},
         "do not fit": {down: a[:, :5], up: b},
         "factors of": {down: a},
         "this model's": {down: a[:0], up: b[:, :0]},
@@ -499,10 +535,12 @@ def test_hostile_files_are_one_sentence(tmp_path: Path) -> None:
         "not finite": {down: a, up: b * torch.nan},
         "is not finite": {down: a, up: b, f"unet.{PATH}.alpha": torch.tensor(torch.inf)},
         "are zero": {down: 0 * a, up: b},
+        "All factors": {down: a, up: 0 * b},
+        "or their scale": {down: a, up: b, f"unet.{PATH}.alpha": torch.tensor(0.0)},
         "changes no": {},
         "as whole numbers": {down: a.to(torch.int8), up: b},
         "a second time": {down: a, up: b, down.replace("lora_A", "lora.down"): a},
-        "which is no": {"\x1b[31m.lora": a},
+        "only a plain LoRA": {"\x1b[31m.lora": a},
     }
     for words, tensors in hostile.items():
         save_file({name: tensor.clone() for name, tensor in tensors.items()}, file)

@@ -676,6 +676,7 @@ def test_a_model_without_deltas_judge_or_catalogue_draws_and_learns(
     first = shell.picture.png
     shell.new.value = "ink"
     shell.erase.click()
+    assert "Nothing but the empty prompt is kept" in shell.status.text
     shell.draw.click()
     assert "1 of 1 concepts erased" in shell.status.text
     assert shell.picture.png != first

@@ -42,15 +42,15 @@ def read_picture(file: Path, size: int) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1) / 255
 
 
-def check_name(path: Path, *inputs: Path) -> None:
-    """Refuse, before any work, a name that no PNG file can be written to.
+def check_name(path: Path, *inputs: Path, suffix: str = ".png") -> None:
+    """Refuse, before any work, a name that no PNG file (or other file) can be written to.
 
     Raises:
         SepmeError: another ending, a folder of that name, a folder that cannot be written to, or
             one of the files that are read.
     """
-    if path.suffix.lower() != ".png":
-        raise SepmeError(f"{path} is not a name for a picture: end it in .png.")
+    if path.suffix.lower() != suffix:
+        raise SepmeError(f"{path} is no name for such a file: end it in {suffix}.")
     if os.path.isdir(path):
         raise SepmeError(f"{path} is a folder: name a file in it.")
     writable_folder(path.parent if os.path.lexists(path) else path)

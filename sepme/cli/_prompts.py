@@ -13,20 +13,36 @@ __all__ = ["read_prompts"]
 
 #: What a column of prompts is called, whatever its case.
 COLUMNS = ("prompt", "prompts", "text", "caption")
+#: What is no list of prompts -> how its text begins.
+_FOREIGN = {
+    "JSON or code": r'\s*(\{\s*"|(\w+\s*=\s*)?\[[\[\s]*[{"\'])',
+    "RTF": r"\{\\rtf",
+    "a web page": r"(?i)\s*<(!doctype|html|\?xml|ul|ol)",
+}
 _JSON = (".json", ".jsonl", ".ndjson")
+#: Not "#cyberpunk city".
+_COMMENT = re.compile(r"\s*#+(\s|$)")
+#: What every line of a list may bear: the marks of Markdown; quotes, perhaps with Python's comma.
+_BORNE = (
+    r"\s*(?:[-*•]|\d+[.)])\s+(.+)",
+    r'\s*"((?:[^"]|"")+)"\s*,?\s*',
+    r"\s*'([^']+)'\s*,?\s*",
+    r"\s*“([^“”]+)”\s*,?\s*",
+)
 
 
 def read_prompts(file: Path) -> list[str]:
     """The prompts in a text file (one a line, blank lines and `# comments` left out) or a CSV file.
 
     A file is a table if its name ends in .csv or .tsv, or if its first line has several cells of
-    which one is `prompt`. In a list, a first line `prompt` is a head, and lines that all stand
-    between double quotes are read without them. UTF-8 and UTF-16, with a byte order mark or (UTF-8)
-    without.
+    which one is `prompt`. In a list, a first line like `prompt` is a head. Quotes around all lines,
+    commas behind these, and the marks of a Markdown list are no part of a prompt. UTF-8 and UTF-16,
+    with a byte order mark or (UTF-8) without.
 
     Raises:
-        SepmeError: a file that cannot be read, JSON, a table without a column of prompts or with a
-            row that lacks it, no prompt at all, or a character that cannot be printed.
+        SepmeError: a file that cannot be read, JSON and the like, a table without a column of
+            prompts or with a row that lacks it, no prompt at all, or a character that cannot be
+            printed.
     """
     try:
         text = read_text(file)
@@ -34,18 +50,19 @@ def read_prompts(file: Path) -> list[str]:
         raise SepmeError(
             f"'{file}' cannot be read ({in_words(error)}): give a text file, one prompt a line."
         ) from error
-    if file.suffix.lower() in _JSON or re.match(r'\s*(\{\s*"|\[\s*[{"])', text):
-        raise SepmeError(f"'{file}' holds JSON: give a text file, one prompt a line, or a table.")
-    lines = text.splitlines()
+    foreign = [what for what, begins in _FOREIGN.items() if re.match(begins, text)]
+    if foreign or file.suffix.lower() in _JSON:
+        what = foreign[0] if foreign else "JSON"
+        raise SepmeError(f"'{file}' holds {what}: give a text file, one prompt a line, or a table.")
+    text = re.sub(r"\Asep=.\s*", "", text)  # Excel's own first line
+    lines = re.split(r"\r\n?|\n", text)  # at these alone: splitlines() cuts at U+2028 too
     first = next((line for line in lines if line.strip()), "")
     delimiter = max(",;\t", key=first.count)
     head = [cell.strip().strip('"').lower() for cell in first.split(delimiter)]
     if file.suffix.lower() in (".csv", ".tsv") or (len(head) > 1 and "prompt" in head):
         found = _column(file, text, delimiter)
     else:
-        found = _unquoted([line for line in lines if line.strip() and line.lstrip()[0] != "#"])
-        if found[1:] and found[0].strip().lower() == COLUMNS[0]:
-            found = found[1:]
+        found = _bare([line for line in lines if line.strip() and not _COMMENT.match(line)])
     prompts = [plain(" ".join(prompt.split())) for prompt in found]
     prompts = list(dict.fromkeys(prompt for prompt in prompts if prompt))
     if not prompts:
@@ -53,10 +70,17 @@ def read_prompts(file: Path) -> list[str]:
     return prompts
 
 
-def _unquoted(lines: list[str]) -> list[str]:
-    """The lines without the quotes that each of them stands in; else as they are."""
-    cells = [re.fullmatch(r'\s*"((?:[^"]|"")+)"\s*', line) for line in lines]
-    return [cell[1].replace('""', '"') for cell in cells] if all(cells) else lines
+def _bare(lines: list[str]) -> list[str]:
+    """The lines of a list without its head, and without what each of them bears."""
+    if lines[1:] and lines[0].strip(" \t\"'“”,:").lower() in COLUMNS:
+        lines = lines[1:]
+    for pattern in _BORNE:
+        cells = [re.fullmatch(pattern, line) for line in lines]
+        if all(cells):
+            lines = [cell[1] for cell in cells]
+            if '"' in pattern:
+                lines = [line.replace('""', '"') for line in lines]
+    return lines
 
 
 def _column(file: Path, text: str, delimiter: str) -> list[str]:

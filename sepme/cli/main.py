@@ -5,12 +5,13 @@ imported by the commands that need them.
 """
 
 import atexit
+import errno
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,10 +21,10 @@ from typer import Argument, Option
 from typer.core import TyperGroup
 
 from sepme import __version__
-from sepme._checks import guided, plain
+from sepme._checks import guided, plain, whole
 from sepme._data import shipped
 from sepme.artefact import refuse_overwriting, writable_folder, write_atomically
-from sepme.errors import SepmeError, SepmeWarning, printable, warn
+from sepme.errors import SepmeError, SepmeWarning, in_words, printable, warn
 
 if TYPE_CHECKING:
     from sepme.atelier.judge import Judge
@@ -48,8 +49,23 @@ UsageError = typer.BadParameter.__base__
 
 
 def echo(text: object, *, err: bool = False) -> None:
-    """Print the text; names in it may come from anywhere, and must not act on a terminal."""
-    typer.echo("\n".join(map(printable, str(text).split("\n"))), err=err)
+    """Print the text; names in it may come from anywhere, and must not act on a terminal.
+
+    Raises:
+        SepmeError: nothing can be written there, as on a full disk.
+    """
+    stream = sys.stderr if err else sys.stdout
+    shown = "\n".join(map(printable, str(text).split("\n")))
+    letters = getattr(stream, "encoding", None) or "utf-8"  # Windows' may lack some
+    try:
+        typer.echo(shown.encode(letters, "backslashreplace").decode(letters), err=err)
+    except OSError as error:
+        if err or error.errno == errno.EPIPE:  # nobody reads on, which click takes for the end
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # Python writes again at its end
+        raise SepmeError(
+            f"The output cannot be written ({in_words(error)}): send it to another place."
+        ) from error
 
 
 @contextmanager
@@ -296,8 +312,12 @@ def generate(
     from sepme.delta import ConceptDelta
     from sepme.plots import png
 
-    files = [_delta_file(word, model) for word in erased or ()]
-    check_name(out, *files, *_read_of(model))
+    files = _delta_files(erased, model)
+    whole(0, 2**63 - 1, **{"the last seed": seed + images - 1})
+    series = [out.parent / f"{out.stem}-{seed + n}{out.suffix}" for n in range(images)]
+    pictures = [out] if images == 1 else series
+    for picture in pictures:
+        check_name(picture, *files, *_read_of(model))
     guided(guidance or 0)
     plain(prompt)
     deltas = [ConceptDelta.load(file) for file in files]
@@ -309,8 +329,7 @@ def generate(
         options = {"guidance": guidance, "batch": batch, "progress": sys.stderr.isatty()}
         drawn = backbone.generate([prompt] * images, seed, **options)
     names = ", ".join(delta.concept for delta in deltas) or "nothing"
-    for each, image in enumerate(drawn, start=seed):
-        file = out if images == 1 else out.with_stem(f"{out.stem}-{each}")
+    for each, (file, image) in enumerate(zip(pictures, drawn, strict=True), start=seed):
         write_atomically(file, png(image))
         echo(f"{file}: '{prompt}', {names} erased, seed {each}")
 
@@ -614,7 +633,7 @@ def export_deltas(
     from sepme.model import Backbone
 
     number = number_type(dtype) if dtype else None
-    files = [_delta_file(word, model) for word in erased]
+    files = _delta_files(erased, model)
     refuse_overwriting([out, *(out / file.name for file in files)], [*files, *_read_of(model)])
     deltas = [ConceptDelta.load(file) for file in files]
     made = export(
@@ -637,14 +656,20 @@ def import_file(
     out: Path = Option(help="The delta's file, in .safetensors."),
     keep: list[str] | None = Option(None, help="What it leaves alone, as you say; repeatable."),
     leave: bool = Option(False, "--leave", help="Leave out layers but the text's keys and values."),
+    overwrite: bool = Option(False, "--overwrite", help="Replace a file that is there."),
     model: Model = None,
 ) -> None:
     """Make a delta of another program's LoRA, to compose and to look into."""
+    from sepme.cli._pictures import check_name
     from sepme.concept import Concept
     from sepme.exchange import import_lora
     from sepme.model import Backbone, load_catalogue
 
-    refuse_overwriting([out], [file, *_read_of(model)])
+    check_name(out, file, *_read_of(model), suffix=".safetensors")
+    if os.path.lexists(out) and not overwrite:
+        raise SepmeError(
+            f"{out} is there already: choose another with --out, or replace it with --overwrite."
+        )
     catalogue = load_catalogue(model)
     named = catalogue[concept] if catalogue else Concept.from_text(concept)
     extra = "leave" if leave else "refuse"
@@ -691,13 +716,28 @@ def _concepts(names: str, catalogue: "Catalogue | None") -> "list[Concept]":
     return [Concept.from_text(name) for name in parse_names(names)]
 
 
-def _delta_file(word: Path, model: str | None) -> Path:
-    """The file itself, or that of a concept: where `erase` writes, or beside the model."""
-    from sepme.concept import slug
+def _delta_files(words: list[Path] | None, model: str | None) -> list[Path]:
+    """The files that were named, each by itself or several with commas between."""
+    from sepme.concept import parse_names
 
+    files = []
+    for word in map(str, words or ()):
+        names = [word] if _delta_file(word, model).is_file() else parse_names(word)
+        files += [_delta_file(name, model) for name in names]
+    return files
+
+
+def _delta_file(word: str, model: str | None) -> Path:
+    """The file itself, or that of a concept: where `erase` writes, or beside the model."""
+    from sepme.concept import Catalogue, slug
+    from sepme.model import load_catalogue
+
+    names = [word]
+    with suppress(SepmeError):  # it is none of the catalogue's
+        names.append((load_catalogue(model) or Catalogue({}))[word].name)
     folders = Path("deltas"), _model_path(model) / "deltas"
-    places = [word, *(folder / f"{slug(str(word))}.safetensors" for folder in folders)]
-    return next((place for place in places if place.is_file()), word)
+    beside = (folder / f"{slug(name)}.safetensors" for name in names for folder in folders)
+    return next((place for place in (Path(word), *beside) if place.is_file()), Path(word))
 
 
 def _check_folder(*folders: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +10,12 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from sepme._checks import choose
-from sepme.artefact import canonical_json, same_model, writable_folder
+from sepme.artefact import canonical_json, digest_of, same_model, writable_folder
 from sepme.cli._place import Process
 from sepme.cli.forecast import Forecast, duration
 from sepme.concept import Catalogue, Concept, refuse_overlap, slug
 from sepme.delta import ConceptDelta
-from sepme.erasure import ErasureSettings, erase, recorded_settings, retain_set
+from sepme.erasure import ErasureSettings, checked_group, erase, recorded_settings, retain_set
 from sepme.errors import SepmeError, warn
 from sepme.model import Backbone
 from sepme.nullspace import refuse_meaningless
@@ -98,7 +98,8 @@ def plan(
     for group in [tuple(concepts)] if at_once else [(concept,) for concept in concepts]:
         own = [concept.name for concept in group]
         known = how.retain(catalogue, own, ()) if catalogue is not None else ()
-        retained = dict.fromkeys([] if full else ["", *known, *named, *keep])
+        # Without the catalogue's own "", which would pass for a wish to keep nothing else.
+        retained = dict.fromkeys([] if full else [*filter(None, known), *named, *keep])
         forgotten = set(_prompts(group))
         kept = tuple(prompt for prompt in retained if prompt not in forgotten)
         tasks.append(ErasureTask(group, kept, settings, seed, tuple(after)))
@@ -174,8 +175,12 @@ def _missing(
     tasks: Sequence[ErasureTask], folder: Path, model: Backbone, overwrite: bool
 ) -> list[ErasureTask]:
     """The tasks that are not finished; what cannot be erased or written is refused."""
-    for concept in (concept for task in tasks for concept in task.concepts):
-        refuse_meaningless(model, concept)
+    said = []
+    for task in tasks:
+        for concept in checked_group(model, task.concepts, task.after):
+            refuse_meaningless(model, concept)
+            said.append((concept, retain_set(concept, task.concepts, task.keep, task.after)))
+    model.refuse_unclear(*said)
     return [task for task in tasks if not _finished(task, folder, model, overwrite)]
 
 
@@ -196,7 +201,8 @@ def _erase(
 
 def _hidden(folder: Path, task: ErasureTask, what: str) -> Path:
     """Where a task's checkpoint or lock is, as long as there is one."""
-    return folder / f".{'+'.join(file.stem for file in task.files(folder))}.{what}"
+    first, *others = (file.stem for file in task.files(folder))
+    return folder / f".{first}{f'+{digest_of(others)[:8]}' if others else ''}.{what}"
 
 
 def _listed(files: Iterable[Path]) -> str:
@@ -210,11 +216,17 @@ def _claimed(lock: Path, wait: bool) -> Iterator[None]:
     Raises:
         Timeout: another is at it, and is not to be waited for.
     """
-    with FileLock(lock, timeout=-1 if wait else 0):
-        try:
-            yield
-        finally:  # whoever opened the file before finds the work done
-            lock.unlink(missing_ok=True)
+    missing = [folder for folder in (lock.parent, *lock.parent.parents) if not folder.exists()]
+    try:
+        with FileLock(lock, timeout=-1 if wait else 0):  # which makes the folders
+            try:
+                yield
+            finally:  # whoever opened the file before finds the work done
+                lock.unlink(missing_ok=True)
+    finally:
+        for folder in missing:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
 
 
 def _foretell(

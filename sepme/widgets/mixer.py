@@ -315,7 +315,8 @@ class ConceptMixer(Shell):
             self.status.say(f"Erasing {concept.name}: the correlation is {correlation:.2f}.")
 
         report(0, settings.iterations)
-        keep = self.catalogue.kept_prompts([concept])
+        # Without the "" that is always kept: given alone, it would ask for no warning.
+        keep = [*filter(None, self.catalogue.kept_prompts([concept]))]
         trainer = Trainer(callback=callback, progress=False)
         with warnings.catch_warnings(record=True) as caught:  # for the status line
             warnings.simplefilter("always", SepmeWarning)

@@ -1,10 +1,14 @@
 """Names on pages and terminals: whatever they hold is shown, and nothing of it is obeyed."""
 
+import io
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import ipywidgets
@@ -191,3 +195,33 @@ def test_an_inspected_delta_sends_nothing_to_the_terminal(capsys: pytest.Capture
     text = capsys.readouterr().out
     assert all(c.isprintable() for c in text.replace("\n", ""))
     assert r"neon\x1b[31m" in text
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [
+        ("utf-8", "||Δ|| 葛 é"),
+        ("cp1252", r"||\u0394|| \u845b é"),
+        ("latin-1", r"||\u0394|| \u845b é"),
+        ("ascii", r"||\u0394|| \u845b \xe9"),
+    ],
+)
+@pytest.mark.parametrize("err", [False, True])
+def test_a_terminal_without_a_letter_shows_its_number(
+    encoding: str, shown: str, err: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr(sys, "stderr" if err else "stdout", stream)
+    echo("||Δ|| 葛 é", err=err)
+    assert stream.buffer.getvalue().decode(encoding).strip() == shown
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is full")
+def test_a_full_disk_is_said_where_the_output_was_to_go(tmp_path: Path) -> None:
+    file = DELTAS["neon"].save(tmp_path / "neon.safetensors")
+    command = [sys.executable, "-m", "sepme", "inspect", str(file)]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("sepme: The output cannot be written (No space left")
+    assert ended.stderr.count("\n") == 1

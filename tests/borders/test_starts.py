@@ -44,21 +44,29 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).save(at / "model" / "catalogue.json")
     command = ["erase", "neon", "--closed-form", "--out", f"{at}/deltas", "--model", f"{at}/model"]
     assert CliRunner().invoke(app, command).exit_code == 0
-    shutil.copy(at / "deltas" / "neon.safetensors", at / "deltas" / "neon.png")
+    for name in ("neon.png", "neon-1.png"):
+        shutil.copy(at / "deltas" / "neon.safetensors", at / "deltas" / name)
     shutil.copytree(at / "deltas", at / "model" / "deltas")
     (at / "keep.txt").write_text("a cat\n")
     os.link(at / "keep.txt", at / "deltas" / "ink.safetensors")
     (at / "tables").mkdir()
     for suffix in ("csv", "json"):
         shutil.copy(RESULTS / f"scenes_style.{suffix}", at / "tables")
-    for folder in ("teacher", "built", "hard/solution", "damaged"):
+    for folder in (
+        "teacher",
+        "built",
+        "hard/solution",
+        "damaged",
+        "folder-9.png",
+        "folder.safetensors",
+    ):
         (at / folder).mkdir(parents=True)
     (at / "damaged" / "scenes_object.csv").write_text("kind,method\nobject,magic\n")
     source = at / "teacher" / "00_exercises.ipynb"
     shutil.copy(TEACHER / source.name, source)
     os.link(source, at / "hard" / "solution" / source.name)
     links = {"built/student": "teacher", "linked": "tables", "unet": "model/unet"}
-    for link, target in (links | {"dangling": "nowhere"}).items():
+    for link, target in (links | {"dangling": "nowhere", "loop": "loop"}).items():
         (at / link).symlink_to(at / target)
     return at
 
@@ -118,6 +126,7 @@ def bytes_in(folder: Path) -> dict[Path, bytes]:
         "erase ink --keep-from @/keep.txt --overwrite --out @/deltas --model @/model",
         "erase neon --model @/model --out @/unet",
         "generate neon --erase @/deltas/neon.png --out @/deltas/neon.png --model @/model",
+        "generate a --erase @/deltas/neon-1.png --out @/deltas/neon.png --images 2 --model @/model",
         "compose neon --erase @/deltas/neon.png --out @/unet/../../deltas/neon.png --model @/model",
         "inspect @/deltas/neon.png --spectrum @/deltas/neon.png",
         "demo --erase neon --model @/model --out @/model",
@@ -165,11 +174,15 @@ WRONG = {
         "neon --joint",
         "neon --sneed 3",
         "neon --out neon.safetensors",
+        *("neon --after @/loop", "neon --keep-from @/loop", "neon --out @/loop"),
     ],
     "generate": [
         "",
         "neon --seed -1",
         f"neon --seed {LATEST + 1}",
+        f"neon --seed {LATEST} --images 2",
+        f"neon --images 10 --out {'a' * 250}.png",
+        "neon --images 3 --seed 7 --out @/folder.png",
         "neon --steps 0",
         "neon --steps 1001",
         "neon --guidance 0.5",
@@ -177,8 +190,18 @@ WRONG = {
         "neon --guidance nan",
         "neon --guidance inf",
         "neon --erase nowhere.safetensors",
+        "neon --erase @/loop",
         "neon --out picture.jpg",
         "neon --out .",
+    ],
+    "import": [
+        *("", "@/lora.safetensors neon", "@/lora.safetensors neno --out a.safetensors"),
+        "@/lora.safetensors neon --out i.txt",
+        "@/lora.safetensors neon --out @/folder.safetensors",
+        "@/lora.safetensors neon --overwrite --out @/folder.safetensors",
+        "@/lora.safetensors neon --out @/deltas/neon.safetensors",
+        "@/lora.safetensors neon --overwrite --out @/lora.safetensors",
+        "@/loop neon --out @/loop",
     ],
     "demo": [
         "--erase neno",
@@ -244,21 +267,31 @@ WRONG = {
 }
 #: Commands that take a folder or a picture's name, and what they need besides.
 OUTPUTS = {
-    **dict.fromkeys(["generate neon", "erase neon", "demo --erase neon"], "--model @/model"),
+    **dict.fromkeys(
+        ["generate neon", "import @/keep.txt neon", "erase neon", "demo --erase neon"],
+        "--model @/model",
+    ),
     **dict.fromkeys(["scenes run", "figures", "course build", "atelier paint boat neon"], ""),
     "scenes merge": "@/tables/scenes_style.csv",
     "atelier train": "",
     "atelier evaluate": "",
 }
-#: Where nothing can be written: below a file, at a dangling link, under a name that is too long.
-PLACES = ("@/keep.txt/out", "@/dangling/out", "a" * 300, "a/" + "b" * 300 + "/c", "/proc/out")
+#: Where nothing can be written: below a file or a link to nothing or itself, under a long name.
+PLACES = (
+    "@/keep.txt/out",
+    "@/dangling/out",
+    "@/loop/out",
+    "a" * 300,
+    "a/" + "b" * 300 + "/c",
+    "/proc/out",
+)
 
 
 @pytest.mark.parametrize(
     ("command", "options"), [(name, options) for name, wrong in WRONG.items() for options in wrong]
 )
 def test_a_wrong_option_is_refused_before_any_work(command: str, options: str, at: Path) -> None:
-    model = " --model @/model" if command in ("erase", "generate", "demo") else ""
+    model = " --model @/model" if command in ("erase", "generate", "import", "demo") else ""
     is_refused(run(f"{command} {options}{model}", at))
 
 
@@ -266,6 +299,7 @@ def test_a_wrong_option_is_refused_before_any_work(command: str, options: str, a
 @pytest.mark.parametrize("command", OUTPUTS)
 def test_a_place_that_cannot_be_written_to(command: str, place: str, at: Path) -> None:
     place += ".png" if command.startswith(("generate", "atelier paint")) else ""
+    place += ".safetensors" if command.startswith("import") else ""
     is_refused(run(f"{command} {OUTPUTS[command]} --out {place}", at), "cannot be written to")
 
 
@@ -275,6 +309,8 @@ def test_a_place_that_cannot_be_written_to(command: str, place: str, at: Path) -
         *(f"{each} {more}" for each, more in OUTPUTS.items() if "erase" in each or "demo" in each),
         f"generate neon --seed {LATEST} --steps 1000 --guidance 0 --model @/model --out new/a.png",
         "erase neon --out new/folder --keep-rtol 0 --model @/model",
+        "import @/keep.txt neon --out new/a.safetensors --model @/model",
+        "import @/keep.txt neon --out @/deltas/neon.safetensors --overwrite --model @/model",
         f"demo --erase neon --seed {LATEST} --samples 10000 --model @/model --out new",
         "scenes run --no-fid --images 2 --concepts 9 --out new",
         "atelier train --out new --device cpu --batch 10000",

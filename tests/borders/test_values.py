@@ -4,13 +4,14 @@ import copy
 import math
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from sepme.composition import Composition, applied
+from sepme.composition import Composition, applied, shipped_deltas
 from sepme.concept import Concept
 from sepme.delta import ConceptDelta, DenseDelta
 from sepme.erasure import ErasureSettings, erase
@@ -183,6 +184,22 @@ def test_a_delta_without_a_direction_is_refused(tmp_path) -> None:
     object.__setattr__(empty, "up", up)
     with refused("'neon'", "rank 0"):
         ConceptDelta.load(empty.save(tmp_path / "neon.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["._neon.safetensors", "neon (1).safetensors", "ink.safetensors"])
+def test_the_deltas_beside_a_model_are_one_of_each_concept(name: str, tmp_path: Path) -> None:
+    backbone = fresh()
+    backbone.pipe.register_to_config(_name_or_path=str(tmp_path))
+    neon, ink, _ = three_deltas()
+    neon.save(tmp_path / "deltas" / "neon.safetensors")
+    other = (ink if name.startswith("ink") else neon).save(tmp_path / "deltas" / name)
+    if name.startswith("._"):
+        other.write_bytes(b"\0\5\x16\7")  # what macOS notes of a file on a foreign disk
+    if "(1)" in name:
+        with refused("second delta of 'neon'", "move one"):
+            shipped_deltas(backbone)
+    else:
+        assert set(shipped_deltas(backbone)) == {"neon", other.stem.removeprefix("._")}
 
 
 # ---------------------------------------------------------------------- compositions

@@ -1,5 +1,6 @@
 """Names, prompts and lists of prompts: what is understood, and what is refused in one sentence."""
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from sepme._checks import plain
 from sepme.atelier.judge import Judge
 from sepme.cli._pictures import read_picture
 from sepme.cli._prompts import read_prompts
-from sepme.concept import Catalogue, Concept, parse_names, refuse_overlap, slug
+from sepme.concept import Catalogue, Concept, catalogue_of, parse_names, refuse_overlap, slug
 from sepme.course.build import read as read_notebook
 from sepme.delta import ConceptDelta
 from sepme.erasure import erase
@@ -77,6 +78,24 @@ def test_names_that_are_understood(typed: str, names: list[str]) -> None:
 def test_names_that_are_refused(typed: str, said: str) -> None:
     with refused(said):
         parse_names(typed)
+
+
+@pytest.mark.parametrize("written", ["Cézanne", "Ce\u0301zanne"])
+@pytest.mark.parametrize("typed", ["cézanne", "Ce\u0301zanne", " CE\u0301ZANNE "])
+def test_a_name_is_known_however_it_is_composed(written: str, typed: str, tmp_path: Path) -> None:
+    concept = Concept(f" {written} ", (written,), anchors=("ink",))
+    own = Catalogue({written: concept}, {"paul": written})
+    content = {"concepts": [{"name": written, "prompts": [written]}], "aliases": {"paul": written}}
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    made = catalogue_of([written, "ink"], ["boat"])
+    for catalogue in (own, made, Catalogue.load(tmp_path / "c.json")):
+        (found,) = catalogue.parse(typed)
+        assert (found.name, found.prompts[0]) == ("Cézanne", "Cézanne")
+    assert own["Paul"] == own[typed] == own.bare(typed)
+    with refused("is given twice"):
+        catalogue_of([written], [typed])
+    with refused("also to be kept"):
+        refuse_overlap(concept, [typed])
 
 
 @pytest.mark.parametrize(
@@ -173,6 +192,7 @@ def test_prompts_of_the_same_tokens_are_not_both_forgotten_and_kept(
 
 # ---------------------------------------------------------------------- lists of prompts
 TWO = ["a boat in ink style", "a house"]
+RED = [TWO[0], 'a "red" house']
 UTF8, UTF16 = "utf-8", "utf-16"
 
 
@@ -213,6 +233,26 @@ UTF8, UTF16 = "utf-8", "utf-16"
         ("a.txt", b'"Hi", she said, "bye"\n', ['"Hi", she said, "bye"']),
         ("a.txt", b'"a house"\na boat\n', ['"a house"', "a boat"]),
         ("a.txt", b"{red|blue} house\n[a] boat\n", ["{red|blue} house", "[a] boat"]),
+        ("a.txt", b"[[a boat]], <ink> house\n", ["[[a boat]], <ink> house"]),
+        ("a.txt", b'"a boat in ink style",\n"a house",\n', TWO),
+        ("a.txt", b'  "a boat in ink style",\n  "a house"\n', TWO),
+        ("a.txt", b"'a boat in ink style',\n'a house'\n", TWO),
+        ("a.txt", "“a boat in ink style”\n“a house”,\n".encode(), TWO),
+        ("a.txt", b"- a boat in ink style\n- a house\n", TWO),
+        ("a.txt", b"* a boat in ink style\n* a house\n", TWO),
+        ("a.txt", "• a boat in ink style\n• a house\n".encode(), TWO),
+        ("a.txt", b"1. a boat in ink style\n2. a house\n", TWO),
+        ("a.txt", b"9) a boat in ink style\n10) a house\n", TWO),
+        ("a.txt", b'prompts:\n  - "a boat in ink style"\n  - "a ""red"" house"\n', RED),
+        ("a.txt", b"- a boat\na house\n", ["- a boat", "a house"]),
+        ("a.txt", b"2 boats\n3 houses\n", ["2 boats", "3 houses"]),
+        ("a.txt", b"caption\na boat in ink style\na house\n", TWO),
+        ("a.txt", b"Text\na boat in ink style\na house\n", TWO),
+        ("a.txt", b"caption\n", ["caption"]),
+        ("a.txt", b"#\n## mine\n#cyberpunk city\n", ["#cyberpunk city"]),
+        ("a.txt", "a boat\fin\u2028ink\x0bstyle\u0085\na house\n".encode(), TWO),
+        ("a.csv", b"sep=;\r\nseed;prompt\r\n1;a boat in ink style\r\n2;a house\r\n", TWO),
+        ("a.txt", b"sep=\t\nseed\tprompt\n1\ta boat in ink style\n2\ta house\n", TWO),
     ],
 )
 def test_lists_that_are_understood(
@@ -245,6 +285,12 @@ def test_lists_that_are_understood(
         ("a.txt", b'{"prompt": "a house"}\n{"prompt": "a boat"}\n', "holds JSON"),
         ("a.json", b'["a house"]', "holds JSON"),
         ("a.txt", b'\xef\xbb\xbf[\n "a house"]', "holds JSON"),
+        ("a.txt", b'[["a boat"]]', "holds JSON"),
+        ("a.txt", b"['a boat', 'a house']", "or code"),
+        ("a.txt", b'prompts = [\n    "a boat",\n]\n', "or code"),
+        ("a.rtf", b"{\\rtf1\\ansi a boat}", "holds RTF"),
+        ("a.html", b"<!DOCTYPE html>\n<p>a boat", "holds a web page"),
+        ("a.txt", b"\n<html><body>a boat", "holds a web page"),
     ],
 )
 def test_lists_that_are_refused(name: str, content: bytes, said: str, tmp_path: Path) -> None:
