@@ -309,7 +309,7 @@ def refuse_contradictions(deltas: list[ConceptDelta]) -> None:
             raise SepmeError(
                 f"'{delta.concept}' was erased without keeping '{other.concept}', so the two would "
                 f"interfere: erase '{delta.concept}' again with '{other.concept}' among what is "
-                "kept, or pass force=True."
+                "kept, or pass force=True in Python."
             )
 
 
