@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
-from operator import index
 from os import PathLike
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -23,7 +22,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from sepme._checks import choose, guided, texts, whole
+from sepme._checks import choose, guided, integer, texts, whole
 from sepme._data import shipped
 from sepme.concept import Catalogue, Concept, Vocabulary, refuse_overlap
 from sepme.errors import SepmeError, warn
@@ -443,17 +442,18 @@ class Backbone:
             raise SepmeError("There is no prompt to encode: give at least one.")
         self.warn_of_cut(prompts)
         # In blocks: a UNet's text encoder is small beside hundreds of prompts' activations.
-        if self.xl:
-            parts = [prompts[i : i + 64] for i in range(0, len(prompts), 64)]
-            unguided = {"do_classifier_free_guidance": False}
-            found = [self.pipe.encode_prompt(part, **unguided)[::2] for part in parts]
-            embeddings, pooled = map(torch.cat, zip(*found, strict=True))
-            return embeddings, pooled
-        options = {"padding": "max_length", "max_length": self.tokens, "truncation": True}
-        written = self.pipe.maybe_convert_prompt(prompts, self.pipe.tokenizer)
-        ids = self.pipe.tokenizer(written, return_tensors="pt", **options).input_ids
-        blocks = [self.pipe.text_encoder(part.to(self.device))[0] for part in ids.split(64)]
-        return torch.cat(blocks), None
+        with _plainly(self.pipe):
+            if self.xl:
+                parts = [prompts[i : i + 64] for i in range(0, len(prompts), 64)]
+                unguided = {"do_classifier_free_guidance": False}
+                found = [self.pipe.encode_prompt(part, **unguided)[::2] for part in parts]
+                embeddings, pooled = map(torch.cat, zip(*found, strict=True))
+                return embeddings.to(self.dtype), pooled.to(self.dtype)
+            options = {"padding": "max_length", "max_length": self.tokens, "truncation": True}
+            written = self.pipe.maybe_convert_prompt(prompts, self.pipe.tokenizer)
+            ids = self.pipe.tokenizer(written, return_tensors="pt", **options).input_ids
+            blocks = [self.pipe.text_encoder(part.to(self.device))[0] for part in ids.split(64)]
+            return torch.cat(blocks).to(self.dtype), None
 
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Forward diffusion of x_0 `[n, c, h, w]` to timesteps `[n]`, by any scheduler's alphas."""
@@ -559,14 +559,14 @@ class Backbone:
         if guidance == 0:  # eps_0 + 0 r(c): diffusers would draw g = 1 instead
             prompts = [""] * len(prompts)
         parts = [slice(start, start + batch) for start in range(0, len(prompts), batch)]
-        how = {"num_inference_steps": index(steps), "guidance_scale": float(guidance)}
+        how = {"num_inference_steps": integer(steps), "guidance_scale": float(guidance)}
         how |= {"output_type": OUTPUTS[output]}
         if on_step is not None:
             how |= {"callback_on_step_end": _counting(on_step, len(parts))}
         pictures = []
         for part in tqdm(parts, desc="generating", disable=not progress, leave=False):
             how |= self._noise(seeds[part])
-            with quiet():  # a prompt that is cut has been warned of
+            with quiet(), _plainly(self.pipe):  # a prompt that is cut has been warned of
                 pictures.append(self.pipe(**self._request(prompts[part]), **how).images)
         result = torch.cat(pictures)
         if not result.isfinite().all():
@@ -576,7 +576,9 @@ class Backbone:
     def _noise(self, seeds: Sequence[int]) -> dict[str, Any]:
         """Each picture's first noise, and where its scheduler takes more of it from."""
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        noise = torch.stack([torch.randn(self.latent_shape, generator=g) for g in generators])
+        noise = torch.empty(len(generators), *self.latent_shape, dtype=torch.float32)
+        for one, generator in zip(noise, generators, strict=True):
+            one.normal_(generator=generator)
         return {"latents": noise.to(self.device, self.dtype), "generator": generators}
 
     def _check_request(
@@ -607,6 +609,41 @@ def _counting(on_step: Callable[[int, int], None], batches: int) -> Callable[...
     return after_step
 
 
+@contextmanager
+def _plainly(pipe: Pipeline) -> Iterator[None]:
+    """Within the block a pipeline gives back what its weights draw, and is then as it was.
+
+    No picture is blacked out or watermarked, no LoRA drops any of its weights out, and parts of
+    different number types are given what they take.
+    """
+    parts = {name: _uncompiled(getattr(pipe, name)) for name in PARTS[kind_of(pipe)]}
+    training = [m for part in parts.values() for m in part.modules() if m.training]
+    extras = {n: vars(pipe)[n] for n in ("safety_checker", "watermark") if n in vars(pipe)}
+    hooks = []
+    if len({part.dtype for part in parts.values()}) > 1:
+        vae = parts["vae"]
+        takers = (parts["unet"], vae.decoder, getattr(vae, "post_quant_conv", None))
+        hooks = [m.register_forward_pre_hook(_cast, with_kwargs=True) for m in takers if m]
+    vars(pipe).update(dict.fromkeys(extras))
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        vars(pipe).update(extras)
+        for module in training:
+            module.training = True
+        for hook in hooks:
+            hook.remove()
+
+
+def _cast(module: nn.Module, given: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """What a part is given, and what it is told of a text, in its own number type."""
+    dtype = next(module.parameters()).dtype
+    text = {name: x.to(dtype) for name, x in named.items() if name == "encoder_hidden_states"}
+    return (given[0].to(dtype), *given[1:]), named | text
+
+
 def _uncompiled(module: nn.Module) -> nn.Module:
     """The module itself; `torch.compile` wraps it, and renames every layer."""
     return getattr(module, "_orig_mod", module)
@@ -626,9 +663,9 @@ def _whole_numbers(seeds: Iterable[int] | int, n: int) -> list[int]:
     """The seeds as Python's integers, whatever library they come from."""
     try:
         try:
-            first = index(seeds)
+            first = integer(seeds)
         except TypeError:
-            found = [index(seed) for seed in seeds]
+            found = [integer(seed) for seed in seeds]
         else:
             found = [*range(first, first + n)]
     except TypeError as error:
