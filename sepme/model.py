@@ -32,8 +32,11 @@ from sepme.loading import (
     Sampling,
     as_ddim,
     check_pipeline,
+    check_unet,
     load_pipeline,
     quiet,
+    tensors_of,
+    uncompiled,
 )
 from sepme.shapes import PARTS, Pipeline, kind_of, text_parts
 
@@ -112,7 +115,7 @@ class Backbone:
             self.unet.to(memory_format=torch.channels_last)
             self.pipe.vae.to(memory_format=torch.channels_last)
         for part in PARTS[kind_of(self.pipe)]:
-            module = _uncompiled(getattr(self.pipe, part))
+            module = uncompiled(getattr(self.pipe, part))
             setattr(self.pipe, part, module.eval().requires_grad_(False))
         self.projections()  # a pipeline that cannot be edited is refused before any work
         choose(PREDICTION_TYPES, prediction_type=self.prediction_type)
@@ -122,16 +125,16 @@ class Backbone:
         cls,
         model: str | Path | None = None,
         device: str | torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: str | torch.dtype = torch.float32,
     ) -> "Backbone":
         """Load the shipped model (None), a diffusers folder, a `.safetensors` file, or a hub id.
 
         Args:
-            dtype: what the weights are loaded in; a delta fits whatever it is.
+            dtype: what the weights are loaded in, "float16" for example; a delta fits whatever.
 
         Raises:
             SepmeError: no such model, one that cannot be drawn or erased from (`sepme.loading` says
-                why), or a device that is not there.
+                why), or a device or a number type that is not there.
         """
         if not isinstance(model, str | PathLike | None):
             raise SepmeError(
@@ -148,7 +151,7 @@ class Backbone:
     # ------------------------------------------------------------------ what it is made of
     @property
     def unet(self) -> nn.Module:
-        return _uncompiled(self.pipe.unet)
+        return uncompiled(self.pipe.unet)
 
     @property
     def composition(self) -> Any:
@@ -274,7 +277,7 @@ class Backbone:
         """
         original = {}
         for part in (*self._text, "unet"):
-            for name, tensor in _uncompiled(getattr(self.pipe, part)).state_dict().items():
+            for name, tensor in tensors_of(self.pipe, part).items():
                 if "lora_" not in name:
                     original[f"{part}.{name.replace('.base_layer', '')}"] = tensor
         original |= getattr(self.composition, "originals", {})
@@ -301,13 +304,20 @@ class Backbone:
         """Module path -> the key and value projections that see only text (theta_II).
 
         Raises:
-            SepmeError: no cross-attention found, projections fused into one, or a wrong width.
+            SepmeError: no cross-attention found, projections fused into one or passed by, or
+                a wrong width.
         """
         modules = dict(self.unet.named_modules())
         if fused := [n for n in modules if n.endswith((".to_kv", ".to_qkv"))]:
             raise SepmeError(
                 f"The projections of '{fused[0]}' are fused: load the pipeline again and leave out "
                 "fuse_qkv_projections()."
+            )
+        listening = {n: m for n, m in modules.items() if n.endswith("attn2.processor")}
+        if own := [n for n, m in listening.items() if [*m.parameters()]]:
+            raise SepmeError(
+                f"'{own[0]}' ({type(listening[own[0]]).__name__}) has weights of its own, past "
+                "which a delta would change nothing: load the pipeline again without it."
             )
         found = {
             n: getattr(m, "base_layer", m)
@@ -592,6 +602,7 @@ class Backbone:
             )
         whole(1, self.timesteps, steps=steps)
         guided(guidance)
+        check_unet(self.pipe)
         self.alphas_cumprod  # noqa: B018 - refuses what Stable Diffusion cannot be drawn with
         if self.composition is not None:
             self.composition.check()
@@ -616,7 +627,7 @@ def _plainly(pipe: Pipeline) -> Iterator[None]:
     No picture is blacked out or watermarked, no LoRA drops any of its weights out, and parts of
     different number types are given what they take.
     """
-    parts = {name: _uncompiled(getattr(pipe, name)) for name in PARTS[kind_of(pipe)]}
+    parts = {name: uncompiled(getattr(pipe, name)) for name in PARTS[kind_of(pipe)]}
     training = [m for part in parts.values() for m in part.modules() if m.training]
     extras = {n: vars(pipe)[n] for n in ("safety_checker", "watermark") if n in vars(pipe)}
     hooks = []
@@ -642,11 +653,6 @@ def _cast(module: nn.Module, given: tuple, named: dict[str, Any]) -> tuple[tuple
     dtype = next(module.parameters()).dtype
     text = {name: x.to(dtype) for name, x in named.items() if name == "encoder_hidden_states"}
     return (given[0].to(dtype), *given[1:]), named | text
-
-
-def _uncompiled(module: nn.Module) -> nn.Module:
-    """The module itself; `torch.compile` wraps it, and renames every layer."""
-    return getattr(module, "_orig_mod", module)
 
 
 def _digest(tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> str:
