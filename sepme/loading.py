@@ -345,9 +345,7 @@ def check_pipeline(pipe: Pipeline) -> None:
                     f"The weight '{name}.{path}' is not finite: load an intact float32 copy."
                 )
     check_unet(pipe)
-    room = min(_checked_room(pipe, *names) for names in text_parts(kind).items())
-    for name in text_parts(kind).values():
-        getattr(pipe, name).model_max_length = room
+    check_tokenizers(pipe)
 
 
 def uncompiled(module: torch.nn.Module) -> torch.nn.Module:
@@ -416,6 +414,14 @@ def check_unet(pipe: Pipeline) -> None:
         )
 
 
+def check_tokenizers(pipe: Pipeline) -> None:
+    """Refuse tokens that a text encoder was not trained on; each tokenizer cuts where all can."""
+    parts = text_parts(kind_of(pipe))
+    room = min(_checked_room(pipe, *names) for names in parts.items())
+    for name in parts.values():
+        getattr(pipe, name).model_max_length = room
+
+
 def _checked_room(pipe: Pipeline, encoder: str, tokenizer: str) -> int:
     """How many tokens a text encoder and its tokenizer take; they have to belong together."""
     texts, words = getattr(pipe, encoder), getattr(pipe, tokenizer)
@@ -426,6 +432,11 @@ def _checked_room(pipe: Pipeline, encoder: str, tokenizer: str) -> int:
         raise SepmeError(
             f"The {tokenizer} has the token {largest} and the {encoder} {rows} embeddings: load "
             "the two that belong together, or resize the embeddings."
+        )
+    if words.padding_side != "right":
+        raise SepmeError(
+            f"The {tokenizer} pads on the {words.padding_side}, where the {encoder} was trained "
+            "with its words first: set its padding_side to 'right'."
         )
     # Without its config a tokenizer takes any length, and the text encoder would fail.
     return min(words.model_max_length, texts.config.max_position_embeddings)

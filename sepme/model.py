@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
+from inspect import signature
 from os import PathLike
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -32,6 +33,7 @@ from sepme.loading import (
     Sampling,
     as_ddim,
     check_pipeline,
+    check_tokenizers,
     check_unet,
     load_pipeline,
     quiet,
@@ -398,7 +400,12 @@ class Backbone:
             refuse_overlap(concept, keep, reads.__getitem__)
 
     def cut(self, prompts: Iterable[str]) -> str | None:
-        """A sentence about the first prompt whose end the model does not read, or None."""
+        """A sentence about the first prompt whose end the model does not read, or None.
+
+        Raises:
+            SepmeError: a tokenizer that was changed, and does not fit its text encoder any more.
+        """
+        check_tokenizers(self.pipe)
         room = self.tokens - self.pipe.tokenizer.num_special_tokens_to_add()
         for prompt in texts(prompts):
             pieces = self._pieces(prompt)
@@ -604,6 +611,16 @@ class Backbone:
         guided(guidance)
         check_unet(self.pipe)
         self.alphas_cumprod  # noqa: B018 - refuses what Stable Diffusion cannot be drawn with
+        scheduler = self.pipe.scheduler
+        try:
+            with quiet():
+                scheduler.set_timesteps(integer(steps), device=self.device)
+            signature(scheduler.step).bind("model_output", "timestep", "sample")
+        except Exception as error:  # whatever a class makes of numbers that it does not take
+            raise SepmeError(
+                f"A {type(scheduler).__name__} cannot draw in {steps} steps: give another number, "
+                "or put a DDIMScheduler in its place."
+            ) from error
         if self.composition is not None:
             self.composition.check()
         self.warn_of_cut(prompts)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from diffusers import (
+    CogVideoXDPMScheduler,
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
@@ -18,6 +19,8 @@ from diffusers import (
     HeunDiscreteScheduler,
     LCMScheduler,
     PNDMScheduler,
+    RePaintScheduler,
+    TCDScheduler,
 )
 from torch import nn
 
@@ -203,6 +206,23 @@ def test_erasing_and_counting_steps_work_with_another_scheduler(scheduler: type)
     erase(backbone, NEON, others(NEON), QUICK, trainer=QUIET)
     backbone.generate(["neon", "ink"], steps=3, batch=1, on_step=lambda *at: seen.append(at))
     assert seen == [(n, len(seen)) for n in range(1, len(seen) + 1)]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "how", "steps"),
+    [
+        (LCMScheduler, {}, 51),
+        (TCDScheduler, {}, 100),
+        *((PNDMScheduler, {"skip_prk_steps": False}, steps) for steps in (1, 2, 3)),
+        (RePaintScheduler, {}, 4),
+        (CogVideoXDPMScheduler, {}, 4),
+    ],
+)
+def test_steps_that_a_scheduler_does_not_take_are_said(
+    scheduler: type, how: dict, steps: int
+) -> None:
+    with refused(scheduler.__name__, f"{steps} steps", "DDIMScheduler"):
+        sampled_by(scheduler, **how).generate(["neon"], steps=steps)
 
 
 @pytest.mark.parametrize("scheduler", [FlowMatchEulerDiscreteScheduler, EDMEulerScheduler])

@@ -437,6 +437,32 @@ def test_a_tokenizer_that_forgot_its_length_takes_the_text_encoder_s() -> None:
     pipe.tokenizer.model_max_length = 10**30
     backbone = Backbone(pipe, "mine", guidance=4.0, steps=3)
     assert torch.equal(latents(backbone), latents(shared()))
+    pipe.tokenizer.model_max_length = 1000  # after wrapping too
+    assert torch.equal(latents(backbone), latents(shared()))
+    assert torch.equal(backbone.encode(["neon"]), shared().encode(["neon"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tokenizer: tokenizer.add_tokens(["<mine>"]), "resize the embeddings"),
+        (lambda tokenizer: setattr(tokenizer, "padding_side", "left"), "pads on the left"),
+    ],
+)
+@pytest.mark.parametrize(
+    "does",
+    [
+        lambda backbone: backbone.encode(["neon"]),
+        lambda backbone: backbone.generate(["neon"]),
+        lambda backbone: erase(backbone, NEON, others(NEON), EXACT),
+        lambda backbone: Backbone(backbone.pipe, "wrapped again"),
+    ],
+)
+def test_a_tokenizer_that_was_changed_is_refused(change: Callable, said: str, does) -> None:
+    backbone = Backbone(make_tiny_pipeline(), "mine", guidance=4.0, steps=3)
+    change(backbone.pipe.tokenizer)
+    with refused(said):
+        does(backbone)
 
 
 # ---------------------------------------------------------------------- one file
