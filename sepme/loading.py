@@ -425,7 +425,7 @@ def check_tokenizers(pipe: Pipeline) -> None:
 def _checked_room(pipe: Pipeline, encoder: str, tokenizer: str) -> int:
     """How many tokens a text encoder and its tokenizer take; they have to belong together."""
     texts, words = getattr(pipe, encoder), getattr(pipe, tokenizer)
-    rows, vocabulary = texts.get_input_embeddings().num_embeddings, words.vocab
+    rows, vocabulary = len(texts.get_input_embeddings().weight), words.vocab
     if len(vocabulary) <= len(words.all_special_tokens):
         raise SepmeError(f"The pipeline's {tokenizer} has no vocabulary: copy the model again.")
     if (largest := max(vocabulary.values())) >= rows:

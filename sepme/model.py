@@ -235,19 +235,22 @@ class Backbone:
 
     @property
     def text_adapters(self) -> dict[str, Tensor]:
-        """What adapters on the text encoders add to embeddings, by name; empty for none."""
-        return {
-            f"{name.removeprefix('text_encoder')}{path}.{adapter}.{part}": getattr(
-                layer, f"lora_{part}"
-            )[adapter].weight
-            * (layer.scaling[adapter] if part == "B" else 1)
-            for name, (encoder, _) in self._text.items()
-            for path, layer in encoder.named_modules()
-            if isinstance(layer, LoraLayer) and not layer.disable_adapters
-            for adapter in layer.active_adapters
-            if adapter in layer.lora_A
-            for part in ("A", "B")
-        }
+        """What adapters on the text encoders add to embeddings, by place; empty for none."""
+        found = {}
+        for name, (encoder, _) in self._text.items():
+            for path, layer in encoder.named_modules():
+                if not isinstance(layer, LoraLayer) or layer.disable_adapters:
+                    continue
+                at = name.removeprefix("text_encoder") + path
+                scales, sizes = layer.scaling, layer.lora_magnitude_vector  # DoRA has both
+                on = [a for a in layer.active_adapters if scales.get(a) or a in sizes]
+                for key, tensor in layer.state_dict().items():
+                    part, _, adapter = key.partition(".")
+                    adapter, _, rest = adapter.partition(".")
+                    if part.startswith("lora_") and adapter in on:  # its name changes nothing
+                        scale = scales[adapter] if part.endswith("B") else 1
+                        found[f"{at}.{on.index(adapter)}.{part}.{rest}"] = scale * tensor
+        return found
 
     @property
     def fingerprint(self) -> str:
@@ -274,8 +277,8 @@ class Backbone:
         """The digests of the original UNet and text encoders, one for each of `HALVES`.
 
         Embeddings that were appended, as textual inversion does, are not part of the model. They
-        are hashed again when the weights' sums, which take far less time, are others: LoRAs are
-        fused into `weight.data`, and neither the tensor's address nor its version tells.
+        are hashed again when the weights' sketches, which take far less time, are others: LoRAs
+        are fused into `weight.data`, and neither the tensor's address nor its version tells.
         """
         original = {}
         for part in (*self._text, "unet"):
@@ -287,7 +290,7 @@ class Backbone:
             named = (name for name in original if name.startswith(f"{part}."))
             table = next(name for name in named if name.endswith("token_embedding.weight"))
             original[table] = original[table][: tokenizer.vocab_size]
-        short = {name: float(each.sum(dtype=torch.float32)) for name, each in original.items()}
+        short = {name: _sketch(tensor) for name, tensor in original.items()}
         if self._hashed[0] != short:
             self._hashed = short, tuple(_digest(sorted(original.items()), h) for h in HALVES)
         return self._hashed[1]
@@ -670,6 +673,15 @@ def _cast(module: nn.Module, given: tuple, named: dict[str, Any]) -> tuple[tuple
     dtype = next(module.parameters()).dtype
     text = {name: x.to(dtype) for name, x in named.items() if name == "encoder_hidden_states"}
     return (given[0].to(dtype), *given[1:]), named | text
+
+
+def _sketch(tensor: Tensor) -> int:
+    """A short form of the values and of where they stand, in the time that their sum takes."""
+    if tensor.ndim == 4 and not tensor.is_contiguous():  # channels last: as they lie in memory
+        tensor = tensor.permute(0, 2, 3, 1)
+    rows = torch.atleast_2d(tensor.detach()).flatten(1).float()
+    factors = torch.arange(rows.shape[1], dtype=torch.float32, device=rows.device).cos()
+    return hash((rows @ factors).float().cpu().numpy().tobytes())
 
 
 def _digest(tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> str:
