@@ -7,6 +7,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from logging import CRITICAL
 from pathlib import Path
 from typing import Any
@@ -422,13 +423,18 @@ def check_tokenizers(pipe: Pipeline) -> None:
         getattr(pipe, name).model_max_length = room
 
 
+@lru_cache(maxsize=8)  # it takes 24 ms, and is asked for before whatever is drawn
+def _largest_token(words: CLIPTokenizer, _size: int) -> int:
+    return max(words.vocab.values())
+
+
 def _checked_room(pipe: Pipeline, encoder: str, tokenizer: str) -> int:
     """How many tokens a text encoder and its tokenizer take; they have to belong together."""
     texts, words = getattr(pipe, encoder), getattr(pipe, tokenizer)
-    rows, vocabulary = len(texts.get_input_embeddings().weight), words.vocab
-    if len(vocabulary) <= len(words.all_special_tokens):
+    rows = len(texts.get_input_embeddings().weight)
+    if len(words) <= len(words.all_special_tokens):
         raise SepmeError(f"The pipeline's {tokenizer} has no vocabulary: copy the model again.")
-    if (largest := max(vocabulary.values())) >= rows:
+    if (largest := _largest_token(words, len(words))) >= rows:
         raise SepmeError(
             f"The {tokenizer} has the token {largest} and the {encoder} {rows} embeddings: load "
             "the two that belong together, or resize the embeddings."
