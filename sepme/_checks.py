@@ -42,17 +42,31 @@ def finite(**values: float) -> None:
     _check(math.isfinite, "give a number, like 1", values)
 
 
+def as_python(value: Any) -> Any:
+    """A single number of numpy or torch as Python's own, and whatever else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def integer(value: Any) -> int:
+    """A whole number of any library as Python's own; a TypeError for others, and for True."""
+    value = as_python(value)
+    if isinstance(value, bool):
+        raise TypeError(f"{value} is no number")
+    return index(value)
+
+
 def whole(least: int, most: float = math.inf, **values: int) -> None:
-    """Refuse what is no whole number of this range; 2.0 is none."""
+    """Refuse what is no whole number of this range; 2.0 and True are none."""
     wish = f"at least {least}" if most == math.inf else f"{least} to {most}"
-    _check(lambda value: least <= index(value) <= most, f"give a whole number, {wish}", values)
+    _check(lambda value: least <= integer(value) <= most, f"give a whole number, {wish}", values)
 
 
 def _check(holds: Callable[[Any], bool], wish: str, values: Mapping[str, Any]) -> None:
-    """Refuse the values that are not as wished, or that cannot be asked."""
+    """Refuse the values that are not as wished, or that cannot be asked; True is no number."""
     for name, value in values.items():
         try:
-            fine = bool(holds(value))
+            own = as_python(value)
+            fine = not isinstance(own, bool) and bool(holds(own))
         except (TypeError, ValueError, ArithmeticError, RuntimeError):  # words, lists, tensors
             fine = False
         if not fine:

@@ -29,7 +29,17 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sepme._checks import above_zero, at_least, below_one, choose, finite, kinds, texts, whole
+from sepme._checks import (
+    above_zero,
+    as_python,
+    at_least,
+    below_one,
+    choose,
+    finite,
+    kinds,
+    texts,
+    whole,
+)
 from sepme.artefact import Provenance, versions
 from sepme.concept import Concept, evenly
 from sepme.correlation import (
@@ -131,8 +141,7 @@ class ErasureSettings:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if hasattr(value, "item"):  # numbers of numpy and torch
-                object.__setattr__(self, name, value.item())
+            object.__setattr__(self, name, as_python(value))
         choose(("lora", "dense", "full"), parametrisation=self.parametrisation)
         choose(("damped", "svd", "elimination"), method=self.method)
         choose(("closed_form", "zero"), start=self.start)
@@ -676,7 +685,7 @@ def added(model: Backbone, terms: Sequence[Any], scale: float = 1) -> Iterator[d
             if R is None:
                 whole[path] = whole.get(path, theta[path].float()) + W
             else:
-                low_rank[path].append((R.T, W.T))
+                low_rank[path].append((R.T, W.T.float()))
 
     def add(pairs: list[tuple[Tensor, Tensor]], inputs: tuple[Tensor], output: Tensor) -> Tensor:
         x = inputs[0].float()

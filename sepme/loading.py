@@ -7,6 +7,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from logging import CRITICAL
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,11 @@ OTHERS = {
     "prior_prior": "it draws from embeddings of pictures",
 }
 REFINER = "it is a refiner, which only finishes pictures that another model began"
+#: What weights can be loaded in, by name.
+TYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+}
 #: Which kinds of pipeline can be erased from.
 KINDS = "Stable Diffusion 1.x, 2.x and XL"
 
@@ -102,18 +108,32 @@ def device_named(device: str | torch.device | None) -> torch.device:
     return found
 
 
+def type_named(dtype: str | torch.dtype) -> torch.dtype:
+    """The number type, from its name or from torch's own.
+
+    Raises:
+        SepmeError: nothing that a model is loaded in.
+    """
+    if (found := TYPES.get(str(dtype).removeprefix("torch."))) is None:
+        raise SepmeError(
+            f"dtype = {dtype!r:.80} is nothing to load weights in: choose one of "
+            f"{', '.join(TYPES)}."
+        )
+    return found
+
+
 def load_pipeline(
-    model: str | Path, device: str | torch.device | None, dtype: torch.dtype
+    model: str | Path, device: str | torch.device | None, dtype: str | torch.dtype
 ) -> Pipeline:
     """The pipeline of a diffusers folder, a hub id or one checkpoint, its weights in this type.
 
     Raises:
         SepmeError: no such place, another kind of pipeline, weights that are missing, incomplete or
             pickled, a checkpoint without CLIP's vocabulary at hand to read prompts with, or a
-            device that is not there.
+            device or a number type that is not there.
     """
-    path, place = Path(model), device_named(device)
-    one_file = path.suffix == ".safetensors" and path.is_file()
+    path, place, dtype = Path(model), device_named(device), type_named(dtype)
+    one_file = path.suffix.lower() in (".safetensors", ".sft") and path.is_file()
     if not one_file:
         _check_place(path)
     with quiet():
@@ -279,11 +299,10 @@ def _refused(path: Path) -> Iterator[None]:
             if file.exists():
                 check_whole(file)
         what = f"'{path}' holds no Stable Diffusion pipeline that diffusers can load"
+        whole = "checkpoint" if path.is_file() else "pipeline with its model_index.json"
         if not path.exists():
             what = f"There is no folder '{path}', nor did the hub give a pipeline of that name"
-        raise SepmeError(
-            f"{what} ({type(error).__name__}): give a whole pipeline with its model_index.json."
-        ) from error
+        raise SepmeError(f"{what} ({type(error).__name__}): give a whole {whole}.") from error
 
 
 @contextmanager
@@ -308,9 +327,9 @@ def check_pipeline(pipe: Pipeline) -> None:
     """Refuse what cannot draw from words, or would draw something else than its files hold.
 
     Raises:
-        SepmeError: another kind of pipeline, a part that is missing or was not loaded, weights that
-            are not finite, a UNet that is told something else than its kind's, or a tokenizer with
-            more tokens than its text encoder has embeddings.
+        SepmeError: another kind of pipeline, a part that is missing, wrapped or was not loaded,
+            weights that are quantised or not finite, a UNet that is told something else than its
+            kind's, or a tokenizer with more tokens than its text encoder has embeddings.
     """
     if (kind := kind_of(pipe)) is None:
         raise SepmeError(
@@ -321,16 +340,50 @@ def check_pipeline(pipe: Pipeline) -> None:
         if getattr(pipe, name) is None:
             raise SepmeError(f"The pipeline has no {name}: load a whole one.")
     for name in PARTS[kind]:
-        _check_weights(name, getattr(pipe, name))
-    _check_unet(pipe, kind)
-    room = min(_checked_room(pipe, *names) for names in text_parts(kind).items())
-    for name in text_parts(kind).values():
-        getattr(pipe, name).model_max_length = room
+        for path, tensor in tensors_of(pipe, name).items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise SepmeError(
+                    f"The weight '{name}.{path}' is not finite: load an intact float32 copy."
+                )
+    check_unet(pipe)
+    check_tokenizers(pipe)
 
 
-def _check_unet(pipe: Pipeline, kind: type[Pipeline]) -> None:
+def uncompiled(module: torch.nn.Module) -> torch.nn.Module:
+    """The module itself; `torch.compile` wraps it, and renames every layer."""
+    return getattr(module, "_orig_mod", module)
+
+
+def tensors_of(pipe: Pipeline, part: str) -> dict[str, torch.Tensor]:
+    """The tensors of a part, by name.
+
+    Raises:
+        SepmeError: a part within a wrapper, or tensors that are not there as they were trained.
+    """
+    module = uncompiled(getattr(pipe, part))
+    if not isinstance(module, ModelMixin | PreTrainedModel):
+        raise SepmeError(
+            f"The {part} is wrapped in a {type(module).__name__}: put the model that is inside "
+            "into the pipeline."
+        )
+    for name, tensor in (tensors := module.state_dict()).items():
+        why = None
+        if not isinstance(tensor, torch.Tensor) or tensor.itemsize == 1:
+            why = "is quantised: load the model in float32, float16 or bfloat16"
+        elif "_orig_mod" in name:
+            why = f"belongs to a compiled layer: compile the whole {part}, or none of it"
+        elif tensor.is_meta and any(hasattr(layer, "_hf_hook") for layer in module.modules()):
+            why = "is offloaded: load the pipeline again without that"
+        elif tensor.is_meta:
+            why = "was never loaded: copy the whole model again"
+        if why is not None:
+            raise SepmeError(f"The weight '{part}.{name}' {why}.")
+    return tensors
+
+
+def check_unet(pipe: Pipeline) -> None:
     """Refuse a UNet that is told something else than noise, a timestep and a prompt."""
-    config, latents = pipe.unet.config, pipe.vae.config.latent_channels
+    config, latents, kind = pipe.unet.config, pipe.vae.config.latent_channels, kind_of(pipe)
     if (config.in_channels, config.out_channels) != (latents, latents):
         raise SepmeError(
             f"This UNet takes {config.in_channels} channels and gives {config.out_channels} where "
@@ -345,10 +398,12 @@ def _check_unet(pipe: Pipeline, kind: type[Pipeline]) -> None:
     xl = kind is StableDiffusionXLPipeline
     told = {"addition_embed_type": "text_time" if xl else None, "class_embed_type": None}
     told |= {"encoder_hid_dim_type": None, "time_cond_proj_dim": None}
-    if wrong := [name for name, value in told.items() if config.get(name) != value]:
+    # An IP-Adapter sets an attribute of the config, and leaves its entry.
+    if wrong := [name for name, value in told.items() if getattr(config, name, None) != value]:
         raise SepmeError(
             f"This UNet is told something else than the words of a {kind.__name__} (its config has "
-            f"'{wrong[0]}': {config.get(wrong[0])!r}): load a pipeline of the shape of {KINDS}."
+            f"'{wrong[0]}': {getattr(config, wrong[0])!r}): load a pipeline of the shape of "
+            f"{KINDS} without an IP-Adapter."
         )
     # The six numbers of a picture's size, and what the second text encoder makes of a prompt.
     if xl and config.projection_class_embeddings_input_dim != (
@@ -360,31 +415,37 @@ def _check_unet(pipe: Pipeline, kind: type[Pipeline]) -> None:
         )
 
 
+def check_tokenizers(pipe: Pipeline) -> None:
+    """Refuse tokens that a text encoder was not trained on; each tokenizer cuts where all can."""
+    parts = text_parts(kind_of(pipe))
+    room = min(_checked_room(pipe, *names) for names in parts.items())
+    for name in parts.values():
+        getattr(pipe, name).model_max_length = room
+
+
+@lru_cache(maxsize=8)  # it takes 24 ms, and is asked for before whatever is drawn
+def _largest_token(words: CLIPTokenizer, _size: int) -> int:
+    return max(words.vocab.values())
+
+
 def _checked_room(pipe: Pipeline, encoder: str, tokenizer: str) -> int:
     """How many tokens a text encoder and its tokenizer take; they have to belong together."""
     texts, words = getattr(pipe, encoder), getattr(pipe, tokenizer)
-    rows, vocabulary = texts.get_input_embeddings().num_embeddings, words.vocab
-    if len(vocabulary) <= len(words.all_special_tokens):
+    rows = len(texts.get_input_embeddings().weight)
+    if len(words) <= len(words.all_special_tokens):
         raise SepmeError(f"The pipeline's {tokenizer} has no vocabulary: copy the model again.")
-    if (largest := max(vocabulary.values())) >= rows:
+    if (largest := _largest_token(words, len(words))) >= rows:
         raise SepmeError(
             f"The {tokenizer} has the token {largest} and the {encoder} {rows} embeddings: load "
             "the two that belong together, or resize the embeddings."
         )
+    if words.padding_side != "right":
+        raise SepmeError(
+            f"The {tokenizer} pads on the {words.padding_side}, where the {encoder} was trained "
+            "with its words first: set its padding_side to 'right'."
+        )
     # Without its config a tokenizer takes any length, and the text encoder would fail.
     return min(words.model_max_length, texts.config.max_position_embeddings)
-
-
-def _check_weights(part: str, module: torch.nn.Module) -> None:
-    for name, tensor in module.state_dict().items():
-        if tensor.is_meta:
-            raise SepmeError(
-                f"The weight '{part}.{name}' was never loaded: copy the whole model again."
-            )
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise SepmeError(
-                f"The weight '{part}.{name}' is not finite: load an intact float32 copy."
-            )
 
 
 # ------------------------------------------------------------------ one file
@@ -415,9 +476,14 @@ def _from_one_file(path: Path, dtype: torch.dtype) -> Pipeline:
     # So named, what a killed process leaves is swept up by the next one.
     with tempfile.TemporaryDirectory(prefix=temporary(Path(tempfile.gettempdir())).name) as folder:
         _write_configs(Path(folder), shape)
+        file = path
+        if path.suffix != ".safetensors":  # which diffusers goes by
+            (file := Path(folder, "model.safetensors")).symlink_to(path.resolve())
         pipe = shape.kind.from_single_file(
-            str(path), config=folder, local_files_only=True, torch_dtype=dtype, **options
+            str(file), config=folder, local_files_only=True, torch_dtype=dtype, **options
         )
+        for name in PARTS[shape.kind]:
+            tensors_of(pipe, name)  # what the file lacks is on no device yet
     if shape is SHAPES["sd21"] and _predicts_noise(pipe):  # 2.x base, of 512 pixels
         pipe.unet.register_to_config(sample_size=64)
         pipe.scheduler.register_to_config(prediction_type="epsilon")

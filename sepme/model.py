@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
-from operator import index
+from inspect import signature
 from os import PathLike
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -23,7 +23,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from sepme._checks import choose, guided, texts, whole
+from sepme._checks import choose, guided, integer, texts, whole
 from sepme._data import shipped
 from sepme.concept import Catalogue, Concept, Vocabulary, refuse_overlap
 from sepme.errors import SepmeError, warn
@@ -33,8 +33,12 @@ from sepme.loading import (
     Sampling,
     as_ddim,
     check_pipeline,
+    check_tokenizers,
+    check_unet,
     load_pipeline,
     quiet,
+    tensors_of,
+    uncompiled,
 )
 from sepme.shapes import PARTS, Pipeline, kind_of, text_parts
 
@@ -124,7 +128,7 @@ class Backbone:
             self.unet.to(memory_format=torch.channels_last)
             self.pipe.vae.to(memory_format=torch.channels_last)
         for part in PARTS[kind_of(self.pipe)]:
-            module = _uncompiled(getattr(self.pipe, part))
+            module = uncompiled(getattr(self.pipe, part))
             setattr(self.pipe, part, module.eval().requires_grad_(False))
         self.projections()  # a pipeline that cannot be edited is refused before any work
         choose(PREDICTION_TYPES, prediction_type=self.prediction_type)
@@ -134,16 +138,16 @@ class Backbone:
         cls,
         model: str | Path | None = None,
         device: str | torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: str | torch.dtype = torch.float32,
     ) -> "Backbone":
         """Load the shipped model (None), a diffusers folder, a `.safetensors` file, or a hub id.
 
         Args:
-            dtype: what the weights are loaded in; a delta fits whatever it is.
+            dtype: what the weights are loaded in, "float16" for example; a delta fits whatever.
 
         Raises:
             SepmeError: no such model, one that cannot be drawn or erased from (`sepme.loading` says
-                why), or a device that is not there.
+                why), or a device or a number type that is not there.
         """
         if not isinstance(model, str | PathLike | None):
             raise SepmeError(
@@ -160,7 +164,7 @@ class Backbone:
     # ------------------------------------------------------------------ what it is made of
     @property
     def unet(self) -> nn.Module:
-        return _uncompiled(self.pipe.unet)
+        return uncompiled(self.pipe.unet)
 
     @property
     def composition(self) -> Any:
@@ -248,19 +252,22 @@ class Backbone:
 
     @property
     def text_adapters(self) -> dict[str, Tensor]:
-        """What adapters on the text encoders add to embeddings, by name; empty for none."""
-        return {
-            f"{name.removeprefix('text_encoder')}{path}.{adapter}.{part}": getattr(
-                layer, f"lora_{part}"
-            )[adapter].weight
-            * (layer.scaling[adapter] if part == "B" else 1)
-            for name, (encoder, _) in self._text.items()
-            for path, layer in encoder.named_modules()
-            if isinstance(layer, LoraLayer) and not layer.disable_adapters
-            for adapter in layer.active_adapters
-            if adapter in layer.lora_A
-            for part in ("A", "B")
-        }
+        """What adapters on the text encoders add to embeddings, by place; empty for none."""
+        found = {}
+        for name, (encoder, _) in self._text.items():
+            for path, layer in encoder.named_modules():
+                if not isinstance(layer, LoraLayer) or layer.disable_adapters:
+                    continue
+                at = name.removeprefix("text_encoder") + path
+                scales, sizes = layer.scaling, layer.lora_magnitude_vector  # DoRA has both
+                on = [a for a in layer.active_adapters if scales.get(a) or a in sizes]
+                for key, tensor in layer.state_dict().items():
+                    part, _, adapter = key.partition(".")
+                    adapter, _, rest = adapter.partition(".")
+                    if part.startswith("lora_") and adapter in on:  # its name changes nothing
+                        scale = scales[adapter] if part.endswith("B") else 1
+                        found[f"{at}.{on.index(adapter)}.{part}.{rest}"] = scale * tensor
+        return found
 
     @property
     def fingerprint(self) -> str:
@@ -287,12 +294,12 @@ class Backbone:
         """The digests of the original UNet and text encoders, one for each of `HALVES`.
 
         Embeddings that were appended, as textual inversion does, are not part of the model. They
-        are hashed again when the weights' sums, which take far less time, are others: LoRAs are
-        fused into `weight.data`, and neither the tensor's address nor its version tells.
+        are hashed again when the weights' sketches, which take far less time, are others: LoRAs
+        are fused into `weight.data`, and neither the tensor's address nor its version tells.
         """
         original = {}
         for part in (*self._text, "unet"):
-            for name, tensor in _uncompiled(getattr(self.pipe, part)).state_dict().items():
+            for name, tensor in tensors_of(self.pipe, part).items():
                 if "lora_" not in name:
                     original[f"{part}.{name.replace('.base_layer', '')}"] = tensor
         original |= getattr(self.composition, "originals", {})
@@ -300,7 +307,7 @@ class Backbone:
             named = (name for name in original if name.startswith(f"{part}."))
             table = next(name for name in named if name.endswith("token_embedding.weight"))
             original[table] = original[table][: tokenizer.vocab_size]
-        short = {name: float(each.sum(dtype=torch.float32)) for name, each in original.items()}
+        short = {name: _sketch(tensor) for name, tensor in original.items()}
         if self._hashed[0] != short:
             self._hashed = short, tuple(_digest(sorted(original.items()), h) for h in HALVES)
         return self._hashed[1]
@@ -319,13 +326,20 @@ class Backbone:
         """Module path -> the key and value projections that see only text (theta_II).
 
         Raises:
-            SepmeError: no cross-attention found, projections fused into one, or a wrong width.
+            SepmeError: no cross-attention found, projections fused into one or passed by, or
+                a wrong width.
         """
         modules = dict(self.unet.named_modules())
         if fused := [n for n in modules if n.endswith((".to_kv", ".to_qkv"))]:
             raise SepmeError(
                 f"The projections of '{fused[0]}' are fused: load the pipeline again and leave out "
                 "fuse_qkv_projections()."
+            )
+        listening = {n: m for n, m in modules.items() if n.endswith("attn2.processor")}
+        if own := [n for n, m in listening.items() if [*m.parameters()]]:
+            raise SepmeError(
+                f"'{own[0]}' ({type(listening[own[0]]).__name__}) has weights of its own, past "
+                "which a delta would change nothing: load the pipeline again without it."
             )
         found = {
             n: getattr(m, "base_layer", m)
@@ -406,7 +420,12 @@ class Backbone:
             refuse_overlap(concept, keep, reads.__getitem__)
 
     def cut(self, prompts: Iterable[str]) -> str | None:
-        """A sentence about the first prompt whose end the model does not read, or None."""
+        """A sentence about the first prompt whose end the model does not read, or None.
+
+        Raises:
+            SepmeError: a tokenizer that was changed, and does not fit its text encoder any more.
+        """
+        check_tokenizers(self.pipe)
         room = self.tokens - self.pipe.tokenizer.num_special_tokens_to_add()
         for prompt in texts(prompts):
             pieces = self._pieces(prompt)
@@ -460,17 +479,18 @@ class Backbone:
             raise SepmeError("There is no prompt to encode: give at least one.")
         self.warn_of_cut(prompts)
         # In blocks: a UNet's text encoder is small beside hundreds of prompts' activations.
-        if self.xl:
-            parts = [prompts[i : i + 64] for i in range(0, len(prompts), 64)]
-            unguided = {"do_classifier_free_guidance": False}
-            found = [self.pipe.encode_prompt(part, **unguided)[::2] for part in parts]
-            embeddings, pooled = map(torch.cat, zip(*found, strict=True))
-            return embeddings, pooled
-        options = {"padding": "max_length", "max_length": self.tokens, "truncation": True}
-        written = self.pipe.maybe_convert_prompt(prompts, self.pipe.tokenizer)
-        ids = self.pipe.tokenizer(written, return_tensors="pt", **options).input_ids
-        blocks = [self.pipe.text_encoder(part.to(self.device))[0] for part in ids.split(64)]
-        return torch.cat(blocks), None
+        with _plainly(self.pipe):
+            if self.xl:
+                parts = [prompts[i : i + 64] for i in range(0, len(prompts), 64)]
+                unguided = {"do_classifier_free_guidance": False}
+                found = [self.pipe.encode_prompt(part, **unguided)[::2] for part in parts]
+                embeddings, pooled = map(torch.cat, zip(*found, strict=True))
+                return embeddings.to(self.dtype), pooled.to(self.dtype)
+            options = {"padding": "max_length", "max_length": self.tokens, "truncation": True}
+            written = self.pipe.maybe_convert_prompt(prompts, self.pipe.tokenizer)
+            ids = self.pipe.tokenizer(written, return_tensors="pt", **options).input_ids
+            blocks = [self.pipe.text_encoder(part.to(self.device))[0] for part in ids.split(64)]
+            return torch.cat(blocks).to(self.dtype), None
 
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Forward diffusion of x_0 `[n, c, h, w]` to timesteps `[n]`, by any scheduler's alphas."""
@@ -576,14 +596,14 @@ class Backbone:
         if guidance == 0:  # eps_0 + 0 r(c): diffusers would draw g = 1 instead
             prompts = [""] * len(prompts)
         parts = [slice(start, start + batch) for start in range(0, len(prompts), batch)]
-        how = {"num_inference_steps": index(steps), "guidance_scale": float(guidance)}
+        how = {"num_inference_steps": integer(steps), "guidance_scale": float(guidance)}
         how |= {"output_type": OUTPUTS[output]}
         if on_step is not None:
             how |= {"callback_on_step_end": _counting(on_step, len(parts))}
         pictures = []
         for part in tqdm(parts, desc="generating", disable=not progress, leave=False):
             how |= self._noise(seeds[part])
-            with quiet():  # a prompt that is cut has been warned of
+            with quiet(), _plainly(self.pipe):  # a prompt that is cut has been warned of
                 pictures.append(self.pipe(**self._request(prompts[part]), **how).images)
         result = torch.cat(pictures)
         if not result.isfinite().all():
@@ -593,7 +613,9 @@ class Backbone:
     def _noise(self, seeds: Sequence[int]) -> dict[str, Any]:
         """Each picture's first noise, and where its scheduler takes more of it from."""
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        noise = torch.stack([torch.randn(self.latent_shape, generator=g) for g in generators])
+        noise = torch.empty(len(generators), *self.latent_shape, dtype=torch.float32)
+        for one, generator in zip(noise, generators, strict=True):
+            one.normal_(generator=generator)
         return {"latents": noise.to(self.device, self.dtype), "generator": generators}
 
     def _check_request(
@@ -607,7 +629,18 @@ class Backbone:
             )
         whole(1, self.timesteps, steps=steps)
         guided(guidance)
+        check_unet(self.pipe)
         self.alphas_cumprod  # noqa: B018 - refuses what Stable Diffusion cannot be drawn with
+        scheduler = self.pipe.scheduler
+        try:
+            with quiet():
+                scheduler.set_timesteps(integer(steps), device=self.device)
+            signature(scheduler.step).bind("model_output", "timestep", "sample")
+        except Exception as error:  # whatever a class makes of numbers that it does not take
+            raise SepmeError(
+                f"A {type(scheduler).__name__} cannot draw in {steps} steps: give another number, "
+                "or put a DDIMScheduler in its place."
+            ) from error
         if self.composition is not None:
             self.composition.check()
         self.warn_of_cut(prompts)
@@ -624,9 +657,48 @@ def _counting(on_step: Callable[[int, int], None], batches: int) -> Callable[...
     return after_step
 
 
-def _uncompiled(module: nn.Module) -> nn.Module:
-    """The module itself; `torch.compile` wraps it, and renames every layer."""
-    return getattr(module, "_orig_mod", module)
+@contextmanager
+def _plainly(pipe: Pipeline) -> Iterator[None]:
+    """Within the block a pipeline gives back what its weights draw, and is then as it was.
+
+    No picture is blacked out or watermarked, no LoRA drops any of its weights out, and parts of
+    different number types are given what they take.
+    """
+    parts = {name: uncompiled(getattr(pipe, name)) for name in PARTS[kind_of(pipe)]}
+    training = [m for part in parts.values() for m in part.modules() if m.training]
+    extras = {n: vars(pipe)[n] for n in ("safety_checker", "watermark") if n in vars(pipe)}
+    hooks = []
+    if len({part.dtype for part in parts.values()}) > 1:
+        vae = parts["vae"]
+        takers = (parts["unet"], vae.decoder, getattr(vae, "post_quant_conv", None))
+        hooks = [m.register_forward_pre_hook(_cast, with_kwargs=True) for m in takers if m]
+    vars(pipe).update(dict.fromkeys(extras))
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        vars(pipe).update(extras)
+        for module in training:
+            module.training = True
+        for hook in hooks:
+            hook.remove()
+
+
+def _cast(module: nn.Module, given: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """What a part is given, and what it is told of a text, in its own number type."""
+    dtype = next(module.parameters()).dtype
+    text = {name: x.to(dtype) for name, x in named.items() if name == "encoder_hidden_states"}
+    return (given[0].to(dtype), *given[1:]), named | text
+
+
+def _sketch(tensor: Tensor) -> int:
+    """A short form of the values and of where they stand, in the time that their sum takes."""
+    if tensor.ndim == 4 and not tensor.is_contiguous():  # channels last: as they lie in memory
+        tensor = tensor.permute(0, 2, 3, 1)
+    rows = torch.atleast_2d(tensor.detach()).flatten(1).float()
+    factors = torch.arange(rows.shape[1], dtype=torch.float32, device=rows.device).cos()
+    return hash((rows @ factors).float().cpu().numpy().tobytes())
 
 
 def _digest(tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> str:
@@ -643,9 +715,9 @@ def _whole_numbers(seeds: Iterable[int] | int, n: int) -> list[int]:
     """The seeds as Python's integers, whatever library they come from."""
     try:
         try:
-            first = index(seeds)
+            first = integer(seeds)
         except TypeError:
-            found = [index(seed) for seed in seeds]
+            found = [integer(seed) for seed in seeds]
         else:
             found = [*range(first, first + n)]
     except TypeError as error:

@@ -1,5 +1,6 @@
 """FID and KID: known distances between known distributions, and the real network."""
 
+from collections.abc import Callable
 from itertools import product
 
 import numpy as np
@@ -230,6 +231,8 @@ def test_without_weights_it_says_so_and_what_to_install(monkeypatch: pytest.Monk
         (torch.zeros(3, 2), torch.zeros(3, 4), "one d"),
         (torch.zeros(3), torch.zeros(3), "one d"),
         (torch.zeros(1, 2), torch.zeros(3, 2), "at least two"),
+        (torch.full((3, 2), torch.nan), torch.zeros(3, 2), "finite"),
+        (torch.zeros(3, 2), torch.full((3, 2), torch.inf), "finite"),
     ],
 )
 def test_what_is_no_features_is_refused(x: Tensor, y: Tensor, words: str) -> None:
@@ -238,8 +241,24 @@ def test_what_is_no_features_is_refused(x: Tensor, y: Tensor, words: str) -> Non
             measure(x, y)
 
 
+@pytest.mark.parametrize("measure", [fid_of_features, kid_of_features])
+def test_arrays_are_features_too_and_resamples_are_whole_numbers(measure: Callable) -> None:
+    x, y = normal(4, 3), normal(5, 3, 1)
+    assert measure(x.numpy(), y.numpy(), resamples=np.int64(9)) == measure(x, y, resamples=9)
+    for resamples in (0, 1.5, True, "9"):
+        with refused("resamples = "):
+            measure(x, y, resamples=resamples)
+
+
+def test_resamples_that_are_all_of_one_image_are_refused() -> None:
+    with refused("draw more"):
+        kid_of_features(normal(2, 3), normal(2, 3, 1), resamples=1)
+
+
 def test_sets_that_are_no_pairs_and_what_is_no_images_are_refused() -> None:
     with refused("no pairs"):
         fid_of_features(normal(3, 2), normal(4, 2), paired=True)
     with refused("[0, 1]"):
         inception_features(torch.zeros(2, 3, 8, 8) - 1)
+    with refused("a ndarray"):
+        inception_features(np.zeros((2, 3, 8, 8)))

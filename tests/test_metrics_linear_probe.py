@@ -104,3 +104,6 @@ def test_what_no_probe_can_learn_from_is_refused() -> None:
             fit_probe(images)
     with refused("[0, 1]"):
         fit_probe({"a": some, "b": some + 2})
+    for seed in (-1, 2**40, 1.5, True):
+        with refused("seed = "):
+            fit_probe({"a": some, "b": some}, seed=seed)

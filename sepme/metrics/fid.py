@@ -20,9 +20,11 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional as F
 
+from sepme._checks import integer, whole
 from sepme.errors import SepmeError
 from sepme.metrics._networks import INCEPTION, check_images, inception
 from sepme.metrics.estimate import CONFIDENCE, Estimate
@@ -82,9 +84,9 @@ def fid_of_features(
         resamples: how many times both sets are resampled, from a fixed seed.
 
     Raises:
-        SepmeError: the features do not fit, or a set has fewer than two images.
+        SepmeError: the features do not fit or are not finite, or a set has fewer than two images.
     """
-    x, y = _features(x, y, paired)
+    x, y = _features(x, y, paired, resamples)
     return _resampled(lambda i, j: frechet_distance(x[i], y[j]), x, y, paired, resamples, 0.0)
 
 
@@ -96,7 +98,7 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     needs no root of an asymmetric, singular matrix, and nothing larger than the number of images.
 
     Raises:
-        SepmeError: the features do not fit, or a set has fewer than two images.
+        SepmeError: the features do not fit or are not finite, or a set has fewer than two images.
     """
     x, y = _features(x, y)
     a, b = _factor(x), _factor(y)
@@ -121,9 +123,9 @@ def kid_of_features(
         x, y, paired, resamples: as for `fid_of_features`.
 
     Raises:
-        SepmeError: the features do not fit, or a set has fewer than two images.
+        SepmeError: the features do not fit or are not finite, or a set has fewer than two images.
     """
-    x, y = _features(x, y, paired)
+    x, y = _features(x, y, paired, resamples)
     return _resampled(_discrepancy(x, y, paired), x, y, paired, resamples)
 
 
@@ -138,7 +140,7 @@ def kernel_distance(x: Tensor, y: Tensor, paired: bool = False) -> float:
             too keeps the value unbiased then (Gretton et al. 2012, lemma 6), and 0 for equal sets.
 
     Raises:
-        SepmeError: the features do not fit, or a set has fewer than two images.
+        SepmeError: the features do not fit or are not finite, or a set has fewer than two images.
     """
     x, y = _features(x, y, paired)
     return _discrepancy(x, y, paired)(torch.arange(len(x)), torch.arange(len(y)))
@@ -177,18 +179,24 @@ def _resampled(
     here is that of the resamples, moved until their mean lies on the value.
     """
     n, m, rng = len(x), len(y), np.random.default_rng(0)
-    drawn = np.empty(resamples)
-    for k in range(resamples):
+    drawn = np.empty(integer(resamples))
+    for k in range(len(drawn)):
         i = torch.from_numpy(rng.integers(n, size=n))
         drawn[k] = distance(i, i if paired else torch.from_numpy(rng.integers(m, size=m)))
     drawn = drawn[np.isfinite(drawn)]  # one image, drawn n times, has no pairs
+    if not len(drawn):
+        raise SepmeError(f"Each of {resamples} resamples is of one image alone: draw more of them.")
     value, tail = distance(torch.arange(n), torch.arange(m)), (1 - CONFIDENCE) / 2
     low, high = value + np.quantile(drawn, (tail, 1 - tail)) - drawn.mean()
     return Estimate(value, max(float(low), least), float(high), min(n, m))
 
 
-def _features(x: Tensor, y: Tensor, paired: bool = False) -> tuple[Tensor, Tensor]:
+def _features(
+    x: ArrayLike | Tensor, y: ArrayLike | Tensor, paired: bool = False, resamples: int = 1
+) -> tuple[Tensor, Tensor]:
     """Both in double precision on the CPU."""
+    whole(1, resamples=resamples)
+    x, y = (torch.as_tensor(features).detach().cpu().double() for features in (x, y))
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
         raise SepmeError(
             "Features are [n, d] and [m, d] with one d and at least two images in each set, not "
@@ -196,4 +204,6 @@ def _features(x: Tensor, y: Tensor, paired: bool = False) -> tuple[Tensor, Tenso
         )
     if paired and len(x) != len(y):
         raise SepmeError(f"Sets of {len(x)} and {len(y)} images are no pairs: leave out `paired`.")
-    return x.detach().cpu().double(), y.detach().cpu().double()
+    if not (x.isfinite().all() and y.isfinite().all()):
+        raise SepmeError("Features are finite: leave out the images that gave others.")
+    return x, y

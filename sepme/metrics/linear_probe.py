@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from sepme._checks import choose
+from sepme._checks import choose, integer, whole
 from sepme.errors import SepmeError
 from sepme.metrics._networks import alexnet_means, check_images
 from sepme.metrics.estimate import Estimate, estimate_share
@@ -63,11 +63,11 @@ def fit_probe(images: Mapping[str, Tensor], seed: int = 0) -> LinearProbe:
     Args:
         images: concept -> its images `[n, 3, h, w]` in [0, 1], hundreds to be good. The paper adds
             images of the empty prompt as a class of their own, for what is no concept any more.
-        seed: decides which 30 % of each concept's images are held out.
+        seed: decides which 30 % of each concept's images are held out; 0 to 2**32 - 1.
 
     Raises:
         SepmeError: AlexNet's weights are not installed, there are fewer than two concepts or fewer
-            than four images of one, or a tensor holds no images.
+            than four images of one, a tensor holds no images, or the seed is not possible.
     """
     from sklearn.linear_model import LogisticRegression  # its import takes a second
     from sklearn.metrics import confusion_matrix
@@ -75,6 +75,7 @@ def fit_probe(images: Mapping[str, Tensor], seed: int = 0) -> LinearProbe:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    whole(0, 2**32 - 1, seed=seed)
     if len(images) < 2 or min(map(len, images.values())) < _FEWEST:
         counts = ", ".join(f"{len(some)} of {name!r}" for name, some in images.items()) or "none"
         raise SepmeError(f"A probe needs {_FEWEST} images of two or more concepts, not {counts}.")
@@ -82,7 +83,7 @@ def fit_probe(images: Mapping[str, Tensor], seed: int = 0) -> LinearProbe:
     features = np.concatenate([_features(some) for some in images.values()])
     labels = np.repeat(np.arange(len(names)), [len(some) for some in images.values()])
     x, x_test, y, y_test = train_test_split(
-        features, labels, test_size=0.3, stratify=labels, random_state=seed
+        features, labels, test_size=0.3, stratify=labels, random_state=integer(seed)
     )
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(x, y)
     counts = confusion_matrix(y_test, classifier.predict(x_test))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from diffusers import (
+    CogVideoXDPMScheduler,
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
@@ -18,7 +19,11 @@ from diffusers import (
     HeunDiscreteScheduler,
     LCMScheduler,
     PNDMScheduler,
+    RePaintScheduler,
+    TCDScheduler,
 )
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from sepme.composition import Composition, applied
@@ -57,6 +62,11 @@ def others_part(part: str) -> Callable[[Backbone], None]:
     return lambda backbone: setattr(backbone.pipe, part, getattr(make_tiny_pipeline(seed=1), part))
 
 
+def swap_rows(values: nn.Parameter) -> None:
+    """Which leaves their sum as it is."""
+    values.data[[3, 7]] = values.data[[7, 3]]
+
+
 #: What makes another model of a pipeline, after it was wrapped and its fingerprint taken.
 CHANGES: dict[str, Callable[[Backbone], object]] = {
     "fuses a LoRA of self-attention": fuse_and_unload("unet", "attn1.to_q"),
@@ -70,6 +80,14 @@ CHANGES: dict[str, Callable[[Backbone], object]] = {
     "loads a state": lambda backbone: backbone.unet.conv_in.load_state_dict(
         make_tiny_pipeline(seed=1).unet.conv_in.state_dict()
     ),
+    "swaps two words": lambda backbone: swap_rows(
+        backbone.pipe.text_encoder.get_input_embeddings().weight
+    ),
+    "swaps two keys": lambda backbone: swap_rows(
+        backbone.unet.get_parameter("mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight")
+    ),
+    "mirrors a kernel": lambda backbone: weight(backbone).data.copy_(weight(backbone).flip(3)),
+    "swaps two biases": lambda backbone: swap_rows(backbone.unet.get_parameter("conv_in.bias")),
     "rounds it": lambda backbone: backbone.pipe.unet.to(torch.float16).to(torch.float32),
 }
 
@@ -148,6 +166,50 @@ def test_nothing_is_asked_of_weights_that_something_is_fused_into(part: str, doe
     assert torch.equal(weight(backbone), before)
 
 
+# ---------------------------------------------------------------------- on the text encoder
+def adapted(name: str = "words", layer: str = "q_proj", **how: object) -> Backbone:
+    """With an adapter on the text encoder, of the same weights for the same layer."""
+    backbone = fresh()
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, target_modules=[layer], **{"init_lora_weights": False} | how)
+    backbone.pipe.text_encoder.add_adapter(config, adapter_name=name)
+    return backbone
+
+
+@pytest.mark.parametrize(
+    ("layer", "how", "part"),
+    [
+        ("q_proj", {}, "lora_A"),
+        ("q_proj", {"use_dora": True, "init_lora_weights": True}, "magnitude"),
+        ("q_proj", {"lora_bias": True}, "lora_B.words.bias"),
+        ("token_embedding", {}, "lora_embedding_A"),
+        ("token_embedding", {}, "lora_embedding_B"),
+    ],
+)
+def test_whatever_part_of_an_adapter_changes_embeddings_is_seen(
+    layer: str, how: dict, part: str
+) -> None:
+    backbone = adapted(layer=layer, **how)
+    before, embedding = backbone.fingerprint, backbone.encode(["neon"])
+    assert before != fresh().fingerprint
+    (found,) = (p for n, p in backbone.pipe.text_encoder.named_parameters() if part in n)
+    found.data.add_(1)
+    assert not torch.equal(backbone.encode(["neon"]), embedding)
+    assert backbone.fingerprint != before
+
+
+def test_an_adapter_counts_by_what_it_adds_and_not_by_its_name() -> None:
+    backbone = adapted()
+    assert adapted("style").fingerprint == backbone.fingerprint
+    backbone.pipe.text_encoder.set_adapter("words")
+    for layer in backbone.pipe.text_encoder.modules():
+        if isinstance(layer, LoraLayer):
+            layer.set_scale("words", 0)
+    assert torch.equal(backbone.encode(["neon"]), fresh().encode(["neon"]))
+    assert backbone.fingerprint == fresh().fingerprint
+    Composition(backbone, [DELTA]).close()
+
+
 # ---------------------------------------------------------------------- another scheduler
 SCHEDULERS = (
     DDIMScheduler,
@@ -203,6 +265,23 @@ def test_erasing_and_counting_steps_work_with_another_scheduler(scheduler: type)
     erase(backbone, NEON, others(NEON), QUICK, trainer=QUIET)
     backbone.generate(["neon", "ink"], steps=3, batch=1, on_step=lambda *at: seen.append(at))
     assert seen == [(n, len(seen)) for n in range(1, len(seen) + 1)]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "how", "steps"),
+    [
+        (LCMScheduler, {}, 51),
+        (TCDScheduler, {}, 100),
+        *((PNDMScheduler, {"skip_prk_steps": False}, steps) for steps in (1, 2, 3)),
+        (RePaintScheduler, {}, 4),
+        (CogVideoXDPMScheduler, {}, 4),
+    ],
+)
+def test_steps_that_a_scheduler_does_not_take_are_said(
+    scheduler: type, how: dict, steps: int
+) -> None:
+    with refused(scheduler.__name__, f"{steps} steps", "DDIMScheduler"):
+        sampled_by(scheduler, **how).generate(["neon"], steps=steps)
 
 
 @pytest.mark.parametrize("scheduler", [FlowMatchEulerDiscreteScheduler, EDMEulerScheduler])

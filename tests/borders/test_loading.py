@@ -12,21 +12,26 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers.models.attention_processor import CustomDiffusionAttnProcessor
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from sepme import loading
 from sepme.artefact import same_model
 from sepme.atelier.judge import Judge
 from sepme.composition import Composition
 from sepme.delta import ConceptDelta, DenseDelta
+from sepme.erasure import erase
 from sepme.loading import Sampling, check_pipeline
 from sepme.model import Backbone
 from sepme.shapes import CLIP_MERGES, SHAPES, miniature_of, random_pipeline
 from tests.ldm import one_file
-from tests.miniature import changed, latents, shared, three_deltas
+from tests.miniature import EXACT, NEON, changed, latents, others, shared, three_deltas
 from tests.refusals import refused
-from tests.tiny import make_tiny_pipeline, text_encoder
+from tests.tiny import WIDTH, make_tiny_pipeline, text_encoder
 
 #: What Git LFS puts in place of a file that it has not fetched.
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n"
@@ -206,6 +211,19 @@ def test_the_same_folder_unspoilt_draws(folder: Path) -> None:
     assert Backbone.load(folder, device="cpu").generate(["neon"], steps=1).isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", torch.float16])
+def test_a_number_type_is_taken_by_its_name(folder: Path, dtype: object) -> None:
+    pipe = Backbone.load(folder, device="cpu", dtype=dtype).pipe
+    found = {str(getattr(pipe, part).dtype).removeprefix("torch.") for part in PART}
+    assert found == {str(dtype).removeprefix("torch.")}
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "int8", torch.int8, torch.float8_e4m3fn, None, 16, [1]])
+def test_another_number_type_is_refused(folder: Path, dtype: object) -> None:
+    with refused("dtype = ", "choose one of float32, float16"):
+        Backbone.load(folder, device="cpu", dtype=dtype)
+
+
 # ---------------------------------------------------------------------- how it is sampled
 @pytest.mark.parametrize(
     "text",
@@ -298,6 +316,85 @@ def meta(part: str) -> Callable[[StableDiffusionPipeline], None]:
     return lambda pipe: getattr(pipe, part).to("meta")
 
 
+def wrapped(part: str, wrapper: Callable) -> Callable[[StableDiffusionPipeline], None]:
+    return lambda pipe: setattr(pipe, part, wrapper(getattr(pipe, part)))
+
+
+def with_lora(module: nn.Module) -> nn.Module:
+    return get_peft_model(module, LoraConfig(r=2, target_modules=["to_q", "q_proj"]))
+
+
+def quantised(module: nn.Module) -> nn.Module:
+    return torch.ao.quantization.quantize_dynamic(module, {nn.Linear})
+
+
+def middle_compiled(pipe: StableDiffusionPipeline) -> None:
+    pipe.unet.mid_block = torch.compile(pipe.unet.mid_block)  # nothing is compiled until a call
+
+
+def with_ip_adapter(pipe: StableDiffusionPipeline) -> None:
+    """Of an embedding of a picture of 16 numbers, as two tokens."""
+    layers, of = dict(pipe.unet.named_modules()), {}
+    names = [name for name in pipe.unet.attn_processors if "attn2" in name]
+    for k, name in enumerate(names):
+        keys = layers[name.removesuffix(".processor")].to_k.weight
+        of |= {f"{2 * k + 1}.to_{what}_ip.weight": torch.zeros_like(keys) for what in "kv"}
+    image = {"proj.weight": torch.zeros(4 * WIDTH, 16), "proj.bias": torch.zeros(4 * WIDTH)}
+    image |= {"norm.weight": torch.ones(WIDTH), "norm.bias": torch.zeros(WIDTH)}
+    pipe.unet._load_ip_adapter_weights([{"image_proj": image, "ip_adapter": of}])
+
+
+def with_keys_of_its_own(pipe: StableDiffusionPipeline) -> None:
+    def processor(name: str) -> CustomDiffusionAttnProcessor:
+        text = {"cross_attention_dim": WIDTH, "hidden_size": 32} if "attn2" in name else {}
+        return CustomDiffusionAttnProcessor(train_kv=bool(text), train_q_out=False, **text)
+
+    pipe.unet.set_attn_processor({name: processor(name) for name in pipe.unet.attn_processors})
+
+
+#: What a pipeline is refused for when it is wrapped, and when it is erased from later.
+OTHERWISE: dict[str, tuple[Callable[[StableDiffusionPipeline], object], str]] = {
+    "a parallel part": (wrapped("unet", nn.DataParallel), "unet is wrapped in a DataParallel"),
+    "a wrapped UNet": (wrapped("unet", with_lora), "unet is wrapped in a PeftModel"),
+    "a wrapped encoder": (wrapped("text_encoder", with_lora), "wrapped in a PeftModel"),
+    "a quantised UNet": (wrapped("unet", quantised), "is quantised"),
+    "a quantised encoder": (wrapped("text_encoder", quantised), "is quantised"),
+    "weights of one byte": (
+        lambda pipe: pipe.unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32),
+        "is quantised",
+    ),
+    "an offloaded part": (
+        lambda pipe: cpu_offload(pipe.unet, execution_device=torch.device("cpu")),
+        "is offloaded",
+    ),
+    "a compiled middle": (middle_compiled, "belongs to a compiled layer"),
+    "an IP-Adapter": (with_ip_adapter, "IP"),
+    "keys of its own": (with_keys_of_its_own, "CustomDiffusionAttnProcessor"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization:DeprecationWarning")
+@pytest.mark.parametrize("how", OTHERWISE)
+def test_a_part_that_is_not_as_it_was_trained_is_refused_for_the_reason(how: str) -> None:
+    spoil, said = OTHERWISE[how]
+    backbone = Backbone(make_tiny_pipeline(), "mine", guidance=4.0, steps=3)
+    spoil(backbone.pipe)
+    with refused(said):
+        erase(backbone, NEON, others(NEON), EXACT)
+    with refused(said):
+        Backbone(backbone.pipe, "mine")
+
+
+def test_an_ip_adapter_that_was_loaded_after_wrapping_is_said_before_drawing() -> None:
+    backbone = Backbone(make_tiny_pipeline(), "mine", guidance=4.0, steps=3)
+    with_ip_adapter(backbone.pipe)
+    with refused("'encoder_hid_dim_type': 'ip_image_proj'", "without an IP-Adapter"):
+        backbone.generate(["neon"])
+    backbone.unet.encoder_hid_proj = backbone.unet.config.encoder_hid_dim_type = None
+    backbone.unet.set_default_attn_processor()
+    assert changed(latents(backbone), latents(shared())) < 1e-3
+
+
 def unet_config(**entries: Any) -> Callable[[StableDiffusionPipeline], None]:
     return lambda pipe: pipe.unet.register_to_config(**entries)
 
@@ -340,6 +437,32 @@ def test_a_tokenizer_that_forgot_its_length_takes_the_text_encoder_s() -> None:
     pipe.tokenizer.model_max_length = 10**30
     backbone = Backbone(pipe, "mine", guidance=4.0, steps=3)
     assert torch.equal(latents(backbone), latents(shared()))
+    pipe.tokenizer.model_max_length = 1000  # after wrapping too
+    assert torch.equal(latents(backbone), latents(shared()))
+    assert torch.equal(backbone.encode(["neon"]), shared().encode(["neon"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tokenizer: tokenizer.add_tokens(["<mine>"]), "resize the embeddings"),
+        (lambda tokenizer: setattr(tokenizer, "padding_side", "left"), "pads on the left"),
+    ],
+)
+@pytest.mark.parametrize(
+    "does",
+    [
+        lambda backbone: backbone.encode(["neon"]),
+        lambda backbone: backbone.generate(["neon"]),
+        lambda backbone: erase(backbone, NEON, others(NEON), EXACT),
+        lambda backbone: Backbone(backbone.pipe, "wrapped again"),
+    ],
+)
+def test_a_tokenizer_that_was_changed_is_refused(change: Callable, said: str, does) -> None:
+    backbone = Backbone(make_tiny_pipeline(), "mine", guidance=4.0, steps=3)
+    change(backbone.pipe.tokenizer)
+    with refused(said):
+        does(backbone)
 
 
 # ---------------------------------------------------------------------- one file
@@ -379,6 +502,42 @@ def test_a_single_file_is_the_model_of_its_folder(
         assert changed(*drawn) < 1e-4
     assert loaded.reads(prompts[0]) == original.reads(prompts[0])
     assert everything(tmp_path) == before
+
+
+@needs_clip
+@pytest.mark.parametrize(
+    ("lacks", "said"),
+    [
+        ("cond_stage_model.transformer.text_model.final_layer_norm.weight", "was never loaded"),
+        ("model.diffusion_model.input_blocks.1.0.out_layers.3.weight", "give a whole checkpoint"),
+        ("first_stage_model.decoder.conv_out.weight", "give a whole checkpoint"),
+    ],
+)
+def test_a_single_file_that_lacks_a_weight_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacks: str, said: str
+) -> None:
+    small(monkeypatch)
+    file = one_file(random_pipeline("sd14", miniature=True), tmp_path / "model.safetensors")
+    tensors = load_file(file)
+    del tensors[lacks]
+    save_file(tensors, file)
+    with refused(said):
+        Backbone.load(file, device="cpu")
+    assert everything(tmp_path) == [file]
+
+
+@needs_clip
+@pytest.mark.parametrize("name", ["model.sft", "MODEL.SAFETENSORS"])
+def test_a_single_file_has_its_suffix_in_any_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    small(monkeypatch)
+    pipe = random_pipeline("sd14", miniature=True)
+    one_file(pipe, tmp_path / "model.safetensors").rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    loaded = Backbone.load(name, device="cpu")
+    assert loaded.name == name
+    assert loaded.fingerprint == Backbone(pipe, "same").fingerprint
 
 
 @needs_clip

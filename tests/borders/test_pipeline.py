@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 from PIL import Image
 from torch import Tensor, nn
 
@@ -19,7 +20,8 @@ from sepme.delta import ConceptDelta
 from sepme.erasure import PRESETS, erase
 from sepme.errors import SepmeWarning
 from sepme.model import Backbone
-from tests.miniature import EXACT, KEPT, NEON, QUICK, fresh, others
+from sepme.shapes import CLIP_MERGES, random_pipeline
+from tests.miniature import EXACT, KEPT, NEON, QUICK, QUIET, fresh, others
 from tests.refusals import refused
 
 NAMES = ("neon", "ink")
@@ -216,6 +218,91 @@ def test_a_delta_made_in_float32_goes_on_a_model_of_another_type(
         assert composition.active == ("neon",)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+def test_parts_of_different_types_draw_and_are_erased_from(part: str, dtype: torch.dtype) -> None:
+    backbone = fresh()
+    wanted = backbone.generate(["neon"], steps=2)
+    getattr(backbone.pipe, part).to(dtype)
+    assert (backbone.generate(["neon"], steps=2) - wanted).abs().max() < 0.02
+    assert backbone.encode(["neon"]).dtype == backbone.dtype
+    erase(backbone, NEON, others(NEON), QUICK, trainer=QUIET)
+    assert not any(module._forward_pre_hooks for module in backbone.unet.modules())
+
+
+# ---------------------------------------------------------------------- what changes pictures
+class Censor(nn.Module):
+    """A safety checker that blacks every picture out, and a watermark that does."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def forward(self, images: np.ndarray, **_: object) -> tuple[np.ndarray, list[bool]]:
+        return 0 * images, [True] * len(images)
+
+    def apply_watermark(self, images: Tensor) -> Tensor:
+        return 0 * images
+
+
+class Features(dict):
+    """What a feature extractor gives of pictures."""
+
+    pixel_values = torch.zeros(1)
+
+    def __call__(self, *_: object, **__: object) -> "Features":
+        return self
+
+    def to(self, *_: object) -> "Features":
+        return self
+
+
+def test_no_picture_is_blacked_out_and_the_checker_stays_the_user_s() -> None:
+    backbone, censor = fresh(), Censor()
+    wanted = backbone.generate(["neon"], steps=2)
+    backbone.pipe.safety_checker, backbone.pipe.feature_extractor = censor, Features()
+    assert backbone.pipe("neon", num_inference_steps=1, output_type="np").images.max() == 0
+    assert torch.equal(backbone.generate(["neon"], steps=2), wanted)
+    assert backbone.pipe.safety_checker is censor
+    with pytest.raises(KeyError):  # when drawing ends in an error too
+        backbone.generate(["neon"], steps=1, on_step=lambda *_: {}["nothing"])
+    assert backbone.pipe.safety_checker is censor
+
+
+@pytest.mark.skipif(CLIP_MERGES.path() is None, reason="open-clip-torch is not installed")
+def test_no_picture_of_xl_is_watermarked_and_the_mark_stays_the_user_s() -> None:
+    backbone, mark = Backbone(random_pipeline("sdxl", miniature=True), "xl"), Censor()
+    wanted = backbone.generate(["a cat"], steps=1)
+    backbone.pipe.watermark = mark
+    assert torch.equal(backbone.generate(["a cat"], steps=1), wanted)
+    assert backbone.pipe.watermark is mark
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_a_lora_that_is_trained_with_dropout_draws_without(part: str) -> None:
+    backbone = fresh()
+    module = getattr(backbone.pipe, part)
+    ends = ["to_q" if part == "unet" else "q_proj"]
+    module.add_adapter(
+        LoraConfig(r=2, lora_dropout=0.5, target_modules=ends, init_lora_weights=False)
+    )
+    dropout = [layer for layer in module.modules() if isinstance(layer, nn.Dropout)]
+    before = [layer.training for layer in dropout]
+    assert any(before)
+    one, two = (backbone.generate(["neon"], steps=2) for _ in range(2))
+    assert torch.equal(one, two)
+    assert torch.equal(backbone.encode(["neon"]), backbone.encode(["neon"]))
+    assert [layer.training for layer in dropout] == before
+
+
+def test_a_seed_is_the_same_noise_whatever_torch_s_default_type() -> None:
+    backbone = fresh()
+    wanted = backbone.generate(["neon"], steps=2)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(backbone.generate(["neon"], steps=2), wanted)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 # ---------------------------------------------------------------------- seeds
 @pytest.mark.parametrize(
     "seeds",
@@ -236,6 +323,7 @@ def test_whole_numbers_of_any_type_are_seeds(seeds: object) -> None:
     "seeds",
     [
         *(1.0, "3", None, np.float32(3), torch.tensor(3.0), [1.0, 2.0], ["1", "2"], [[1], [2]]),
+        *(True, [True, False], np.True_, torch.tensor(True), [torch.tensor(True), 2]),
         *(-1, [-1, 2], 2**63, [0, 2**64], [1], [1, 2, 3], []),
     ],
     ids=lambda seeds: type(seeds).__name__,

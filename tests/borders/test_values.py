@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from sepme._checks import as_python
 from sepme.composition import Composition, applied, shipped_deltas
 from sepme.concept import Concept
 from sepme.delta import ConceptDelta, DenseDelta
@@ -30,6 +31,10 @@ REQUESTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "guidance of words": ({"guidance": "3"}, ("guidance = '3'", "or more")),
     "guidance of a list": ({"guidance": [3]}, ("guidance = [3]",)),
     "guidance of two": ({"guidance": torch.ones(2)}, ("guidance = ",)),
+    "true for steps": ({"steps": True}, ("steps = True", "whole number")),
+    "true of numpy for steps": ({"steps": np.True_}, ("steps = ", "whole number")),
+    "true of torch for a batch": ({"batch": torch.tensor(True)}, ("batch = ", "whole number")),
+    "true for guidance": ({"guidance": True}, ("guidance = True", "or more")),
     "batch of words": ({"batch": "3"}, ("batch = '3'", "whole number")),
     "no text": ({"prompts": [None]}, ("None is no text",)),
     "text and none": ({"prompts": ["neon", 3]}, ("3 is no text",)),
@@ -46,10 +51,18 @@ def test_what_cannot_be_drawn_with_is_said(case: str) -> None:
 
 
 @pytest.mark.parametrize("steps", [2, np.int64(2), torch.tensor(2)])
-@pytest.mark.parametrize("guidance", [3, np.float32(3), torch.tensor(3.0), True])
+@pytest.mark.parametrize("guidance", [3, np.float32(3), torch.tensor(3.0)])
 def test_numbers_of_any_library_are_drawn_with(steps: object, guidance: object) -> None:
     wanted = shared().generate(["neon"], steps=2, guidance=float(guidance))
     assert torch.equal(shared().generate(["neon"], steps=steps, guidance=guidance), wanted)
+
+
+@pytest.mark.parametrize("value", [np.int64(3), np.uint8(3), np.array(3), torch.tensor(3)])
+def test_a_number_of_any_library_becomes_python_s(value: object) -> None:
+    assert type(as_python(value)) is int
+    assert as_python(value) == 3
+    assert type(as_python(np.float32(3))) is float
+    assert as_python("3") == "3"
 
 
 NO_TEXT: dict[str, Callable[[], object]] = {
@@ -74,6 +87,8 @@ def test_what_is_no_text_is_said(case: str) -> None:
         {"batch": "8"},
         {"batch": 2.5},
         {"iterations": 2.5},
+        {"iterations": True},
+        {"learning_rate": np.True_},
         {"lam": None},
         {"learning_rate": [1]},
         {"alpha": "a"},
@@ -91,6 +106,7 @@ ERASE: dict[str, tuple[dict[str, Any], str]] = {
     "words": ({"concepts": ["neon"]}, "'neon' is no Concept"),
     "nothing": ({"concepts": []}, "no concept to erase"),
     "a seed of words": ({"seed": "1"}, "seed = '1'"),
+    "true for a seed": ({"seed": True}, "seed = True"),
     "a seed of a float": ({"seed": 1.5}, "seed = 1.5"),
     "one delta before": ({"after": DELTA}, "is no list"),
     "a file before": ({"after": ["neon.safetensors"]}, "is no ConceptDelta"),
