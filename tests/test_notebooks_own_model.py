@@ -20,8 +20,8 @@ from tests.test_notebooks import complaints, each_to_run, words
 #: Run before chapters that train much: twelve iterations in place of more than this many. Chapter
 #: 03 compares its own loop of forty with the library's.
 LONGEST = {"03": 40, "04": 12, "06": 12, "10": 12}
-#: The first style of a chapter, for which one's own first stands.
-FIRST = {"09": "Van Gogh", "10": "swirl"}
+#: What stands for a concept of the chapter; elsewhere one's own first style stands for neon.
+STANDS = {"09": "*pixel* for Van Gogh", "10": "*car* for boat"}
 SHORTEN = """
 from sepme.training import Trainer
 
@@ -87,7 +87,7 @@ def test_it_runs_on_a_model_of_ones_own(
     for part in (
         "`mine`",
         "a model of your own",
-        f"*pixel* for {FIRST.get(path.name[:2], 'neon')}",
+        STANDS.get(path.name[:2], "*pixel* for neon"),
         "Your retain set: all prompts of the other concepts, and *a photo of a dog*.",
         "Your tolerance of the null space: 0.06.",
         "claims of this chapter hold",
