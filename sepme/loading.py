@@ -295,6 +295,10 @@ def _refused(path: Path) -> Iterator[None]:
     except SepmeError:
         raise
     except Exception as error:
+        cause: BaseException | None = error
+        while (cause := cause.__cause__ or cause.__context__) is not None:
+            if isinstance(cause, KeyboardInterrupt):  # Ctrl-C, which a library took for a fault
+                raise KeyboardInterrupt from error
         for file in sorted(path.glob("*/*.safetensors") if path.is_dir() else [path]):
             if file.exists():
                 check_whole(file)

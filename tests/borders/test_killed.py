@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from sepme import loading
 from sepme.artefact import save_json, temporary, write_atomically
 from sepme.atelier._architecture import replace_folder
 from sepme.concept import Catalogue, Concept
@@ -97,6 +98,14 @@ def test_ctrl_c_during_the_imports_is_one_line(tmp_path: Path) -> None:
     )
     assert ended.returncode == 130
     assert ended.stderr.strip() == "sepme: Interrupted before anything was done: run it again."
+
+
+def test_ctrl_c_while_a_library_loads_is_no_fault_of_the_model(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), loading._refused(tmp_path):
+        try:
+            raise KeyboardInterrupt
+        except BaseException:
+            raise OSError("Unable to load vocabulary from file.")  # noqa: B904
 
 
 # ------------------------------------------------------------------ whole commands
