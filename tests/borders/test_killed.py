@@ -101,11 +101,14 @@ def test_ctrl_c_during_the_imports_is_one_line(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_while_a_library_loads_is_no_fault_of_the_model(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), loading._refused(tmp_path):
+    def reads() -> None:
         try:
             raise KeyboardInterrupt
         except BaseException:
             raise OSError("Unable to load vocabulary from file.")  # noqa: B904
+
+    with pytest.raises(KeyboardInterrupt), loading._refused(tmp_path):
+        reads()
 
 
 # ------------------------------------------------------------------ whole commands
