@@ -202,8 +202,7 @@ class Composition:
             with gradients_kept(unet):
                 unet.delete_adapters(ours)
             _unwrap(unet)
-        if getattr(unet, "_sepme_composition", None) is self:
-            del unet._sepme_composition
+        _detached(unet, self)
         self._adapters, self._deltas, self._wanted, self._silenced = {}, {}, {}, {}
 
     def __enter__(self) -> "Composition":
@@ -378,10 +377,17 @@ class _Edited:
 
     def close(self) -> None:
         """Give the original tensors back, if nobody has yet."""
-        if getattr(self._unet, "_sepme_composition", None) is self:
+        if _detached(self._unet, self):
             for path, edited in self._edited.items():
                 edited.data = self.originals[f"unet.{path}"]
-            del self._unet._sepme_composition
+
+
+def _detached(unet: nn.Module, attached: object) -> bool:
+    """Whether this was on the UNet (`Backbone.composition`) until now; the UNet forgets it."""
+    if getattr(unet, "_sepme_composition", None) is not attached:
+        return False
+    del unet._sepme_composition
+    return True
 
 
 def refuse_attached(model: Backbone) -> None:

@@ -6,7 +6,7 @@ Weight decoupling says which weights may move: those that the retain set does no
 | equation | where |
 |---|---|
 | (2) L_cor = mean(r(c; theta + Delta) . r(c; theta)) | `_Correlation`, with `sepme.correlation` |
-| (3) sum_i eta_i L_cor(c_i) + lambda |Delta| | `_ChangedModelModel.loss` |
+| (3) sum_i eta_i L_cor(c_i) + lambda norm(Delta) | `_ChangedModel.loss` |
 | (4) m_n, stop at tau | `_Increment.update_momentum` |
 | (6) to (8) the null space of the retain set | `sepme.nullspace` |
 | (9), (10) Delta = W R, with R in the null space | `_Increment._parametrise` |
@@ -304,6 +304,7 @@ def erase(
     kinds(ErasureSettings, [settings], "preset('default') gives one")
     whole(1, micro_batch=settings.batch if micro_batch is None else micro_batch)
     whole(0, seed=seed)
+    seed = int(seed)
     for concept in group if settings.reference == "anchor" else ():
         if [*map(model.reads, concept.prompts)] == [*map(model.reads, concept.anchors)]:
             raise SepmeError(
@@ -318,13 +319,13 @@ def erase(
             own = (text for c in group for text in (*c.prompts, *c.anchors))
             embedded = Embedded.of(model, ("", *chain(*retained), *own))
         increments = [
-            _Increment(model, base, concept, group, kept, settings, int(seed), after, embedded)
+            _Increment(model, base, concept, group, kept, settings, seed, after, embedded)
             for concept, kept in zip(group, retained, strict=True)
         ]
         _start(model, increments)
         if settings.iterations:
             changed = _ChangedModel(model, increments, after, micro_batch or settings.batch)
-            _train(changed, settings, int(seed), trainer or Trainer())
+            _train(changed, settings, seed, trainer or Trainer())
         deltas = [increment.delta() for increment in increments]
     return deltas[0] if isinstance(concepts, Concept) else deltas
 

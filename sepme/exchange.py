@@ -472,17 +472,7 @@ def import_lora(
     choose(EXTRA, extra=extra)
     file, keep = Path(file), texts(keep)
     model.refuse_unclear((concept, keep))
-    layers, foreign = _layers_of(model, *_read(file), file)
-    text = model.projections()
-    own = {path: factors for path, factors in layers.items() if path in text}
-    others = sorted([*(layers.keys() - own.keys()), *foreign])
-    if others and (extra == "refuse" or (extra == "dense" and foreign)):
-        first = (sorted(foreign) or others)[0]
-        raise SepmeError(
-            f"'{file.name}' changes {len(others)} layers besides the text's keys and values, like "
-            f"'{first}': leave them out (--leave, extra='leave')"
-            + ("." if foreign else " or take all of them (extra='dense').")
-        )
+    taken, others = _taken(model, file, extra)
     settings = {"imported": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     settings |= {"left_out": others} if others and extra == "leave" else {}
     provenance = Provenance(
@@ -495,19 +485,41 @@ def import_lora(
         settings,
         versions=versions(),
     )
+    if others and extra == "dense":
+        changes = {f"{p}.weight": _weight_change(model, p, *f) for p, f in taken.items()}
+        return DenseDelta(changes, provenance)
+    if others:
+        warn(f"'{file.name}': {len(others)} layers are left out, like '{others[0]}'.")
+    q = _joint_basis([down for down, _ in taken.values()])
+    up = {path: (up @ (down @ q.mT)).float() for path, (down, up) in taken.items()}
+    return ConceptDelta(dict.fromkeys(taken, q.float()), up, provenance)
+
+
+def _taken(
+    model: Backbone, file: Path, extra: str
+) -> tuple[dict[str, tuple[Tensor, Tensor]], list[str]]:
+    """The factors `(down, up)` of the layers that the delta gets, by path, and the other layers.
+
+    Raises:
+        SepmeError: see `import_lora`.
+    """
+    layers, foreign = _layers_of(model, *_read(file), file)
+    text = model.projections()
+    own = {path: factors for path, factors in layers.items() if path in text}
+    others = sorted([*(layers.keys() - own.keys()), *foreign])
+    if others and (extra == "refuse" or (extra == "dense" and foreign)):
+        first = (sorted(foreign) or others)[0]
+        raise SepmeError(
+            f"'{file.name}' changes {len(others)} layers besides the text's keys and values, like "
+            f"'{first}': leave them out (--leave, extra='leave')"
+            + ("." if foreign else " or take all of them (extra='dense').")
+        )
     taken = layers if extra == "dense" else own
     if not taken:
         raise SepmeError(f"'{file.name}' changes no 'attn2.to_k' or 'to_v': give another file.")
     if not any(down.any() and up.any() for down, up in taken.values()):
         raise SepmeError(f"All factors in '{file.name}', or their scale, are zero: give another.")
-    if others and extra == "dense":
-        changes = {f"{p}.weight": _weight_change(model, p, *f) for p, f in layers.items()}
-        return DenseDelta(changes, provenance)
-    if others:
-        warn(f"'{file.name}': {len(others)} layers are left out, like '{others[0]}'.")
-    q = _joint_basis([down for down, _ in own.values()])
-    up = {path: (up @ (down @ q.mT)).float() for path, (down, up) in own.items()}
-    return ConceptDelta(dict.fromkeys(own, q.float()), up, provenance)
+    return taken, others
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], float | None]:
