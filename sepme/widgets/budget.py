@@ -124,7 +124,7 @@ def _prompts(ax: Axes, taken: dict[str, int], most: int = 6) -> None:
         names[most:], sizes[most:], colours[most:] = [f"{len(rest)} others"], [sum(rest)], [ORANGE]
     bars = ax.barh(range(len(names)), sizes, color=colours)
     ax.bar_label(bars, padding=3, fontsize=8)
-    ax.set_yticks(range(len(names)), names, fontsize=7, linespacing=0.95)
+    ax.set_yticks(range(len(names)), names, fontsize=7, linespacing=1.1)
     ax.margins(x=0.12)
     ax.set(xlabel="dimensions", ylim=(max(len(names), 5) - 0.5, -0.5))  # the largest on top
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
