@@ -10,14 +10,14 @@ on is read from the layers, never remembered, and only a composition's own adapt
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
 import torch
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor, nn
 
 from sepme._checks import finite, texts
 from sepme.artefact import same_model
@@ -29,6 +29,8 @@ __all__ = ["Composition", "applied", "keeps", "shipped_deltas"]
 
 #: To how many digits peft gives a strength back.
 _DIGITS = 9
+#: The most that half precision changes a matrix, relative to its size; bfloat16 keeps eight bits.
+ROUNDING = 2.0**-8
 _CHANGED = (
     "The model's weights, or the adapters on its text encoder, were changed since the deltas were "
     "attached: change them back, or erase and compose again."
@@ -98,10 +100,16 @@ class Composition:
         """How strongly each concept is erased now, as the pipeline's layers say.
 
         Raises:
-            SepmeError: the layers disagree, since somebody switched some of them.
+            SepmeError: the layers disagree, since somebody switched some of them, or wrote others'
+                weights into an adapter.
         """
         layers, found = self._layers(), {}
         for name, adapter in self._adapters.items():
+            if self._overwritten(name):
+                raise SepmeError(
+                    f"Other weights were written over those that erase '{name}': switch it again "
+                    "with set()."
+                )
             values = {_strength(layer, adapter) for layer in layers if adapter in layer.lora_A}
             if len(values) > 1:
                 raise SepmeError(
@@ -149,7 +157,7 @@ class Composition:
                 )
             finite(**{f"The strength of '{name}'": strength})
         if not self._force:
-            refuse_contradictions([self._deltas[name] for name in wanted])
+            refuse_contradictions([self._deltas[name] for name in wanted], self._backbone.reads)
         self._backbone.refuse_fused()
         if self._backbone.unet is not self._unet:
             raise SepmeError(_CHANGED)
@@ -227,11 +235,22 @@ class Composition:
     def _layers(self) -> list[LoraLayer]:
         return [m for m in self._unet.modules() if isinstance(m, LoraLayer)]
 
+    def _overwritten(self, name: str) -> bool:
+        """Whether an adapter that is there holds other weights than its delta, as of a hot swap."""
+        adapter, delta = self._adapters[name], self._deltas[name]
+        for path in delta.paths:
+            layer = self._unet.get_submodule(path)
+            for which, factor in (("lora_A", delta.down[path]), ("lora_B", delta.up[path])):
+                here = getattr(layer, which, {})
+                if adapter in here and not _alike(here[adapter].weight, factor):
+                    return True
+        return False
+
     def _attach(self, delta: ConceptDelta, adapter: str) -> None:
-        dtype, device = self._backbone.dtype, self._backbone.device
+        place = self._backbone.device, self._backbone.dtype
         # Copies: what writes into the adapter, as a hot swap does, must not write into the delta.
         factors = delta.lora_state_dict().items()
-        state = {name: tensor.to(device, dtype, copy=True) for name, tensor in factors}
+        state = {name: tensor.to(*place, copy=True) for name, tensor in factors}
         with warnings.catch_warnings():  # several adapters on one model are the point here
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             # Without low_cpu_mem_usage, peft would first draw random factors from torch's state.
@@ -250,6 +269,8 @@ class Composition:
         with gradients_kept(self._unet):
             theirs = self._theirs()
             for name, adapter in self._adapters.items():
+                if adapter in there and self._overwritten(name):
+                    self._unet.delete_adapters(adapter)
                 if adapter not in there:  # or somebody unloaded it meanwhile
                     self._attach(self._deltas[name], adapter)  # which switches all others off
             for layer in self._layers():
@@ -281,6 +302,14 @@ def _strength(layer: LoraLayer, adapter: str) -> float:
     return round(layer.scaling[adapter] * layer.r[adapter] / layer.lora_alpha[adapter], _DIGITS)
 
 
+def _alike(here: Tensor, factor: Tensor) -> bool:
+    """Whether a weight is this factor, or was rounded to half precision from it."""
+    factor = factor.to(here.device, torch.float32)
+    if here.shape != factor.shape:
+        return False
+    return bool((here.detach().float() - factor).norm() <= ROUNDING * factor.norm())
+
+
 def _unwrap(unet: nn.Module) -> None:
     """Put the plain layer back wherever no adapter is left."""
     for path, layer in [*unet.named_modules()]:
@@ -289,21 +318,34 @@ def _unwrap(unet: nn.Module) -> None:
             setattr(unet.get_submodule(parent), name, layer.base_layer)
 
 
-def keeps(delta: ConceptDelta, other: ConceptDelta) -> bool:
+def keeps(delta: ConceptDelta, other: ConceptDelta, reads: Callable[[str], Hashable] = str) -> bool:
     """Whether `delta` was built to leave every prompt of `other`'s concept alone.
 
     Prompts that speak of both concepts ("boat in neon") belong to both and need no keeping. A
     delta trained on top of `other` (iterative erasure) counts as knowing it.
+
+    Args:
+        reads: what a model makes of a prompt (`Backbone.reads`), so that prompts of the same tokens
+            are one; without it, prompts are compared by their letters.
     """
-    needed = set(other.forgotten) - set(delta.forgotten)
-    return needed <= set(delta.kept) or other.digest in delta.provenance.after
+    needed, own, kept = (
+        {reads(prompt) for prompt in prompts}
+        for prompts in (other.forgotten, delta.forgotten, delta.kept)
+    )
+    return needed - own <= kept or other.digest in delta.provenance.after
 
 
-def refuse_contradictions(deltas: list[ConceptDelta]) -> None:
+def refuse_contradictions(
+    deltas: list[ConceptDelta], reads: Callable[[str], Hashable] = str
+) -> None:
     """Raise when one delta would disturb a concept that another one was promised to leave alone."""
     for delta in deltas:
         for other in deltas:
-            if other is delta or keeps(delta, other) or delta.digest in other.provenance.after:
+            if (
+                other is delta
+                or keeps(delta, other, reads)
+                or delta.digest in other.provenance.after
+            ):
                 continue
             raise SepmeError(
                 f"'{delta.concept}' was erased without keeping '{other.concept}', so the two would "

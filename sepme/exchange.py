@@ -170,7 +170,7 @@ def _total(
     if unknown := sorted(set(strengths) - set(names)):
         raise SepmeError(f"There is no delta of '{unknown[0]}': choose from {', '.join(names)}.")
     finite(**{f"strength of '{name}'": strength for name, strength in strengths.items()})
-    refuse_contradictions(deltas)
+    refuse_contradictions(deltas, model.reads)
     scaled = [
         delta * strengths[name] if strengths.get(name, 1.0) != 1.0 else delta
         for name, delta in zip(names, deltas, strict=True)

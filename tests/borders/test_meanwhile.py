@@ -1,6 +1,7 @@
 """What users do to a pipeline, and to files, after a delta was attached or a model was wrapped."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -326,3 +327,45 @@ def test_words_that_mean_something_else_have_images_of_their_own() -> None:
             deltas.append(erase(backbone, word, others(NEON), QUICK, trainer=QUIET).digest)
     assert deltas[:2] == deltas[2:]
     assert deltas[0] != deltas[1]
+
+
+@pytest.mark.parametrize("written", [0.0, 1.5, -1.0])
+def test_a_hot_swap_over_our_adapter_is_seen_and_mended(written: float) -> None:
+    backbone, composition = neon_erased()
+    erased, delta = latents(backbone), three_deltas()[0]
+    for adapter in [*backbone.unet.peft_config]:  # one of them is neon's
+        other = (delta * written).lora_state_dict()
+        options = {"prefix": "unet", "adapter_name": adapter, "hotswap": True}
+        backbone.unet.load_lora_adapter(other, **options)
+    for told in (lambda: latents(backbone), lambda: composition.active):
+        with refused("written over those that erase"):
+            told()
+    composition.set(["neon"])
+    assert composition.active == ("neon",)
+    assert torch.equal(latents(backbone), erased)
+    composition.restore_all()
+    assert torch.equal(latents(backbone), latents(fresh()))
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_a_pipeline_that_is_cast_meanwhile_keeps_what_is_erased(half: torch.dtype) -> None:
+    backbone, composition = neon_erased()
+    for dtype in (half, torch.float32):
+        backbone.pipe.to(dtype)
+        assert composition.active == ("neon",)
+
+
+@pytest.mark.parametrize("letters", [str.upper, " {} ".format])
+def test_what_is_kept_is_decided_on_tokens(letters: Callable[[str], str]) -> None:
+    neon, ink = three_deltas()[:2]
+    kept = tuple(letters(prompt) if prompt else "" for prompt in ink.kept)
+    typed = replace(ink, provenance=replace(ink.provenance, kept=kept))
+    with Composition(fresh(), [neon, typed]) as composition:
+        composition.erase("neon", "ink")
+        assert composition.active == ("ink", "neon")
+    less = replace(ink.provenance, kept=("",))
+    with (
+        Composition(fresh(), [neon, replace(ink, provenance=less)]) as composition,
+        refused("'ink' was erased without keeping 'neon'"),
+    ):
+        composition.erase("neon", "ink")
