@@ -783,7 +783,9 @@ def recorded_settings(
     jointly = {"jointly": [concept.name for concept in concepts]} if together else {}
     sampling = {"guidance": model.guidance, "steps": settings.sampling_steps(model)}  # of images
     said = asdict(settings) | {"dtype": str(model.dtype).removeprefix("torch.")}
-    return said | {"eraser": "sepme"} | sampling | jointly
+    learnt = model.learnt(text for c in concepts for text in (*c.prompts, *c.anchors))
+    words = {"learnt": learnt} if learnt else {}
+    return said | {"eraser": "sepme"} | sampling | jointly | words
 
 
 # ------------------------------------------------------------------ the start

@@ -41,6 +41,8 @@ OTHERS = {
     "block the text's keys and values depend on the picture, and no delta can leave a prompt alone",
     "prior_prior": "it draws from embeddings of pictures",
 }
+#: What a pipeline may list besides its parts, since it changes no picture that is drawn from words.
+LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 REFINER = "it is a refiner, which only finishes pictures that another model began"
 #: What weights can be loaded in, by name.
 TYPES = {
@@ -213,6 +215,11 @@ def _checked_kind(path: str, index: Mapping[str, Any]) -> type[Pipeline]:
                 f"{found or 'missing'} where {wanted} is needed: give one whose model_index.json "
                 "lists it."
             )
+    if more := sorted(there - own.keys() - {*LEFT_OUT}):
+        raise SepmeError(
+            f"'{path}' is a {index.get('_class_name')}, whose {more[0]} takes part in what it "
+            f"draws and would be left out: give the {kind.__name__} that it was made of."
+        )
     return kind
 
 
@@ -443,11 +450,12 @@ def _checked_room(pipe: Pipeline, encoder: str, tokenizer: str) -> int:
             f"The {tokenizer} has the token {largest} and the {encoder} {rows} embeddings: load "
             "the two that belong together, or resize the embeddings."
         )
-    if words.padding_side != "right":
-        raise SepmeError(
-            f"The {tokenizer} pads on the {words.padding_side}, where the {encoder} was trained "
-            "with its words first: set its padding_side to 'right'."
-        )
+    for side in ("padding_side", "truncation_side"):
+        if getattr(words, side) != "right":
+            raise SepmeError(
+                f"The {tokenizer} has {side} = '{getattr(words, side)}', and the {encoder} was "
+                "trained with 'right': set it back."
+            )
     # Without its config a tokenizer takes any length, and the text encoder would fail.
     return min(words.model_max_length, texts.config.max_position_embeddings)
 
@@ -496,10 +504,8 @@ def _from_one_file(path: Path, dtype: torch.dtype) -> Pipeline:
 
 def _write_configs(folder: Path, shape: Shape) -> None:
     """A diffusers folder without weights, which says what the checkpoint's tensors are."""
-    nothing = ("safety_checker", "feature_extractor", "image_encoder")
-    index: dict[str, Any] = {"_class_name": shape.kind.__name__} | dict.fromkeys(
-        nothing, [None] * 2
-    )
+    index: dict[str, Any] = {"_class_name": shape.kind.__name__}
+    index |= dict.fromkeys(LEFT_OUT, [None] * 2)
     for name, tokenizer in shape.tokenizers.items():
         tokenizer.save_pretrained(folder / name)
         index[name] = ["transformers", "CLIPTokenizer"]

@@ -398,6 +398,22 @@ class Backbone:
         written = self.pipe.maybe_convert_prompt(prompt, self.pipe.tokenizer)
         return self.pipe.tokenizer.tokenize(written, verbose=False)
 
+    def learnt(self, prompts: Iterable[str]) -> dict[str, str]:
+        """Digests of the embeddings of the prompts' tokens that textual inversion appended.
+
+        They are no part of the model's fingerprint, and compared as fingerprints are.
+        """
+        found = {}
+        for token in sorted({piece for prompt in prompts for piece in self._pieces(prompt)}):
+            rows = [
+                (name, encoder.get_input_embeddings().weight[index])
+                for name, (encoder, tokenizer) in self._text.items()
+                if (index := tokenizer.convert_tokens_to_ids(token)) >= tokenizer.vocab_size
+            ]
+            if rows:
+                found[token] = "".join(_digest(rows, half) for half in HALVES)
+        return found
+
     def warn_of_cut(self, prompts: Iterable[str]) -> None:
         """Warn of the first prompt that is longer than the model takes."""
         if (sentence := self.cut(prompts)) is not None:

@@ -348,7 +348,10 @@ def empty(tmp_path: Path) -> Iterator[Path]:
         (["neon", "--preset", "undecoupled", "--keep", "a cat"], ("keeps nothing",)),
         (["neon", "--keep-from", "none.txt"], ("'none.txt'", "No such file", "prompt a line")),
         (["neon", "--keep-from", "."], ("'.'", "give a text file")),
-        (["neon", "--after", "neon"], ("neon cannot be opened", "file exists")),
+        (
+            ["neon", "--after", "neno"],
+            ("no file 'neno', nor a delta of that name", "erase it first"),
+        ),
         (["neon.safetensors"], ("'neon.safetensors' is a file", "generate PROMPT --erase")),
         (["neon, boat.safetensors"], ("is a file",)),
         ([str(README)], ("README.md' is a file", 'like "neon"')),
@@ -409,6 +412,8 @@ def test_generate_refuses(model, bare, deltas, tmp_path, empty) -> None:
     missing, out = tmp_path / "missing.safetensors", empty / "a.png"
     for command, words in (
         (("--erase", missing, "--out", out), ("missing.safetensors cannot be opened",)),
+        (("--erase", "neno", "--out", out), ("'neno'", "there are: none", "erase it first")),
+        (("--erase", "neno, neon", "--out", out), ("'neno'",)),
         (("--erase", truncated, "--out", out), ("truncated",)),
         (("--erase", neon, "--out", empty / "a.jpg"), ("end it in .png",)),
         (("--guidance", 0.5, "--out", out), ("guidance = 0.5", "give 0 (no words), 1")),

@@ -230,7 +230,9 @@ def erase(
     keep: list[str] | None = Option(None, help="Another prompt that must not change; repeatable."),
     keep_from: Path | None = Option(None, help="Such prompts: one a line, or a CSV's 'prompt'."),
     keep_rtol: float | None = Option(None, help="Tolerance, as a share of a kept token's length."),
-    after: list[Path] | None = Option(None, help="A delta that is on already; repeatable."),
+    after: list[Path] | None = Option(
+        None, help="A delta that is on already: a file, or a name as for generate; repeatable."
+    ),
     joint: bool = Option(False, "--joint", help="Train all of them in one run."),
     closed_form: bool = Option(False, "--closed-form", help="The preset that trains nothing."),
     overwrite: bool = Option(False, "--overwrite", help="Replace files that other settings made."),
@@ -264,7 +266,7 @@ def erase(
             "--iterations, or --closed-form."
         )
     where, process = place(device, dtype), Process.current()
-    catalogue = load_catalogue(model)
+    catalogue, earlier = load_catalogue(model), _delta_files(after, model)
     typed = {"images": images, "batch": batch, "iterations": iterations, "keep_rtol": keep_rtol}
     tasks = plan(
         _concepts(concepts, catalogue),
@@ -274,10 +276,10 @@ def erase(
         protocol=protocol,
         seed=seed,
         joint=joint,
-        after=[ConceptDelta.load(file) for file in after or ()],
+        after=[ConceptDelta.load(file) for file in earlier],
     )
     files = [file for task in tasks for file in task.files(out)]
-    refuse_overwriting(files, [*(after or ()), *filter(None, [keep_from]), *_read_of(model)])
+    refuse_overwriting(files, [*earlier, *filter(None, [keep_from]), *_read_of(model)])
     shown = {"progress": sys.stderr.isatty(), "say": echo, "process": process}
     how = {"micro_batch": micro_batch, "overwrite": overwrite}
     erase_into(out, tasks, load(model, where, steps), **how, **shown)
@@ -717,27 +719,33 @@ def _concepts(names: str, catalogue: "Catalogue | None") -> "list[Concept]":
 
 
 def _delta_files(words: list[Path] | None, model: str | None) -> list[Path]:
-    """The files that were named, each by itself or several with commas between."""
-    from sepme.concept import parse_names
+    """The files that were named, each by itself or several with commas between.
+
+    A name stands for the file of a concept, where `erase` writes it, or beside the model.
+    """
+    from sepme.concept import Catalogue, parse_names, slug
+    from sepme.model import load_catalogue
+
+    folders, catalogue = (Path("deltas"), _model_path(model) / "deltas"), load_catalogue(model)
+    there = {file.stem: file for folder in folders[::-1] for file in folder.glob("*.safetensors")}
+
+    def found(word: str) -> Path | None:
+        names = [word]
+        with suppress(SepmeError):  # it is none of the catalogue's
+            names.append((catalogue or Catalogue({}))[word].name)
+        places = (Path(word), *(there.get(slug(name)) for name in names))
+        return next((place for place in places if place and place.is_file()), None)
 
     files = []
     for word in map(str, words or ()):
-        names = [word] if _delta_file(word, model).is_file() else parse_names(word)
-        files += [_delta_file(name, model) for name in names]
+        for name in [word] if found(word) else parse_names(word):
+            if (file := found(name)) is None and not Path(name).suffix:
+                raise SepmeError(
+                    f"There is no file '{name}', nor a delta of that name (there are: "
+                    f"{', '.join(sorted(there)) or 'none'}): name one of these, or erase it first."
+                )
+            files.append(file or Path(name))
     return files
-
-
-def _delta_file(word: str, model: str | None) -> Path:
-    """The file itself, or that of a concept: where `erase` writes, or beside the model."""
-    from sepme.concept import Catalogue, slug
-    from sepme.model import load_catalogue
-
-    names = [word]
-    with suppress(SepmeError):  # it is none of the catalogue's
-        names.append((load_catalogue(model) or Catalogue({}))[word].name)
-    folders = Path("deltas"), _model_path(model) / "deltas"
-    beside = (folder / f"{slug(name)}.safetensors" for name in names for folder in folders)
-    return next((place for place in (Path(word), *beside) if place.is_file()), Path(word))
 
 
 def _check_folder(*folders: Path) -> None:

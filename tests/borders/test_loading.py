@@ -170,6 +170,12 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         listed(scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"]),
         "does not noise by betas",
     ),
+    "a ControlNet": (
+        listed(
+            controlnet=["diffusers", "ControlNetModel"], _class_name="StableDiffusionControlNet"
+        ),
+        "whose controlnet takes part",
+    ),
     "no class for the unet": (listed(unet=[None, None]), "its unet is missing"),
     "code of its own": (listed(unet=["my_unet", "MyUNet"]), "its unet is MyUNet"),
     "a unet of another kind": (listed(unet=["diffusers", "UNet3DConditionModel"]), "its unet"),
@@ -446,7 +452,8 @@ def test_a_tokenizer_that_forgot_its_length_takes_the_text_encoder_s() -> None:
     ("change", "said"),
     [
         (lambda tokenizer: tokenizer.add_tokens(["<mine>"]), "resize the embeddings"),
-        (lambda tokenizer: setattr(tokenizer, "padding_side", "left"), "pads on the left"),
+        (lambda tokenizer: setattr(tokenizer, "padding_side", "left"), "padding_side = 'left'"),
+        (lambda tokenizer: setattr(tokenizer, "truncation_side", "left"), "trained with 'right'"),
     ],
 )
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from sepme._checks import plain
 from sepme.atelier.judge import Judge
 from sepme.cli._pictures import read_picture
 from sepme.cli._prompts import read_prompts
+from sepme.cli.tasks import erase_into, plan
 from sepme.concept import Catalogue, Concept, catalogue_of, parse_names, refuse_overlap, slug
 from sepme.course.build import read as read_notebook
 from sepme.delta import ConceptDelta
@@ -360,6 +361,34 @@ def test_a_word_of_textual_inversion_means_something(word: str, recwarn) -> None
     delta = erase(backbone, Concept(word, (word,)), KEPT, EXACT)
     assert [w for w in recwarn if "means nothing" in str(w.message)] == []
     assert delta.forgotten == (word,)
+
+
+@pytest.mark.parametrize("word", ["<x>", "sks_2"])
+def test_a_delta_of_a_learnt_word_goes_with_its_embedding(word: str) -> None:
+    concept = Concept(word, (word, f"a boat in {word} style"))
+    delta = erase(with_words(word), concept, KEPT, EXACT)
+    assert delta.digest == erase(with_words(word, "<other>"), concept, KEPT, EXACT).digest
+    half = with_words(word)
+    half.pipe.to(torch.bfloat16)
+    delta.check_model(half)
+    delta.check_model(with_words())  # which cannot be asked for the word
+    other = with_words(word)
+    other.pipe.text_encoder.get_input_embeddings().weight.data[-1] *= -1
+    assert other.fingerprint == delta.base
+    with refused("has another embedding", f"'{concept.name}' was erased"):
+        delta.check_model(other)
+
+
+@pytest.mark.parametrize("word", ["<x>", "sks_2"])
+def test_a_word_learnt_anew_is_erased_anew(word: str, tmp_path: Path) -> None:
+    backbone, said = with_words(word), []
+    tasks = plan([Concept(word, (word,))], KEPT, None, EXACT)
+    for _ in range(2):
+        erase_into(tmp_path, tasks, backbone, say=said.append, progress=False)
+    assert "Already erased" in said[-1]
+    backbone.pipe.text_encoder.get_input_embeddings().weight.data[-1] *= -1
+    with refused("other settings made"):
+        erase_into(tmp_path, tasks, backbone, say=said.append, progress=False)
 
 
 def test_a_word_of_several_vectors_is_read_as_it_is_drawn() -> None:
