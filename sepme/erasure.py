@@ -10,7 +10,7 @@ Weight decoupling says which weights may move: those that the retain set does no
 | (4) m_n, stop at tau | `_Increment.update_momentum` |
 | (6) to (8) the null space of the retain set | `sepme.nullspace` |
 | (9), (10) Delta = W R, with R in the null space | `_Increment._parametrise` |
-| the closed-form start | `closed_form_factor` |
+| the closed-form start | `closed_form_shift` |
 
 The loop around them is `sepme.training.Trainer`; chapter 03 writes all of it out on one page.
 """
@@ -460,7 +460,7 @@ class _Increment:
         R = settings.beta * constraint.space.basis.T if dense else constraint.basis
         self.R = R.to(model.device, torch.float32)
         if settings.start == "closed_form":
-            self.shift = _shift(constraint)
+            self.shift = closed_form_shift(constraint)
         return constraint.kept
 
     def start(self, factor: Mapping[str, Tensor]) -> None:
@@ -789,17 +789,18 @@ def recorded_settings(
 
 
 # ------------------------------------------------------------------ the start
-def closed_form_factor(
-    model: Backbone, constraint: Constraint, *, ridge: float = 1e-3, keep_weight: float = 1.0
-) -> dict[str, Tensor]:
-    """The factor B `[d_out, q]` of every layer that sends the concept to its anchor.
+def closed_form_shift(
+    constraint: Constraint, *, ridge: float = 1e-3, keep_weight: float = 1.0
+) -> Tensor:
+    """Where each direction has to go, S `[d_in, q]`, so that a concept becomes its anchor.
 
-    With `e` the concept's embedding rows, `a` the anchor's rows at the same positions and `k` the
-    kept rows, it solves a ridge regression inside the directions Q that may move:
+    The factor of a layer is `B = W S`: the layers differ in W alone. With `e` the concept's
+    embedding rows, `a` the anchor's rows at the same positions and `k` the kept rows, B solves a
+    ridge regression inside the directions Q that may move:
 
         min_B  mean |B Q e - W (a - e)|^2  +  mu mean |B Q k|^2  +  rho tr(G) |B|^2 / q
 
-        B = W mean[(a - e)(Q e)^T] (G + mu K + rho tr(G)/q I)^-1,
+        S = mean[(a - e)(Q e)^T] (G + mu K + rho tr(G)/q I)^-1,
         G = mean[(Q e)(Q e)^T],  K = mean[(Q k)(Q k)^T].
 
     It is the least-squares idea of UCE (Gandikota et al. 2024), restricted to those directions.
@@ -808,11 +809,6 @@ def closed_form_factor(
         ridge: rho, relative to the mean energy of the directions.
         keep_weight: mu; what leaks within the tolerance is penalised.
     """
-    return _applied(model, [_shift(constraint, ridge=ridge, keep_weight=keep_weight)])[0]
-
-
-def _shift(constraint: Constraint, *, ridge: float = 1e-3, keep_weight: float = 1.0) -> Tensor:
-    """Where each direction has to go, `[d_in, q]`: the same for all layers, which only apply W."""
     q, e, concept = constraint.basis, constraint.concept_rows, constraint.concept
     a = constraint.embedded.rows(concept.anchors)
     e_q, k_q = (constraint.seen(of).flatten(0, 1) for of in (concept.prompts, constraint.kept))
