@@ -159,11 +159,12 @@ def test_the_readme_names_make_targets_that_exist() -> None:
     assert {"demo", "test", "lab"} <= named <= targets
 
 
-def test_the_readme_names_commands_that_exist() -> None:
+def test_the_pages_name_commands_that_exist() -> None:
     from sepme.cli import app
 
-    named = set(re.findall(r"\.venv/bin/sepme (\w+)", README))
-    assert {"erase", "doctor"} <= named <= get_command(app).commands.keys()
+    pages = README + (ROOT / "docs" / "stable_diffusion.md").read_text()
+    named = set(re.findall(r"(?:\.venv/bin/|^|-m )sepme (\w+)", pages, re.MULTILINE))
+    assert {"erase", "doctor", "generate", "export"} <= named <= get_command(app).commands.keys()
 
 
 @pytest.mark.slow
