@@ -318,7 +318,9 @@ def _unwrap(unet: nn.Module) -> None:
             setattr(unet.get_submodule(parent), name, layer.base_layer)
 
 
-def keeps(delta: ConceptDelta, other: ConceptDelta, reads: Callable[[str], Hashable] = str) -> bool:
+def keeps(
+    delta: ConceptDelta, other: ConceptDelta, reads: Callable[[str], Hashable] | None = None
+) -> bool:
     """Whether `delta` was built to leave every prompt of `other`'s concept alone.
 
     Prompts that speak of both concepts ("boat in neon") belong to both and need no keeping. A
@@ -328,24 +330,21 @@ def keeps(delta: ConceptDelta, other: ConceptDelta, reads: Callable[[str], Hasha
         reads: what a model makes of a prompt (`Backbone.reads`), so that prompts of the same tokens
             are one; without it, prompts are compared by their letters.
     """
-    needed, own, kept = (
-        {reads(prompt) for prompt in prompts}
-        for prompts in (other.forgotten, delta.forgotten, delta.kept)
-    )
-    return needed - own <= kept or other.digest in delta.provenance.after
+    said = {*delta.forgotten, *delta.kept}
+    needed = set(other.forgotten) - said
+    if not needed or other.digest in delta.provenance.after:
+        return True
+    return reads is not None and {*map(reads, needed)} <= {*map(reads, said)}
 
 
 def refuse_contradictions(
-    deltas: list[ConceptDelta], reads: Callable[[str], Hashable] = str
+    deltas: list[ConceptDelta], reads: Callable[[str], Hashable] | None = None
 ) -> None:
     """Raise when one delta would disturb a concept that another one was promised to leave alone."""
     for delta in deltas:
         for other in deltas:
-            if (
-                other is delta
-                or keeps(delta, other, reads)
-                or delta.digest in other.provenance.after
-            ):
+            after = delta.digest in other.provenance.after
+            if other is delta or after or keeps(delta, other, reads):
                 continue
             raise SepmeError(
                 f"'{delta.concept}' was erased without keeping '{other.concept}', so the two would "

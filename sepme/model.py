@@ -619,12 +619,34 @@ class Backbone:
         pictures = []
         for part in tqdm(parts, desc="generating", disable=not progress, leave=False):
             how |= self._noise(seeds[part])
-            with quiet(), _plainly(self.pipe):  # a prompt that is cut has been warned of
+            # A prompt that is cut has been warned of.
+            with quiet(), _plainly(self.pipe), self._read_once(on_step is None):
                 pictures.append(self.pipe(**self._request(prompts[part]), **how).images)
         result = torch.cat(pictures)
         if not result.isfinite().all():
             warn("What was drawn is not finite: give less guidance, or deltas less strength.")
         return result if output == "latents" else result.float().cpu()
+
+    @contextmanager
+    def _read_once(self, wanted: bool) -> Iterator[None]:
+        """Within the block keys and values of a text are computed once, and not in every step.
+
+        They depend on nothing but the text and the weights. Who is called after each step
+        (`on_step`) may switch deltas; who compiled the UNet would compile it again.
+        """
+        wanted = wanted and self.pipe.unet is self.unet
+        names = ("attn2.to_k", "attn2.to_v") if wanted else ()
+        layers = [layer for name, layer in self.unet.named_modules() if name.endswith(names)]
+        before = [vars(layer).get("forward") for layer in layers]
+        for layer in layers:
+            layer.forward = _remembering(layer.forward)
+        try:
+            yield
+        finally:
+            for layer, forward in zip(layers, before, strict=True):
+                del layer.forward
+                if forward is not None:
+                    layer.forward = forward
 
     def _noise(self, seeds: Sequence[int]) -> dict[str, Any]:
         """Each picture's first noise, and where its scheduler takes more of it from."""
@@ -660,6 +682,19 @@ class Backbone:
         if self.composition is not None:
             self.composition.check()
         self.warn_of_cut(prompts)
+
+
+def _remembering(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same function, which is not called again for the very tensor that it was called with."""
+    given, made = None, None
+
+    def once(text: Tensor, *more: Any, **options: Any) -> Tensor:
+        nonlocal given, made
+        if text is not given:
+            given, made = text, forward(text, *more, **options)
+        return made
+
+    return once
 
 
 def _counting(on_step: Callable[[int, int], None], batches: int) -> Callable[..., dict]:
