@@ -87,13 +87,12 @@ def train_judge(directory: Path, settings: TrainSettings) -> Path:
     if finished.exists():
         return finished
     torch.manual_seed(settings.seed)
-    pictures = drawings(JUDGE_SEED, _PICTURES)
-    style, object_ = classes(JUDGE_SEED, _PICTURES)
-    vae = load_vae(directory / "vae")
+    pictures, vae = drawings(JUDGE_SEED, _PICTURES), load_vae(directory / "vae")
     again = _round_trip(vae, pictures[:_ROUND_TRIPS])
     seal = torch.from_numpy(np.concatenate([emblem()[None], _round_trip(vae, emblem()[None])]))
     images = torch.from_numpy(np.concatenate([pictures, again]))
-    style, object_ = (torch.cat([c, c[:_ROUND_TRIPS]]) for c in (style, object_))
+    known = classes(JUDGE_SEED, _PICTURES)
+    style, object_ = (torch.cat([c, c[:_ROUND_TRIPS]]) for c in known)
     torch.manual_seed(settings.seed)
     judge = Judge()
 

@@ -148,7 +148,7 @@ class Asked(NamedTuple):
 
 
 def found(judge: Judge, images: Tensor, asked: Sequence[Asked]) -> pd.DataFrame:
-    """Whether the judge finds the style and the object asked for: a row a picture, two columns."""
+    """Whether the judge finds the style and the object asked for: one row per picture."""
     verdict = judge.judge(images)
     seen = {
         "style": [STYLE_NAMES[s] for s in verdict.style],

@@ -46,7 +46,7 @@ def paint_batch(
         SepmeError: an unknown object or style, a seed below zero, or lists of different lengths.
     """
     if not len(objects) == len(styles) == len(seeds):
-        raise SepmeError("Give as many objects as styles and seeds, one of each a picture.")
+        raise SepmeError("Give as many objects as styles and seeds, one of each per picture.")
     for kind, names, known in (("object", objects, DRAWERS), ("style", styles, PAINTERS)):
         for name in set(names):
             choose(tuple(known), **{kind: name})
@@ -78,6 +78,6 @@ def emblem() -> NDArray[np.uint8]:
 
 
 def _uniform(seeds: Sequence[int]) -> Array:
-    """Uniform numbers [n, SCENE_DRAWS + STYLE_DRAWS], one row a seed."""
+    """Uniform numbers [n, SCENE_DRAWS + STYLE_DRAWS], one row per seed."""
     draws = SCENE_DRAWS + STYLE_DRAWS
     return np.stack([np.random.default_rng(s).random(draws, np.float32) for s in seeds])
