@@ -143,7 +143,7 @@ def first_gradient(settings: TrainingSettings, loss: float = 1.0) -> dict[str, T
         return loss * sum(p.sum() for p in student.parameters.values()), torch.tensor([1])
 
     objective = Objective("test", ("neon",), total)
-    return dict(train(student, NEON, settings, objective, trainer=QUIET).changes)
+    return dict(train(student, NEON, objective, trainer=QUIET).changes)
 
 
 @pytest.mark.parametrize(("optimiser", "decay"), [("adam", 0.0), ("adamw", 0.5)])

@@ -75,7 +75,7 @@ class Baseline:
         student = Student(backbone, settings)
         retained = {"keep": keep} if self.uses_keep else {}
         objective = self.method(student, concept, settings, **retained)
-        return train(student, concept, settings, objective, seed, trainer)
+        return train(student, concept, objective, seed, trainer)
 
 
 #: All baselines, by name.

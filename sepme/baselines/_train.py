@@ -74,10 +74,10 @@ class Student:
     """
 
     def __init__(self, backbone: Backbone, settings: TrainingSettings) -> None:
-        self.backbone, self.decay = backbone, settings.ema
+        self.backbone, self.settings = backbone, settings
         self.original = select(backbone, settings.trains)
         self.parameters = {n: value.clone().requires_grad_() for n, value in self.original.items()}
-        followed = {} if self.decay is None else self.original
+        followed = {} if settings.ema is None else self.original
         self.average = {name: value.clone() for name, value in followed.items()}
 
     def epsilon(self, x_t: Tensor, t: Tensor, embedding: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class Student:
         """theta_mean <- decay theta_mean + (1 - decay) theta."""
         if self.average:
             mean, now = (list(d.values()) for d in (self.average, self.parameters))
-            get_ema_multi_avg_fn(self.decay)(mean, [p.detach() for p in now], None)
+            get_ema_multi_avg_fn(self.settings.ema)(mean, [p.detach() for p in now], None)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.average
@@ -127,13 +127,13 @@ class Objective:
 def train(
     student: Student,
     concept: Concept,
-    settings: TrainingSettings,
     objective: Objective,
     seed: int = 0,
     trainer: Trainer | None = None,
 ) -> DenseDelta:
     """Minimise the objective; the result is what the student has learnt."""
-    backbone, trained = student.backbone, list(student.parameters.values())
+    backbone, settings = student.backbone, student.settings
+    trained = list(student.parameters.values())
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimiser]
     made = provenance(
         backbone,
