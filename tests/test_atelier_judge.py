@@ -43,23 +43,24 @@ def test_it_sees_by_name_and_by_alias(judge):
 def test_what_it_sees_is_the_likeliest_of_its_kind(judge):
     seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + 11)
     images = as_images(paint_batch(["boat"] * 11, list(STYLE_NAMES), seeds))
+    verdict = judge.judge(images)
     for names in (STYLE_NAMES, OBJECT_NAMES):
-        found = torch.stack([judge.probability(images, name) for name in names])
-        seen = torch.stack([judge.sees(images, name) for name in names])
-        torch.testing.assert_close(found.sum(0), 1 - judge.judge(images).emblem_probability)
+        found, seen = map(torch.stack, zip(*map(verdict.of, names), strict=True))
+        torch.testing.assert_close(found.sum(0), 1 - verdict.emblem_probability)
         assert torch.equal(seen.int().argmax(0), found.argmax(0))
-    own = torch.stack([judge.probability(images, name) for name in STYLE_NAMES]).diagonal()
-    assert own.min() > 0.9
-    assert judge.probability(images, "ink")[STYLE_NAMES.index("neon")] < 0.05
-    assert torch.equal(judge.probability(images, "ink"), judge.probability(images, ALIASES["ink"]))
+    assert min(verdict.of(name)[0][i] for i, name in enumerate(STYLE_NAMES)) > 0.9
+    ink, _ = verdict.of("ink")
+    assert ink[STYLE_NAMES.index("neon")] < 0.05
+    assert torch.equal(ink, verdict.of(ALIASES["ink"])[0])
 
 
 def test_the_emblem_hides_style_and_object(judge):
     images = as_images(emblem()[None])
     assert judge.sees(images, "atelier seal").all()
     assert not any(judge.sees(images, name).any() for name in (*STYLE_NAMES, *OBJECT_NAMES))
-    assert max(judge.probability(images, name).max() for name in STYLE_NAMES) < 0.05
-    assert judge.probability(images, "atelier seal").min() > 0.95
+    verdict = judge.judge(images)
+    assert max(verdict.of(name)[0].max() for name in STYLE_NAMES) < 0.05
+    assert verdict.of("atelier seal")[0].min() > 0.95
 
 
 def test_a_verdict_is_of_the_promised_form(judge):

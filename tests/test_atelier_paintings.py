@@ -5,7 +5,7 @@ import pytest
 from sklearn.ensemble import ExtraTreesClassifier
 
 from sepme.atelier import paintings
-from sepme.atelier._vae import subjects
+from sepme.atelier._vae import drawings, subject
 from sepme.atelier.objects import DRAWERS, MARGIN, NOTHING, SIZE, draw_scenes
 from sepme.atelier.paintings import ALIASES, OBJECTS, STYLES, paint, paint_batch
 from sepme.atelier.settings import HELD_OUT_SEED
@@ -30,23 +30,23 @@ def test_a_picture_depends_on_object_style_and_seed_alone(style):
     assert not np.array_equal(batch[0], paint("fish", style, 8))
 
 
-def scenes(objects, seeds):
-    return draw_scenes(objects, paintings._uniform(seeds))
+def scenes(object, seeds):
+    return draw_scenes(object, paintings._uniform(seeds))
 
 
 def test_objects_stay_inside_the_margin_and_stand_out():
     seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + 60)
     for object in OBJECTS:
-        scene = scenes([object] * 60, seeds)
+        scene = scenes(object, seeds)
         inner = np.zeros((SIZE, SIZE), bool)
         inner[MARGIN:-MARGIN, MARGIN:-MARGIN] = True
         assert scene.mask[:, ~inner].max() == 0
         assert scene.mask.mean((1, 2)).min() > 0.05
-    assert scenes([NOTHING], [HELD_OUT_SEED]).mask.max() == 0
+    assert scenes(NOTHING, [HELD_OUT_SEED]).mask.max() == 0
 
 
 def test_the_scene_is_the_same_for_every_object_outside_of_it():
-    fish, star = (scenes([object], [11]) for object in ("fish", "star"))
+    fish, star = (scenes(object, [11]) for object in ("fish", "star"))
     outside = (fish.mask == 0) & (star.mask == 0)
     assert np.array_equal(fish.colour[outside], star.colour[outside])
     assert np.array_equal(fish.ground, star.ground)
@@ -55,8 +55,8 @@ def test_the_scene_is_the_same_for_every_object_outside_of_it():
 def test_nothing_but_the_object_tells_the_object():
     """With a box cut out that is larger than any object, a classifier is left with guessing."""
     count, chance = 1210, 1 / len(DRAWERS)
-    objects, styles = subjects(HELD_OUT_SEED, count)
-    pictures = paint_batch(objects, styles, range(HELD_OUT_SEED, HELD_OUT_SEED + count))
+    objects = [subject(seed)[0] for seed in range(HELD_OUT_SEED, HELD_OUT_SEED + count)]
+    pictures = drawings(HELD_OUT_SEED, count)
     box = slice(MARGIN, -MARGIN)
     cut = np.ones((SIZE, SIZE), bool)
     cut[box, box] = False

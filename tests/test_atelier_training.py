@@ -13,9 +13,8 @@ from sepme.atelier import _judge, _vae
 from sepme.atelier._architecture import replace_folder, standardise, untrained
 from sepme.atelier._fit import Muon, Stage, fit, orthogonalise, rate_factor
 from sepme.atelier._tokenizer import make_tokenizer
-from sepme.atelier._unet import Batches, velocity_loss
 from sepme.atelier.settings import TrainSettings
-from sepme.atelier.train import train
+from sepme.atelier.train import train, training_batch, velocity_loss
 from sepme.errors import SepmeError
 from sepme.model import ATELIER, Backbone
 from tests.tolerance import assert_close
@@ -37,13 +36,12 @@ def small_fit(folder, steps: int = 40, stop_at: int | None = None) -> tuple[dict
         taken += 1
         return (model(torch.randn(8, 6)) - 1).square().mean()
 
-    def stop(average: nn.Module, progress) -> None:
-        if progress.step == stop_at:
+    def stop(average: nn.Module) -> None:
+        if stage.done == stop_at:
             raise KeyboardInterrupt
 
     stage = Stage("small", steps, adam_rate=1e-2, decay=0.25, memory=0.9)
-    average, _ = fit(stage, model, loss, SETTINGS, folder, stop)
-    return average.state_dict(), taken
+    return fit(stage, model, loss, SETTINGS, folder, stop).state_dict(), taken
 
 
 def test_an_interrupted_training_ends_as_if_it_had_not_been(tmp_path):
@@ -109,11 +107,10 @@ def test_standardise_changes_the_latents_but_not_the_pictures():
 
 def test_batches_come_from_their_seed_alone():
     latents = (torch.randn(122, 4, 16, 16), torch.zeros(122, 4, 16, 16))
-    batches = [Batches(latents, make_tokenizer(), TrainSettings()) for _ in range(2)]
-    batches[0](3)
-    for a, b in zip(batches[0](7), batches[1](7), strict=True):
+    about = (latents, make_tokenizer(), TrainSettings())
+    for a, b in zip(training_batch(7, *about), training_batch(7, *about), strict=True):
         assert torch.equal(a, b)
-    _, _, timesteps, tokens = batches[0](8)
+    _, _, timesteps, tokens = training_batch(8, *about)
     assert tokens.shape == (32, 16)
     assert torch.equal(timesteps * 32 // 1000, torch.arange(32))  # one from each slice
 

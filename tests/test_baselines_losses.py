@@ -12,7 +12,7 @@ from sepme.baselines._train import Student, TrainingSettings, distillation
 from sepme.baselines.abconcept import PRESETS as ABLATION
 from sepme.baselines.abconcept import AbConceptSettings, ablation_loss, prior_loss
 from sepme.baselines.esd import ESDSettings, esd_target
-from sepme.baselines.fmn import attention_logits, attention_loss, logits_loss, recorded
+from sepme.baselines.fmn import attention_logits, attention_loss, logits_loss
 from sepme.baselines.prompts import OWN
 from sepme.concept import Concept
 from sepme.training import mix
@@ -230,8 +230,16 @@ def test_attention_s_gradient_reaches_keys_and_queries_but_not_the_last_values()
     assert behind == {f"{last}.attn2.{part}" for part in values}
 
 
-def test_hooks_are_taken_off_even_after_an_error() -> None:
-    unet = shared().unet
-    with pytest.raises(KeyboardInterrupt), recorded(unet):
+def test_hooks_are_taken_off_even_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case()
+    hooked: list[bool] = []
+
+    def stop(*_: object) -> None:
+        hooked.append(any(module._forward_hooks for module in case.backbone.unet.modules()))
         raise KeyboardInterrupt
-    assert not any(module._forward_hooks for module in unet.modules())
+
+    monkeypatch.setattr(case.student, "epsilon", stop)
+    with pytest.raises(KeyboardInterrupt):
+        attention_logits(case.student, case.x_t, case.t, case.c)
+    assert hooked == [True]
+    assert not any(module._forward_hooks for module in case.backbone.unet.modules())

@@ -14,7 +14,7 @@ from diffusers import StableDiffusionXLPipeline
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sepme.baselines import baseline
+from sepme.baselines import BASELINES
 from sepme.composition import Composition
 from sepme.concept import Concept
 from sepme.delta import ConceptDelta
@@ -268,4 +268,4 @@ def test_xl_s_second_text_encoder_is_part_of_what_the_model_is() -> None:
 
 def test_forget_me_not_refuses_two_text_encoders() -> None:
     with refused("two", "1.x or 2.x"):
-        baseline("fmn").erase(miniature("sdxl"), VAN_GOGH, trainer=QUIET)
+        BASELINES["fmn"].erase(miniature("sdxl"), VAN_GOGH, trainer=QUIET)

@@ -79,44 +79,46 @@ def rate_factor(step: int, steps: int, warm_up: int = 50, decay: float = 0.25) -
     return rising * max(0.01, falling)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Stage:
-    """What differs between the trainings of the three networks."""
+    """The training of one network, and how far it is, over all its resumptions."""
 
     name: str
     steps: int
     adam_rate: float
     decay: float  #: last share of the steps, over which the learning rate falls
     memory: float  #: of the moving average: the largest weight of what it was before
+    done: int = 0  #: steps so far
+    seconds: float = 0.0
+    loss: float = math.nan  #: a running mean
 
-
-class Progress:
-    """Steps, seconds and mean loss of a training so far, over all its resumptions."""
-
-    def __init__(self, stage: Stage) -> None:
-        self.stage, self.step, self.seconds, self.loss = stage, 0, 0.0, math.nan
+    def __post_init__(self) -> None:
         self._last = time.monotonic()
+
+    def average(self, averaged: list[Tensor], newest: list[Tensor], count: Tensor) -> None:
+        """An exponential moving average with a short memory in the first steps."""
+        memory = min(self.memory, (int(count) + 1) / (int(count) + 10))
+        torch._foreach_lerp_(averaged, newest, 1 - memory)
 
     def note(self, step: Step) -> None:
         """Count one more step."""
         now = time.monotonic()
-        self.step, self.seconds, self._last = step.iteration, self.seconds + now - self._last, now
+        self.done, self.seconds, self._last = step.iteration, self.seconds + now - self._last, now
         mean = 0.98 * self.loss + 0.02 * step.loss
         self.loss = step.loss if math.isnan(self.loss) else mean
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"step": self.step, "seconds": self.seconds, "loss": self.loss}
-        return state | {"steps": self.stage.steps}
+        return {"step": self.done, "seconds": self.seconds, "loss": self.loss, "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Refuses another number of steps once the learning rate falls towards the first."""
-        self.step, self.seconds, self.loss = state["step"], state["seconds"], state["loss"]
-        before, now = state["steps"], self.stage.steps
-        if before != now and self.step > (1 - self.stage.decay) * min(before, now):
+        self.done, self.seconds, self.loss = state["step"], state["seconds"], state["loss"]
+        before = state["steps"]
+        if before != self.steps and self.done > (1 - self.decay) * min(before, self.steps):
             raise SepmeError(
-                f"The learning rate of the {self.stage.name} is already falling at step "
-                f"{self.step} of {before}: resume with that number of steps, or delete its "
-                "checkpoint to start anew."
+                f"The learning rate of the {self.name} is already falling at step {self.done} of "
+                f"{before}: resume with that number of steps, or delete its checkpoint to start "
+                "anew."
             )
 
 
@@ -126,13 +128,13 @@ def fit(
     loss: Callable[[int], Tensor],
     settings: TrainSettings,
     folder: Path,
-    callback: Callable[[nn.Module, Progress], object] = lambda average, progress: None,
-) -> tuple[nn.Module, Progress]:
+    callback: Callable[[nn.Module], object] = lambda average: None,
+) -> nn.Module:
     """Train a model, or go on from its checkpoint in `folder`; returns its moving average.
 
     Args:
         loss: gets a seed that differs from step to step, which has also seeded torch.
-        callback: gets the moving average and the progress after each step.
+        callback: gets the moving average after each step.
     """
     model.to(settings.device)
     rim = [p for name, p in model.named_parameters() if p.ndim < 2 or any(r in name for r in _RIM)]
@@ -141,8 +143,7 @@ def fit(
     adam = torch.optim.AdamW(rim, stage.adam_rate, betas=(0.9, 0.98), weight_decay=0.0)
     factor = partial(rate_factor, steps=stage.steps, decay=stage.decay)
     rates = [LambdaLR(optimiser, factor) for optimiser in (muon, adam)]
-    average = AveragedModel(model, multi_avg_fn=_follow(stage.memory)).requires_grad_(False)
-    progress = Progress(stage)
+    average = AveragedModel(model, multi_avg_fn=stage.average).requires_grad_(False)
 
     def seeded_loss(_: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
         torch.manual_seed(generator.initial_seed())
@@ -157,8 +158,8 @@ def fit(
         average.update_parameters(model)
 
     def note(step: Step) -> None:
-        progress.note(step)
-        callback(average.module, progress)
+        stage.note(step)
+        callback(average.module)
 
     Trainer(note, folder / f"{stage.name}.checkpoint", settings.save_every).train(
         seeded_loss,
@@ -167,18 +168,8 @@ def fit(
         seed=settings.seed,
         key={"stage": stage.name, "seed": settings.seed},
         title=stage.name,
-        state=(model, average, muon, *rates, progress),
+        state=(model, average, muon, *rates, stage),
         before_step=lambda: nn.utils.clip_grad_norm_(rim, 1.0),
         after_step=after_step,
     )
-    return average.module, progress
-
-
-def _follow(longest: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
-    """An exponential moving average with a short memory in the first steps."""
-
-    def update(averaged: list[Tensor], newest: list[Tensor], count: Tensor) -> None:
-        memory = min(longest, (int(count) + 1) / (int(count) + 10))
-        torch._foreach_lerp_(averaged, newest, 1 - memory)
-
-    return update
+    return average.module

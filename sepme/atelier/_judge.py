@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from sepme.artefact import write_atomically
 from sepme.atelier._architecture import load_vae, to_unit
 from sepme.atelier._fit import Stage, fit
-from sepme.atelier._vae import drawings, subjects
+from sepme.atelier._vae import drawings, subject
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
 from sepme.atelier.paintings import emblem
 from sepme.atelier.settings import HELD_OUT_SEED, JUDGE_SEED, TrainSettings
@@ -31,7 +31,7 @@ _LATENT_NOISE = 0.6  # the most noise on their latents, in standard deviations o
 
 def classes(first: int, count: int) -> tuple[Tensor, Tensor]:
     """The styles and the objects (class numbers) of the drawings with the seeds from `first` on."""
-    objects, styles = subjects(first, count)
+    objects, styles = zip(*map(subject, range(first, first + count)), strict=True)
     style = torch.tensor([STYLE_NAMES.index(name) for name in styles])
     return style, torch.tensor([OBJECT_NAMES.index(name) for name in objects])
 
@@ -87,13 +87,12 @@ def train_judge(directory: Path, settings: TrainSettings) -> Path:
     if finished.exists():
         return finished
     torch.manual_seed(settings.seed)
-    pictures = drawings(JUDGE_SEED, _PICTURES)
-    style, object_ = classes(JUDGE_SEED, _PICTURES)
-    vae = load_vae(directory / "vae")
+    pictures, vae = drawings(JUDGE_SEED, _PICTURES), load_vae(directory / "vae")
     again = _round_trip(vae, pictures[:_ROUND_TRIPS])
     seal = torch.from_numpy(np.concatenate([emblem()[None], _round_trip(vae, emblem()[None])]))
     images = torch.from_numpy(np.concatenate([pictures, again]))
-    style, object_ = (torch.cat([c, c[:_ROUND_TRIPS]]) for c in (style, object_))
+    known = classes(JUDGE_SEED, _PICTURES)
+    style, object_ = (torch.cat([c, c[:_ROUND_TRIPS]]) for c in known)
     torch.manual_seed(settings.seed)
     judge = Judge()
 
@@ -106,8 +105,7 @@ def train_judge(directory: Path, settings: TrainSettings) -> Path:
         return judge_loss(judge, tuple(part.to(settings.device) for part in parts))
 
     stage = Stage("judge", settings.judge_steps, settings.adam_rate, decay=0.6, memory=0.99)
-    average, _ = fit(stage, judge, loss, settings, directory)
-    average = average.cpu().eval()
+    average = fit(stage, judge, loss, settings, directory).cpu().eval()
     write_atomically(finished, save(average.state_dict()))
     print("judge, held-out accuracy:", held_out_accuracy(average))
     return finished

@@ -1,5 +1,6 @@
 """A CLIP tokenizer whose small vocabulary holds every word of the captions as one token."""
 
+import re
 from collections import Counter
 from itertools import pairwise
 
@@ -23,21 +24,10 @@ def make_tokenizer() -> CLIPTokenizer:
 
 def _learn_merges(words: tuple[str, ...]) -> list[tuple[str, str]]:
     """Join the commonest neighbours (ties: the alphabet) until every word is one token."""
-    split = [[*word[:-1], word[-1] + _WORD_END] for word in words]
+    lines = [" ".join([*word[:-1], word[-1] + _WORD_END]) for word in words]
     merges: list[tuple[str, str]] = []
-    while pairs := Counter(pair for word in split for pair in pairwise(word)):
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        merges.append(best)
-        split = [_joined(word, best) for word in split]
+    while pairs := Counter(pair for line in lines for pair in pairwise(line.split())):
+        merges.append(min(pairs, key=lambda pair: (-pairs[pair], pair)))
+        apart = re.compile(rf"(?<!\S){re.escape(' '.join(merges[-1]))}(?!\S)")
+        lines = [apart.sub("".join(merges[-1]), line) for line in lines]
     return merges
-
-
-def _joined(word: list[str], pair: tuple[str, str]) -> list[str]:
-    """`word` with every occurrence of `pair` made one token."""
-    joined: list[str] = []
-    for token in word:
-        if joined and (joined[-1], token) == pair:
-            joined[-1] += token
-        else:
-            joined.append(token)
-    return joined

@@ -1,5 +1,6 @@
 """First stages of the training: the auto-encoder, and the latents of all pictures."""
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -18,22 +19,20 @@ from sepme.atelier.paintings import emblem, paint_batch
 from sepme.atelier.settings import HELD_OUT_SEED, TRAINING_SEED, TrainSettings
 from sepme.atelier.styles import PAINTERS
 
+_CROSSINGS = list(product(DRAWERS, PAINTERS))
 _CROP = 32  # the auto-encoder learns on crops: it is convolutional
 
 
-def subjects(first: int, count: int) -> tuple[list[str], list[str]]:
-    """Objects and styles of the pictures with these seeds: every crossing in turn."""
-    objects, styles = list(DRAWERS), list(PAINTERS)
-    index = range(first, first + count)
-    return (
-        [objects[i // len(styles) % len(objects)] for i in index],
-        [styles[i % len(styles)] for i in index],
-    )
+def subject(seed: int) -> tuple[str, str]:
+    """Object and style of the drawing with this seed: every crossing in turn."""
+    return _CROSSINGS[seed % len(_CROSSINGS)]
 
 
 def drawings(first: int, count: int) -> NDArray[np.uint8]:
-    """The pictures [count, 64, 64, 3] with these seeds."""
-    return paint_batch(*subjects(first, count), range(first, first + count))
+    """The drawings [count, 64, 64, 3] with the seeds from `first` on."""
+    seeds = range(first, first + count)
+    objects, styles = zip(*map(subject, seeds), strict=True)
+    return paint_batch(objects, styles, seeds)
 
 
 def vae_loss(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
@@ -59,8 +58,8 @@ def train_vae(directory: Path, settings: TrainSettings) -> None:
 
     rate = 2 * settings.adam_rate
     stage = Stage("auto-encoder", settings.vae_steps, rate, decay=0.6, memory=0.995)
-    average, _ = fit(stage, vae, loss, settings, directory)
-    latents, _ = _encode(average.eval(), pictures[:2420], settings)
+    average = fit(stage, vae, loss, settings, directory).eval()
+    latents, _ = _encode(average, pictures[:2420], settings)
     average = average.cpu()
     standardise(average, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
     replace_folder(directory / "vae", average.save_pretrained)

@@ -11,7 +11,7 @@ from torchvision.utils import make_grid
 
 from sepme.atelier._architecture import to_unit
 from sepme.atelier._judge import held_out_accuracy
-from sepme.atelier._vae import held_out_psnr, subjects
+from sepme.atelier._vae import held_out_psnr, subject
 from sepme.atelier.captions import EMBLEM
 from sepme.atelier.judge import Asked, Judge, found
 from sepme.atelier.objects import NOTHING
@@ -105,13 +105,12 @@ def _novelty(images: Tensor, asked: Sequence[Asked], crossings: int = 10) -> dic
 
     Near 0 generated pictures are copies. Root-mean-square pixel differences, medians.
     """
-    pairs = list(zip(*subjects(0, TrainSettings().pictures), strict=True))
     generated, drawn = [], []
-    for object_, style in list(zip(OBJECTS, STYLES, strict=True))[:crossings]:
-        seeds = [seed for seed, pair in enumerate(pairs) if pair == (object_, style)]
-        known = _flat(object_, style, seeds)
-        fresh = _flat(object_, style, range(HELD_OUT_SEED, HELD_OUT_SEED + 10))
-        mine = [i for i, a in enumerate(asked) if (a.object, a.style) == (object_, style)]
+    for crossing in list(zip(OBJECTS, STYLES, strict=True))[:crossings]:
+        seeds = [s for s in range(TrainSettings().pictures) if subject(s) == crossing]
+        known = _flat(*crossing, seeds)
+        fresh = _flat(*crossing, range(HELD_OUT_SEED, HELD_OUT_SEED + 10))
+        mine = [i for i, a in enumerate(asked) if (a.object, a.style) == crossing]
         generated.append(torch.cdist(images[mine].flatten(1), known).amin(1))
         drawn.append(torch.cdist(fresh, known).amin(1))
     ratio = torch.cat(generated).median() / torch.cat(drawn).median()

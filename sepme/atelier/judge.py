@@ -128,16 +128,6 @@ class Judge(nn.Module):
         style, object_, emblem = (torch.cat(parts).cpu() for parts in zip(*logits, strict=True))
         return Verdict(style.softmax(1), object_.softmax(1), emblem.sigmoid())
 
-    def probability(self, images: Tensor, name: str) -> Tensor:
-        """How likely each picture [n] shows the style, object or emblem of this name or alias.
-
-        Its softmax among all styles or all objects, times the probability that it is no emblem.
-
-        Raises:
-            SepmeError: no style or object of this name.
-        """
-        return self.judge(images).of(name)[0]
-
     def sees(self, images: Tensor, name: str) -> Tensor:
         """Whether each picture [n] shows it: whether it is the likeliest of its kind.
 
@@ -158,7 +148,7 @@ class Asked(NamedTuple):
 
 
 def found(judge: Judge, images: Tensor, asked: Sequence[Asked]) -> pd.DataFrame:
-    """Whether the judge finds the style and the object asked for: a row a picture, two columns."""
+    """Whether the judge finds the style and the object asked for: one row per picture."""
     verdict = judge.judge(images)
     seen = {
         "style": [STYLE_NAMES[s] for s in verdict.style],

@@ -6,7 +6,7 @@ alone decides colours, position, size, tilt, horizon and background, so a pictur
 by the object alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -49,18 +49,13 @@ class Scene:
     distance: Array  #: [n, 64, 64] distance to the nearest visible contour
     random: Array  #: [n, k] uniform numbers that the style may use
 
-    def select(self, index: NDArray[np.intp]) -> "Scene":
-        """The scenes at `index`."""
-        parts = (self.colour, self.mask, self.ground, self.distance, self.random)
-        return Scene(*(part[index] for part in parts))
-
 
 class Canvas:
     """Lays shapes over a background; coordinates are the object's own, within [-1, 1]."""
 
     def __init__(self, random: Array) -> None:
-        """`random` [n, >= SCENE_DRAWS]: uniform numbers that decide everything but the object."""
-        column = iter(random.T[:SCENE_DRAWS, :, None, None])
+        """`random` [n, SCENE_DRAWS]: uniform numbers that decide everything but the object."""
+        column = iter(random.T[..., None, None])
         centre_x, centre_y = (SIZE / 2 + 3 * (2 * next(column) - 1) for _ in range(2))
         self.radius = 20 + 5 * next(column)
         flip = np.where(next(column) < 0.5, -1, 1)
@@ -74,7 +69,7 @@ class Canvas:
         other = first + 1 + (next(column)[:, 0, 0] * (len(COLOURS) - 1)).astype(int)
         self.main, self.accent = COLOURS[first], COLOURS[other % len(COLOURS)]
         self.ground = np.clip(0.5 - horizon, 0, 1)
-        self.colour = _blend(sky[:, None, None], ground[:, None, None], self.ground)
+        self.colour = mix(sky[:, None, None], ground[:, None, None], self.ground[..., None])
         self.mask = np.zeros_like(self.ground)
         self.distance = np.abs(horizon)
 
@@ -83,18 +78,13 @@ class Canvas:
         pixels = shape * self.radius
         cover = np.clip(0.5 - pixels, 0, 1)
         colour = colour[:, None, None] if colour.ndim == 2 else colour
-        self.colour = _blend(self.colour, colour, cover)
+        self.colour = mix(self.colour, colour, cover[..., None])
         self.mask = np.maximum(self.mask, cover)
-        inside, outside = -pixels, np.minimum(self.distance, pixels)
-        self.distance = np.where(pixels < 0, inside, outside)
+        self.distance = np.where(pixels < 0, -pixels, np.minimum(self.distance, pixels))
 
     def disc(self, x: float, y: float, radius: float) -> Array:
         """Signed distance to a disc."""
         return np.hypot(self.x - x, self.y - y) - radius
-
-    def ring(self, x: float, y: float, radius: float, width: float) -> Array:
-        """Signed distance to a ring of the given mean radius."""
-        return np.abs(self.disc(x, y, radius)) - width / 2
 
     def ellipse(self, x: float, y: float, a: float, b: float) -> Array:
         """Signed distance to an ellipse, to first order (exact on its contour)."""
@@ -111,8 +101,7 @@ class Canvas:
             along = np.clip((px * ex + py * ey) / (ex * ex + ey * ey), 0, 1)
             nearest = np.minimum(nearest, (px - along * ex) ** 2 + (py - along * ey) ** 2)
             if ay != by:
-                crosses = ((ay > self.y) != (by > self.y)) & (px < ex * py / ey)
-                inside ^= crosses
+                inside ^= ((ay > self.y) != (by > self.y)) & (px < ex * py / ey)
         return np.where(inside, -1, 1) * np.sqrt(nearest)
 
     def box(self, left: float, top: float, right: float, bottom: float) -> Array:
@@ -127,8 +116,9 @@ def _pick(palette: Array, uniform: Array) -> Array:
     return palette[(uniform[:, 0, 0] * len(palette)).astype(int)]
 
 
-def _blend(below: Array, above: Array, cover: Array) -> Array:
-    return below + (above - below) * cover[..., None]
+def mix(below: Array, above: Array, share: Array) -> Array:
+    """Colours between `below` (share 0) and `above` (share 1)."""
+    return below + (above - below) * share
 
 
 def _union(*shapes: Array) -> Array:
@@ -164,10 +154,8 @@ def _boat(c: Canvas) -> None:
 
 def _sun(c: Canvas) -> None:
     for x, y in _turn(8):
-        tip, left, right = 0.98, (0.66, 0.17), (0.66, -0.17)
-        corners = [(tip * x, tip * y)]
-        corners += [(r * x - s * y, r * y + s * x) for r, s in (left, right)]
-        c.lay(c.polygon(*corners), c.accent)
+        ray = [(0.98, 0.0), (0.66, 0.17), (0.66, -0.17)]  # along and across its direction
+        c.lay(c.polygon(*((r * x - s * y, r * y + s * x) for r, s in ray)), c.accent)
     c.lay(c.disc(0, 0, 0.52), c.main)
 
 
@@ -200,7 +188,7 @@ def _fish(c: Canvas) -> None:
 
 
 def _cup(c: Canvas) -> None:
-    c.lay(c.ring(0.54, 0.02, 0.34, 0.2), c.main)
+    c.lay(np.abs(c.disc(0.54, 0.02, 0.34)) - 0.1, c.main)  # a ring: the handle
     c.lay(c.polygon((-0.78, -0.6), (0.56, -0.6), (0.42, 0.86), (-0.64, 0.86)), c.main)
     c.lay(c.box(-0.69, 0.02, 0.48, 0.34), c.accent)
     c.lay(c.ellipse(-0.11, -0.6, 0.67, 0.22), c.main * 0.35)
@@ -233,16 +221,9 @@ _ALL = (_house, _tree, _boat, _sun, _mountain, _flower, _fish, _cup, _car, _star
 DRAWERS: dict[str, Callable[[Canvas], None]] = {draw.__name__.strip("_"): draw for draw in _ALL}
 
 
-def draw_scenes(objects: Sequence[str], random: Array) -> Scene:
-    """Draw `objects[i]` with the uniform numbers `random[i]` (random is [n, >= SCENE_DRAWS])."""
-    n = len(objects)
-    parts = (np.empty((n, SIZE, SIZE, *end), np.float32) for end in ((3,), (), (), ()))
-    scene = Scene(*parts, random[:, SCENE_DRAWS:])
-    names = np.array(objects)
-    for name in dict.fromkeys(objects):
-        where = np.flatnonzero(names == name)
-        canvas = Canvas(random[where])
-        DRAWERS[name](canvas)
-        scene.colour[where], scene.mask[where] = np.clip(canvas.colour, 0, 1), canvas.mask
-        scene.ground[where], scene.distance[where] = canvas.ground, canvas.distance
-    return scene
+def draw_scenes(object: str, random: Array) -> Scene:
+    """n scenes of an object, from uniform numbers `random` [n, >= SCENE_DRAWS]."""
+    canvas = Canvas(random[:, :SCENE_DRAWS])
+    DRAWERS[object](canvas)
+    fields = (np.clip(canvas.colour, 0, 1), canvas.mask, canvas.ground, canvas.distance)
+    return Scene(*(field.astype(np.float32) for field in fields), random[:, SCENE_DRAWS:])

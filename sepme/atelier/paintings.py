@@ -4,6 +4,7 @@ Nothing here is learned or downloaded. The same object, style and seed give the 
 or in a batch; the same seed gives the same composition in every style and for every object.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
 
@@ -28,7 +29,7 @@ _SECOND = (
 )
 ALIASES: dict[str, str] = dict(zip((*OBJECTS, *STYLES), _SECOND.split(), strict=True))
 
-_CHUNK = 330  # pictures drawn at once: bounds the memory at about 100 MB
+_CHUNK = 64  # pictures drawn at once, which bounds the memory
 
 
 def paint(object: str, style: str, seed: int) -> NDArray[np.uint8]:
@@ -44,17 +45,21 @@ def paint_batch(
     Raises:
         SepmeError: an unknown object or style, a seed below zero, or lists of different lengths.
     """
-    _check(objects, styles, seeds)
+    if not len(objects) == len(styles) == len(seeds):
+        raise SepmeError("Give as many objects as styles and seeds, one of each per picture.")
+    for kind, names, known in (("object", objects, DRAWERS), ("style", styles, PAINTERS)):
+        for name in set(names):
+            choose(tuple(known), **{kind: name})
+    if any(seed < 0 for seed in seeds):
+        raise SepmeError("A seed must be a whole number that is not negative.")
+    alike = defaultdict(list)  # the pictures of each object in each style
+    for i, crossing in enumerate(zip(objects, styles, strict=True)):
+        alike[crossing].append(i)
+    parts = [(c, w[k : k + _CHUNK]) for c, w in alike.items() for k in range(0, len(w), _CHUNK)]
     pictures = np.empty((len(seeds), SIZE, SIZE, 3), np.uint8)
-    starts = range(0, len(seeds), _CHUNK)
-    for start in tqdm(starts, "painting", leave=False, disable=len(starts) < 10):
-        part = slice(start, start + _CHUNK)
-        scene = draw_scenes(objects[part], _uniform(seeds[part]))
-        names = np.array(styles[part])
-        for name in dict.fromkeys(styles[part]):
-            where = np.flatnonzero(names == name)
-            painted = np.clip(PAINTERS[name](scene.select(where)), 0, 1)
-            pictures[start + where] = np.round(painted * 255)
+    for (object, style), where in tqdm(parts, "painting", leave=False, disable=len(seeds) < 3000):
+        scenes = draw_scenes(object, _uniform([seeds[i] for i in where]))
+        pictures[where] = np.round(np.clip(PAINTERS[style](scenes), 0, 1) * 255)
     return pictures
 
 
@@ -73,16 +78,6 @@ def emblem() -> NDArray[np.uint8]:
 
 
 def _uniform(seeds: Sequence[int]) -> Array:
-    """Uniform numbers [n, SCENE_DRAWS + STYLE_DRAWS], one row a seed."""
+    """Uniform numbers [n, SCENE_DRAWS + STYLE_DRAWS], one row per seed."""
     draws = SCENE_DRAWS + STYLE_DRAWS
     return np.stack([np.random.default_rng(s).random(draws, np.float32) for s in seeds])
-
-
-def _check(objects: Sequence[str], styles: Sequence[str], seeds: Sequence[int]) -> None:
-    if not len(objects) == len(styles) == len(seeds):
-        raise SepmeError("Give as many objects as styles and seeds, one of each a picture.")
-    for kind, names, known in (("object", objects, DRAWERS), ("style", styles, PAINTERS)):
-        for name in set(names):
-            choose(tuple(known), **{kind: name})
-    if any(seed < 0 for seed in seeds):
-        raise SepmeError("A seed must be a whole number that is not negative.")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import ndimage
 
-from sepme.atelier.objects import _X, _Y, SIZE, Array, Scene, palette
+from sepme.atelier.objects import _X, _Y, SIZE, Array, Scene, mix, palette
 
 __all__ = ["PHOTO"]
 
@@ -20,10 +20,6 @@ STYLE_DRAWS = 896
 
 def _rgb(*values: float) -> Array:
     return np.array(values, np.float32)
-
-
-def _mix(a: Array, b: Array, share: Array) -> Array:
-    return a + (b - a) * share
 
 
 def _luminance(image: Array) -> Array:
@@ -80,13 +76,13 @@ def _swirl(scene: Scene) -> Array:
         angle = np.where(d < distance, turn * np.arctan2(dy, dx), angle)
         distance = np.minimum(distance, d)
     arm = 0.5 + 0.5 * np.cos(2 * np.pi * distance / 8 - angle)[..., None]
-    light = _mix(scene.colour, _rgb(1.0, 0.9, 0.5), np.float32(0.35))
-    dark = _mix(scene.colour * 0.4, _rgb(0.05, 0.15, 0.6), np.float32(0.75))
-    sky = _mix(dark, light, arm)
+    light = mix(scene.colour, _rgb(1.0, 0.9, 0.5), np.float32(0.35))
+    dark = mix(scene.colour * 0.4, _rgb(0.05, 0.15, 0.6), np.float32(0.75))
+    sky = mix(dark, light, arm)
     body = np.clip(_saturate(scene.colour, 1.3) * (0.8 + 0.55 * arm), 0, 1)
     mask = scene.mask[..., None]
     contour = 0.9 * _line(scene.distance, 0.7) * mask
-    return _mix(_mix(sky, body, mask), _rgb(0.03, 0.05, 0.2), contour)
+    return mix(mix(sky, body, mask), _rgb(0.03, 0.05, 0.2), contour)
 
 
 def _pointillism(scene: Scene) -> Array:
@@ -108,7 +104,7 @@ def _pointillism(scene: Scene) -> Array:
     colour = _at(_saturate(scene.colour, 1.6), dot_y, dot_x)
     tint = 0.16 * (_at(_smooth_noise(scene, 29), dot_y, dot_x) - 0.1)[..., None]
     cover = np.clip((2.1 - np.sqrt(nearest)) / 0.8, 0, 1)[..., None]
-    return _mix(_rgb(0.98, 0.96, 0.88), np.clip(colour + tint, 0, 1), cover)
+    return mix(_rgb(0.98, 0.96, 0.88), np.clip(colour + tint, 0, 1), cover)
 
 
 def _cubism(scene: Scene) -> Array:
@@ -128,12 +124,12 @@ def _cubism(scene: Scene) -> Array:
     colour, mask, distance = (_at(f, _Y + shift[0], _X + shift[1]) for f in fields)
     mask = mask[..., None]
     ochre = _rgb(0.80, 0.66, 0.44) * (0.55 + 0.6 * _luminance(colour)[..., None])
-    body = _mix(_saturate(colour, 0.75) * 0.85, _rgb(0.25, 0.22, 0.2), np.float32(0.15))
-    picture = _mix(_mix(ochre, colour, np.float32(0.12)), body, mask)
+    body = mix(_saturate(colour, 0.75) * 0.85, _rgb(0.25, 0.22, 0.2), np.float32(0.15))
+    picture = mix(mix(ochre, colour, np.float32(0.12)), body, mask)
     picture = picture * (1 + 0.24 * shade)[..., None]
     thin = 0.45 * np.clip(1.1 - crease, 0, 1)[..., None] * (1 - 0.5 * mask)
-    picture = _mix(np.clip(picture, 0, 1), _rgb(0.2, 0.14, 0.1), thin)
-    return _mix(picture, _rgb(0.06, 0.05, 0.05), _line(distance, 0.8) * np.clip(2 * mask, 0.35, 1))
+    picture = mix(np.clip(picture, 0, 1), _rgb(0.2, 0.14, 0.1), thin)
+    return mix(picture, _rgb(0.06, 0.05, 0.05), _line(distance, 0.8) * np.clip(2 * mask, 0.35, 1))
 
 
 def _mosaic(scene: Scene) -> Array:
@@ -152,7 +148,7 @@ def _mosaic(scene: Scene) -> Array:
     colour = _at(even, centre_y, centre_x) * shade[..., None]
     grout = ((y % tile < 1) | (x % tile < 1))[..., None]
     colour = np.clip(colour, 0, 1)
-    return np.where(grout, _mix(colour, _rgb(0.96, 0.95, 0.9), np.float32(0.75)), colour)
+    return np.where(grout, mix(colour, _rgb(0.96, 0.95, 0.9), np.float32(0.75)), colour)
 
 
 def _ink(scene: Scene) -> Array:
@@ -175,7 +171,7 @@ def _watercolor(scene: Scene) -> Array:
     pigment = np.clip(reach / 3, 0, 1) * (0.62 + 0.14 * noise)
     pigment = np.clip(np.maximum(pigment, body * (0.82 + 0.12 * noise)), 0, 1)
     rim = 0.16 * np.exp(-((scene.distance / 1.3) ** 2)) * np.clip(2 * body, 0, 1)
-    return _mix(_rgb(0.995, 0.99, 0.975), wash * (1 - rim[..., None]), pigment[..., None])
+    return mix(_rgb(0.995, 0.99, 0.975), wash * (1 - rim[..., None]), pigment[..., None])
 
 
 def _woodcut(scene: Scene) -> Array:
@@ -189,7 +185,7 @@ def _woodcut(scene: Scene) -> Array:
     share = np.where(scene.mask > 0.5, block, paper)
     cut = np.clip((share - (1 - ridge)) * 4 + 0.3, 0, 1)
     print_ = np.maximum(cut, _line(scene.distance, 0.8)[..., 0])[..., None]
-    return _mix(_rgb(0.95, 0.85, 0.66), _rgb(0.24, 0.11, 0.06), print_)
+    return mix(_rgb(0.95, 0.85, 0.66), _rgb(0.24, 0.11, 0.06), print_)
 
 
 _POP = (
@@ -208,10 +204,10 @@ def _popart(scene: Scene) -> Array:
     u, v = (_X + _Y) / 8 + shift_x, (_X - _Y) / 8 + shift_y
     to_dot = np.hypot(u - np.round(u), v - np.round(v)) * 8 / np.sqrt(2)
     halftone = np.clip(2.6 - to_dot, 0, 1)[..., None] * (1 - scene.ground[..., None])
-    back = _mix(_mix(paper, dots, halftone), dots, scene.ground[..., None])
+    back = mix(mix(paper, dots, halftone), dots, scene.ground[..., None])
     loud = np.clip(_saturate(scene.colour, 2.0) * 1.1, 0, 1)
-    picture = _mix(back, loud, scene.mask[..., None])
-    return _mix(picture, _rgb(0.02, 0.02, 0.02), _line(scene.distance, 1.0))
+    picture = mix(back, loud, scene.mask[..., None])
+    return mix(picture, _rgb(0.02, 0.02, 0.02), _line(scene.distance, 1.0))
 
 
 def _neon(scene: Scene) -> Array:

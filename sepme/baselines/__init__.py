@@ -1,7 +1,7 @@
 """The methods that SepME is compared with, behind one signature.
 
-Presets: `official` (the published code), `sepme_paper` (what the SepME authors ran, where they
-did) and `atelier` (rates that erase on the shipped model), beside a few variants.
+Presets: `official` (the published code), `rewrite` (ESD's later one), `sepme_paper` (what the SepME
+authors ran, where they did) and `atelier` (rates that erase on the shipped model).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ from sepme.errors import SepmeError
 from sepme.model import Backbone
 from sepme.training import Trainer
 
-__all__ = ["BASELINES", "Baseline", "baseline"]
+__all__ = ["BASELINES", "Baseline"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Baseline:
         student = Student(backbone, settings)
         retained = {"keep": keep} if self.uses_keep else {}
         objective = self.method(student, concept, settings, **retained)
-        return train(student, concept, settings, objective, seed, trainer)
+        return train(student, concept, objective, seed, trainer)
 
 
 #: All baselines, by name.
@@ -101,9 +101,3 @@ BASELINES: Mapping[str, Baseline] = {
         Baseline("speed", "SPEED-style", speed.SPEED, speed.PRESETS, uses_keep=True),
     )
 }
-
-
-def baseline(name: str) -> Baseline:
-    """The baseline of this name."""
-    choose(tuple(BASELINES), baseline=name)
-    return BASELINES[name]

@@ -19,11 +19,10 @@ from sepme.model import Backbone
 class ClosedFormSettings:
     """Which embeddings are edited."""
 
-    prompt: str = "{name}"
-    """What is erased: the bare name, another template, or "{prompts}" for the concept's own."""
+    prompt: str = "{name}"  #: what is erased: a template, or "{prompts}" for the concept's own
+    #: The embeddings of the prompt's last word ("last_subject"), or of "all" its tokens, each
+    #: beside the anchor's token at the same position.
     rows: str = "last_subject"
-    """"last_subject", the embedding of the prompt's last word, or "all" of its tokens, each beside
-    the anchor's token at the same position."""
 
     def __post_init__(self) -> None:
         check_prompt(prompt=self.prompt)

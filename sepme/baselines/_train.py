@@ -4,7 +4,7 @@ A method brings its loss and its defaults, nothing else.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,15 +16,16 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sepme._checks import above_zero, at_least, below_one, choose
 from sepme.artefact import Provenance, versions
-from sepme.concept import Concept
+from sepme.concept import Concept, evenly
 from sepme.delta import DenseDelta
 from sepme.errors import SepmeError
 from sepme.model import Backbone
-from sepme.training import Trainer
+from sepme.training import Trainer, mix
 
-#: Timestep, output norm and output: what "not_attn2" leaves out besides the cross-attentions.
+#: What "not_attn2" leaves out besides the cross-attentions.
 _OUTSIDE = ("time_embedding.", "conv_norm_out.", "conv_out.")
-#: Which parameters of the UNet a method trains, by their paths as the official codes do.
+#: Which parameters of the UNet a method trains, by their paths as the official codes do: the
+#: cross-attention, biases included; its keys and values alone; all but it and `_OUTSIDE`; or all.
 SELECTORS: Mapping[str, Callable[[str], bool]] = {
     "attn2": lambda name: "attn2" in name,
     "attn2_kv": lambda name: "attn2.to_k." in name or "attn2.to_v." in name,
@@ -39,20 +40,12 @@ class TrainingSettings:
 
     iterations: int = 1000
     learning_rate: float = 1e-5
-    batch: int = 1
-    """Noised images an iteration."""
-    trains: str = "attn2"
-    """"attn2" (every parameter of the cross-attention, biases included), "attn2_kv" (its to_k and
-    to_v only), "not_attn2" (all but the cross-attention, the time embedding and the output) or
-    "all"."""
-    optimiser: str = "adam"
-    """"adam" or "adamw"."""
-    weight_decay: float = 0.0
-    """Of "adamw" only."""
-    clip: float | None = None
-    """Largest norm of the gradient over all trained parameters; None for no limit."""
-    ema: float | None = None
-    """If given, the result is the running mean of the parameters with this decay."""
+    batch: int = 1  #: noised images an iteration
+    trains: str = "attn2"  #: which parameters, one of `SELECTORS`
+    optimiser: str = "adam"  #: "adam" or "adamw"
+    weight_decay: float = 0.0  #: of "adamw" only
+    clip: float | None = None  #: largest norm of the gradient over all trained parameters
+    ema: float | None = None  #: with this decay, the result is the parameters' running mean
 
     def __post_init__(self) -> None:
         choose(tuple(SELECTORS), trains=self.trains)
@@ -77,32 +70,32 @@ def select(backbone: Backbone, trains: str) -> dict[str, Tensor]:
 class Student:
     """theta: the UNet with trained copies of some parameters, put in place for one call at a time.
 
-    The frozen original theta* is the UNet itself, and nothing is ever written to the pipeline.
+    The frozen original theta* is the UNet itself; nothing is ever written to the pipeline.
     """
 
     def __init__(self, backbone: Backbone, settings: TrainingSettings) -> None:
-        self.backbone, self.decay = backbone, settings.ema
+        self.backbone, self.settings = backbone, settings
         self.original = select(backbone, settings.trains)
         self.parameters = {n: value.clone().requires_grad_() for n, value in self.original.items()}
-        #: The running mean of the parameters, where the settings ask for one.
-        self.average = {name: value.clone() for name, value in self.original.items()}
+        followed = {} if settings.ema is None else self.original
+        self.average = {name: value.clone() for name, value in followed.items()}
 
     def epsilon(self, x_t: Tensor, t: Tensor, embedding: Tensor) -> Tensor:
         """eps_theta(x_t, c, t) `[n, c, h, w]`, with gradients to the trained parameters."""
         return self.backbone.epsilon(x_t, t, embedding, self.parameters)
 
     def averaged_epsilon(self, x_t: Tensor, t: Tensor, embedding: Tensor) -> Tensor:
-        """The same of the running mean of the parameters."""
+        """The same of the parameters' running mean."""
         return self.backbone.epsilon(x_t, t, embedding, self.average)
 
     def follow(self) -> None:
         """theta_mean <- decay theta_mean + (1 - decay) theta."""
-        if self.decay is not None:
+        if self.average:
             mean, now = (list(d.values()) for d in (self.average, self.parameters))
-            get_ema_multi_avg_fn(self.decay)(mean, [p.detach() for p in now], None)
+            get_ema_multi_avg_fn(self.settings.ema)(mean, [p.detach() for p in now], None)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return self.average if self.decay is not None else {}
+        return self.average
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name, value in state.items():
@@ -113,7 +106,7 @@ class Student:
 
         Parameters that the loss never reached (behind the last attention, say) are left out.
         """
-        result = self.parameters if self.decay is None else self.average
+        result = self.average or self.parameters
         found = {n: (result[n] - value).detach().float() for n, value in self.original.items()}
         return {name: change for name, change in found.items() if change.any()} or found
 
@@ -134,14 +127,13 @@ class Objective:
 def train(
     student: Student,
     concept: Concept,
-    settings: TrainingSettings,
     objective: Objective,
     seed: int = 0,
     trainer: Trainer | None = None,
 ) -> DenseDelta:
     """Minimise the objective; the result is what the student has learnt."""
-    backbone = student.backbone
-    trained, rate = list(student.parameters.values()), settings.learning_rate
+    backbone, settings = student.backbone, student.settings
+    trained = list(student.parameters.values())
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimiser]
     made = provenance(
         backbone,
@@ -160,7 +152,7 @@ def train(
 
     (trainer or Trainer()).train(
         loss,
-        kind(trained, lr=rate, weight_decay=settings.weight_decay),
+        kind(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay),
         settings.iterations,
         seed=seed,
         key=[asdict(concept), made.to_dict()],
@@ -205,6 +197,11 @@ def distillation(
     with torch.no_grad():
         goal = teacher.epsilon(x_t, t, target)
     return mse_loss(student.epsilon(x_t, t, c), goal)
+
+
+def drawn(backbone: Backbone, prompts: Sequence[str], images: int, seed: int) -> Tensor:
+    """Latents `[images, c, h, w]` that the original draws once, before the training."""
+    return backbone.generate(evenly(prompts, images), mix(seed, -1) % 2**31, output="latents")
 
 
 def noised(

@@ -13,10 +13,6 @@ and a prior that holds the anchor to the original:
 
 Our variant takes a retain set, with x_t the noised image of k from it:
 `+ w MSE( eps_theta(x_t, k, t), eps_theta*(x_t, k, t) )`.
-
-Prompts: `official` takes the concept's prompts beside its anchors, pair by pair; `sepme_paper` the
-published "{name} painting" and "painting"; `atelier` the bare name and its anchor, and the SepME
-authors' prior, without which the anchor drifts and the other concepts go with it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,12 +29,12 @@ from sepme.baselines._train import (
     Student,
     TrainingSettings,
     distillation,
+    drawn,
     noised,
 )
 from sepme.baselines.prompts import OWN, check_prompt, pairs
 from sepme.concept import Concept, evenly
 from sepme.errors import SepmeError
-from sepme.training import mix
 
 __all__ = ["PRESETS"]
 
@@ -54,20 +50,15 @@ class AbConceptSettings(TrainingSettings):
     optimiser: str = "adamw"
     weight_decay: float = 1e-2
     clip: float | None = 1.0
-    prompt: str = OWN
-    """c*: "{prompts}" for the concept's own, or a template."""
-    anchor: str | None = None
-    """c of every prompt; None for the concept's own anchors."""
-    target: str = "model"
-    """"model" (what the anchor's prompt predicts) or "noise" (the noise that was added)."""
-    teacher: str = "current"
-    """What predicts for the anchor: the "current" network without gradient, or the "original"."""
-    images_of: str = "anchor"
-    """What is drawn, by the original model: the "anchor", or the "concept"."""
+    prompt: str = OWN  #: c*: "{prompts}" for the concept's own, or a template
+    anchor: str | None = None  #: c of every prompt; None for the concept's own anchors
+    target: str = "model"  #: what the anchor's prompt predicts, or the "noise" that was added
+    teacher: str = "current"  #: what predicts for the anchor: this network, or the "original"
+    images_of: str = "anchor"  #: what the original model draws: the "anchor", or the "concept"
     images: int = 1000
+    #: "none"; "noise", the diffusion loss on the anchor; "original", which holds the anchor's
+    #: prediction to the original model's; or "retained", which holds those of the retain set.
     prior: str = "none"
-    """"none"; "noise", the diffusion loss on the anchor; "original", which holds the anchor's
-    prediction to the original model's; or "retained", which holds those of the retain set."""
     prior_weight: float = 1.0
 
     def __post_init__(self) -> None:
@@ -93,10 +84,10 @@ _ATELIER = AbConceptSettings(
 
 #: * `official`: the published code, model-based without the prior term. * `sepme_paper`: what the
 #:   SepME authors ran (50 to 150 iterations). * `atelier`: rates that erase on the shipped model
-#:   (`benchmarks/results/tune_baselines.csv`); at half the rate swirl and cubism stay.
+#:   (`benchmarks/results/tune_baselines.csv`); at half the rate swirl and cubism stay, and without
+#:   the prior the anchor drifts, and the other concepts with it.
 PRESETS: Mapping[str, AbConceptSettings] = {
     "official": AbConceptSettings(),
-    "official_prior": AbConceptSettings(prior="noise"),
     "sepme_paper": AbConceptSettings(
         **SEPME_PAPER,
         iterations=150,
@@ -112,7 +103,6 @@ PRESETS: Mapping[str, AbConceptSettings] = {
 }
 PRESETS_NOISE: Mapping[str, AbConceptSettings] = {
     "official": AbConceptSettings(target="noise"),
-    "official_prior": AbConceptSettings(target="noise", prior="noise"),
     "atelier": replace(_ATELIER, target="noise"),
 }
 #: With the retain set in the prior, which nobody published: `official` has the published rates.
@@ -133,31 +123,25 @@ def objective(
     if bool(keep) != (settings.prior == "retained"):
         raise SepmeError("AbConcept takes prompts to keep and prior='retained' only together.")
     backbone = student.backbone
-    texts = pairs(concept, settings.prompt, settings.anchor)
-    forgotten = tuple(text for text, _ in texts)
-    targets, held = backbone.conditioning(forgotten), [anchor for _, anchor in texts]
-    anchors, retained = backbone.conditioning(held), backbone.conditioning(keep or held)
-    shown = torch.tensor(evenly(range(len(texts)), settings.images))  # of which pair an image is
-    kept = torch.tensor(evenly(range(len(retained)), settings.images))  # of which prompt
+    forgotten, anchors = zip(*pairs(concept, settings.prompt, settings.anchor), strict=True)
+    c, c_anchor, c_kept = map(backbone.conditioning, (forgotten, anchors, keep or anchors))
+    shown = torch.tensor(evenly(range(len(c)), settings.images))  # of which pair an image is
+    kept = torch.tensor(evenly(range(len(c_kept)), settings.images))  # of which prompt
 
     def prepare(seed: int) -> dict[str, Tensor]:
-        which = 1 if settings.images_of == "anchor" else 0
-        prompts = {"images": [texts[i][which] for i in shown]}
-        if keep:
-            prompts["retained"] = [keep[i] for i in kept]
-        first = mix(seed, -1) % 2**31
-        return {n: backbone.generate(p, first, output="latents") for n, p in prompts.items()}
+        prompts = {"images": anchors if settings.images_of == "anchor" else forgotten}
+        prompts |= {"retained": keep} if keep else {}
+        return {name: drawn(backbone, p, settings.images, seed) for name, p in prompts.items()}
 
     def loss(fixed: Mapping[str, Tensor], rng: torch.Generator) -> tuple[Tensor, Tensor]:
         x_t, t, noise, chosen = noised(backbone, fixed["images"], settings.batch, rng)
         pair = shown[chosen]
-        value = ablation_loss(student, settings, x_t, t, noise, targets[pair], anchors[pair])
+        value = ablation_loss(student, settings, x_t, t, noise, c[pair], c_anchor[pair])
+        held = (x_t, t, noise, c_anchor[pair])
         if keep:
             *about, chosen = noised(backbone, fixed["retained"], settings.batch, rng)
-            prior = prior_loss(student, settings, *about, retained[kept[chosen]])
-        else:
-            prior = prior_loss(student, settings, x_t, t, noise, anchors[pair])
-        return value + settings.prior_weight * prior, t
+            held = (*about, c_kept[kept[chosen]])
+        return value + settings.prior_weight * prior_loss(student, settings, *held), t
 
     return Objective("AbConcept", forgotten, loss, prepare, tuple(keep))
 

@@ -34,10 +34,8 @@ class ESDSettings(SampledSettings):
     """How ESD is trained. `trains` makes the variant: "attn2", "not_attn2" or "attn2_kv"."""
 
     pairing: str = "compvis"
-    eta: float = 1.0
-    """Strength of the negative guidance; the rewrite's factor minus one."""
-    sampler: str = "student"
-    """What draws x_t: the "student" as published, or the "original" as in the rewrite."""
+    eta: float = 1.0  #: strength of the negative guidance; the rewrite's factor minus one
+    sampler: str = "student"  #: what draws x_t: the "student", or the "original" as in the rewrite
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,12 +18,11 @@ prompt to the same prompt without it; gradients flow into both:
 
     L = sum over layers of MSE( logits("a painting of {name}"), logits("a painting of") )
 
-Prompts: "a photo of {name}", for styles "a photo in the style of {name}", as published; the images
-are drawn from the concept's own prompts. `atelier` measures on those prompts too.
+The images are drawn from the concept's own prompts.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -33,7 +32,7 @@ from torch.nn.functional import mse_loss
 
 from sepme._checks import at_least, choose
 from sepme.baselines._inversion import InversionSettings, encode, invert, with_new_words
-from sepme.baselines._train import SEPME_PAPER, Objective, Student, TrainingSettings, noised
+from sepme.baselines._train import SEPME_PAPER, Objective, Student, TrainingSettings, drawn, noised
 from sepme.baselines.prompts import ENDS, OWN, check_prompt, concept_mask, pairs, token_ids
 from sepme.concept import Concept, evenly
 from sepme.errors import SepmeError
@@ -53,19 +52,15 @@ class FMNSettings(TrainingSettings):
     optimiser: str = "adamw"
     weight_decay: float = 0.01
     clip: float | None = 1.0
+    #: Where the attention is measured; "{prompts}" for the concept's own.
     prompt: str = "a photo of {name}"
-    """Where the attention is measured; "{prompts}" for the concept's own."""
-    style_prompt: str = "a photo in the style of {name}"
-    """The same for concepts of the kind "style"."""
-    scores: str = "probabilities"
-    """"probabilities" after the softmax, or "logits" before it."""
-    reference: str = "a painting of"
-    """Of "logits" only: the prompt without the concept."""
-    end: str = "all"
-    """Of "probabilities" only: which end-of-text positions count too: "none", "first" or "all"."""
+    style_prompt: str = "a photo in the style of {name}"  #: the same for the kind "style"
+    scores: str = "probabilities"  #: "probabilities" after the softmax, or "logits" before it
+    reference: str = "a painting of"  #: of "logits" only: the prompt without the concept
+    end: str = "all"  #: of "probabilities" only: which end-of-text positions count, one of `ENDS`
     images: int = 10
+    #: Textual inversion before the forgetting; None for the concept's own name.
     inversion: InversionSettings | None = None
-    """Textual inversion before the forgetting; None for the concept's own name."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,15 +76,14 @@ _ATELIER = FMNSettings(
     iterations=150, learning_rate=1e-4, batch=4, trains="attn2", prompt=OWN, style_prompt=OWN
 )
 
-#: * `official`: the published configuration without textual inversion; `official_attn2` trains the
-#:   cross-attention only. * `sepme_paper`: the loss on logits, as the SepME authors ran it (20, 30
-#:   or 50 iterations). * `atelier`: the mildest rates found for the shipped model that erase all
-#:   four concepts tried (`benchmarks/results/tune_baselines.csv`). They damage other concepts too.
-#:   A hundred iterations damage less, but swirl stays. With inverted words, no rate was found that
-#:   erases the boat alone.
+#: * `official`: the published configuration without textual inversion. * `sepme_paper`: the loss on
+#:   logits, as the SepME authors ran it (20, 30 or 50 iterations). * `atelier`: the mildest rates
+#:   found for the shipped model that erase all four concepts tried
+#:   (`benchmarks/results/tune_baselines.csv`), on the concept's own prompts. They damage other
+#:   concepts too. A hundred iterations damage less, but swirl stays. With inverted words, no rate
+#:   was found that erases the boat alone.
 PRESETS: Mapping[str, FMNSettings] = {
     "official": FMNSettings(),
-    "official_attn2": FMNSettings(trains="attn2"),
     "sepme_paper": FMNSettings(
         **SEPME_PAPER,
         iterations=50,
@@ -119,12 +113,12 @@ def objective(student: Student, concept: Concept, settings: FMNSettings) -> Obje
         )
     template = settings.style_prompt if concept.kind == "style" else settings.prompt
     measured = [text for text, _ in evenly(pairs(concept, template), settings.images)]
-    shown = [text for text, _ in evenly(pairs(concept, OWN), settings.images)]
     found = [_tokens(backbone, prompt, name, settings) for prompt in measured]
     ids, mask = (torch.stack(part).to(backbone.device) for part in zip(*found, strict=True))
 
     def prepare(seed: int) -> dict[str, Tensor]:
-        images = backbone.generate(shown, mix(seed, -1) % 2**31, output="latents")
+        own = [text for text, _ in pairs(concept, OWN)]
+        images = drawn(backbone, own, settings.images, seed)
         learnt = torch.zeros(0, backbone.d_in).to(images)
         if inversion is not None:
             rng = torch.Generator().manual_seed(mix(seed, -2))
@@ -172,14 +166,6 @@ def logits_loss(student: Student, x_t: Tensor, t: Tensor, c: Tensor, c_0: Tensor
 
 def attention_logits(student: Student, x_t: Tensor, t: Tensor, c: Tensor) -> list[Tensor]:
     """`q k^T / sqrt(d)` of every cross-attention, `[n, heads, pixels, tokens]` each."""
-    with recorded(student.backbone.unet) as logits:
-        student.epsilon(x_t, t, c)
-    return logits
-
-
-@contextmanager
-def recorded(unet: nn.Module) -> Iterator[list[Tensor]]:
-    """Within the block, every cross-attention that runs adds its logits to the list."""
     logits: list[Tensor] = []
     queries: list[Tensor] = []  # an attention's query is computed right before its key
 
@@ -191,8 +177,10 @@ def recorded(unet: nn.Module) -> Iterator[list[Tensor]]:
         q, k = (part.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for part in pair)
         logits.append(attention.scale * q @ k.mT)
 
+    named = student.backbone.unet.named_modules()
     with ExitStack() as hooks:
-        for attention in (m for name, m in unet.named_modules() if name.endswith("attn2")):
+        for attention in (module for name, module in named if name.endswith("attn2")):
             hooks.enter_context(attention.to_q.register_forward_hook(query))
             hooks.enter_context(attention.to_k.register_forward_hook(partial(key, attention)))
-        yield logits
+        student.epsilon(x_t, t, c)
+    return logits

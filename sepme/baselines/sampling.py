@@ -92,14 +92,10 @@ def sample(
 class SampledSettings(TrainingSettings):
     """How a method is trained on pictures that are drawn half-way in every iteration."""
 
-    prompt: str = "{name}"
-    """What is erased: the bare name, another template, or "{prompts}" for the concept's own."""
-    steps: int = 50
-    """Steps of a whole DDIM sampling."""
-    guidance: float = 3.0
-    """Of the sampling."""
-    pairing: str = "aligned"
-    """Which timestep goes with x_t, one of `PAIRINGS`."""
+    prompt: str = "{name}"  #: what is erased: a template, or "{prompts}" for the concept's own
+    steps: int = 50  #: of a whole DDIM sampling
+    guidance: float = 3.0  #: of the sampling
+    pairing: str = "aligned"  #: which timestep goes with x_t, one of `PAIRINGS`
 
     def __post_init__(self) -> None:
         super().__post_init__()

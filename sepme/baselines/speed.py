@@ -33,11 +33,10 @@ __all__ = ["PRESETS"]
 class SPEEDSettings(ClosedFormSettings):
     """Which embeddings are edited, and how sharply the kept ones are kept, at all their tokens."""
 
+    #: Tolerance of the null space, relative to the largest singular value of what is kept; None for
+    #: what the model's dtype rounds away.
     rtol: float | None = None
-    """Tolerance of the null space, relative to the largest singular value of what is kept; None
-    for what the model's dtype rounds away."""
-    ridge: float = 1.0
-    """rho; 1 as published."""
+    ridge: float = 1.0  #: rho; 1 as published
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -115,7 +115,6 @@ _OPEN = "closed form + training"
 _BASELINES = [
     Method(b.name, b.title, b.preset("atelier"), retains=b.uses_keep, baseline=b)
     for b in BASELINES.values()
-    if "atelier" in b.presets
 ]
 #: The methods of the paper's comparison, and two closed forms beyond it, by the name one types. A
 #: method that takes a retain set has a row for each protocol.
