@@ -1,14 +1,15 @@
-"""What attached deltas cost: a pass of the UNet, and a switch from one set of them to another.
+"""What attached deltas cost: a picture, a pass of the UNet, and a switch to another set of them.
 
     python benchmarks/adapters.py     # on the Atelier and on 1.x's shape; writes its table
 
 Deltas are put on the pipeline by `Composition`, and by stock diffusers: the same files loaded with
 `load_lora_weights`, switched by `set_adapters`, all off by `disable_lora`. Right before, the same
-pipeline is timed without any. A pass is of two latents, as guidance takes them. A switch is to a
-random subset, as the concept mixer does before it draws. Where all are on, both must predict the
-same noise, and where all are off, the bytes of the original. On 1.x's shape, with random weights,
-the deltas are those of ten names in closed form. A median switch by `Composition` of more than
-50 ms ends it with an error, once the table is written.
+pipeline is timed without any. A picture is drawn in ten steps, by `Backbone.generate` or by the
+pipeline itself. A pass is of two latents, as guidance takes them. A switch is to a random subset,
+as the concept mixer does before it draws. Where all are on, both must predict the same noise, and
+where all are off, the bytes of the original. On 1.x's shape, with random weights, the deltas are
+those of ten names in closed form. A median switch by `Composition` of more than 50 ms ends it with
+an error, once the table is written.
 """
 
 import random
@@ -38,6 +39,8 @@ Switch = Callable[[Sequence[str]], object]
 COUNTS = {"atelier": (1, 10, 20)}
 #: Milliseconds that a switch may take.
 BAR = 50.0
+#: Sampling steps of a picture.
+STEPS = 10
 
 
 @contextmanager
@@ -81,6 +84,21 @@ def passes(model: Backbone, concept: str, times: int) -> tuple[float, Tensor]:
     return median(seconds[1:]), noise
 
 
+def picture(model: Backbone, by: str, concept: str, times: int) -> float:
+    """Seconds that drawing one takes, texts and decoding included (the median, after one more)."""
+    how = {"num_inference_steps": STEPS, "guidance_scale": model.guidance, "output_type": "pt"}
+    draw = {
+        "Composition": lambda: model.generate([concept], steps=STEPS),
+        "stock diffusers": lambda: model.pipe(concept, **how),
+    }[by]
+    seconds = []
+    for _ in range(times + 1):
+        start = now()
+        draw()
+        seconds.append(now() - start)
+    return median(seconds[1:])
+
+
 def switches(switch: Switch, names: Sequence[str], times: int) -> list[float]:
     """Milliseconds of each of so many switches to random subsets."""
     choose, milliseconds = random.Random(0), []
@@ -98,6 +116,7 @@ def measured(
     """A row of the table, and the noise that is predicted with all deltas on."""
     names = [delta.concept for delta in deltas]
     plain, original = passes(model, names[0], times)
+    before = picture(model, by, names[0], times)
     start = now()
     with BY[by](model, deltas, folder) as switch:
         attaching = now() - start
@@ -107,9 +126,11 @@ def measured(
         switch(names)
         on, erased = passes(model, names[0], times)
         assert not torch.equal(erased, original), f"{by}: switched on, they do nothing"
+        after = picture(model, by, names[0], times)
         took = switches(switch, names, 10 * times)
     row = {"by": by, "attaching, s": f"{attaching:.2f}", "pass without, s": f"{plain:.3f}"}
     row |= {"all off": f"{off / plain:.2f}x", "all on": f"{on / plain:.2f}x"}
+    row |= {"picture without, s": f"{before:.2f}", "picture, all on": f"{after / before:.2f}x"}
     return row | {"switch, ms": f"{median(took):.1f}", "slowest": f"{max(took):.1f}"}, erased
 
 

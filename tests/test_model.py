@@ -239,3 +239,44 @@ def test_every_sampling_step_is_reported_and_can_end_the_sampling() -> None:
     with pytest.raises(InterruptedError):
         backbone.generate(["neon"] * 3, batch=2, on_step=stop_at_four)
     assert len(seen) == 4
+
+
+def read(backbone: Backbone, **how: object) -> int:
+    """How often the layers that read the text compute while two pictures are drawn, on average."""
+    calls, layers = [], [*backbone.projections().values()]
+    hooks = [layer.register_forward_hook(lambda *_: calls.append(1)) for layer in layers]
+    backbone.generate(["neon", "boat"], batch=1, **how)
+    for hook in hooks:
+        hook.remove()
+    return len(calls) // len(layers)
+
+
+def test_a_text_is_read_once_for_all_steps() -> None:
+    """The same bytes as when each step reads it again, as who is called after each may want it."""
+    backbone = fresh()
+    with Composition(backbone, three_deltas()) as composition:
+        for erased in ((), ("neon", "ink")):
+            composition.set(erased)
+            again = {"on_step": lambda *_: None}
+            assert torch.equal(backbone.generate("neon"), backbone.generate("neon", **again))
+            if erased:  # else the layers themselves remember, hooks and all
+                assert (read(backbone), read(backbone, **again)) == (2, 2 * backbone.steps)
+    assert not any("forward" in vars(module) for module in backbone.unet.modules())
+
+
+def test_deltas_may_be_switched_between_two_steps() -> None:
+    backbone = fresh()
+    with Composition(backbone, three_deltas()) as composition:
+        original = latents(backbone)
+
+        def late(done: int, _: int) -> None:
+            composition.set(["neon"] if done == 1 else composition.active)
+
+        switched = backbone.generate(["neon"], output="latents", on_step=late)
+        composition.set(["neon"])
+        erased = backbone.generate(["neon"], output="latents")
+        composition.restore_all()
+        kept = backbone.generate(["neon"], output="latents")
+        assert torch.equal(latents(backbone), original)
+    assert not torch.equal(switched, kept)
+    assert not torch.equal(switched, erased)
