@@ -15,10 +15,10 @@ from typer.testing import CliRunner, Result
 from sepme import __version__
 from sepme.cli import app
 from sepme.cli.main import echo
-from sepme.cli.tasks import _claimed
 from sepme.concept import Catalogue, Concept
 from sepme.delta import ConceptDelta
 from sepme.erasure import PRESETS
+from sepme.jobs.tasks import _claimed
 from sepme.model import ATELIER, Backbone
 from tests.tiny import make_tiny_pipeline
 
@@ -160,7 +160,7 @@ def test_ctrl_c_says_how_to_go_on(model: Path, tmp_path: Path, monkeypatch) -> N
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sepme.cli.tasks.erase_into", interrupt)
+    monkeypatch.setattr("sepme.jobs.tasks.erase_into", interrupt)
     result = sepme("erase", "neon, ink", "--out", tmp_path, "--model", model, ok=False)
     assert result.exit_code == 130
     assert result.stderr.strip() == (
@@ -366,7 +366,7 @@ def test_erase_refuses(words: list[str], said: tuple[str, ...], model: Path, emp
 def test_what_the_model_s_words_contradict_is_refused_before_a_folder_is_made(
     options: tuple[str, str], preset: str, model: Path, deltas: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("sepme.cli.tasks.erase", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("sepme.jobs.tasks.erase", lambda *_, **__: 1 / 0)
     options = [word.replace("DELTAS/neon", f"{deltas}/neon.safetensors") for word in options]
     command = ("erase", "boat, neon", "--preset", preset, "--out", tmp_path / "a", *options)
     refused(*command, "--model", model, words=("shorten" if "--keep" in options else "twice",))

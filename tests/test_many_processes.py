@@ -12,13 +12,13 @@ import pytest
 import torch
 from filelock import FileLock
 
-from sepme.cli._place import Process, place
-from sepme.cli.forecast import Forecast, counted, duration, measured
-from sepme.cli.tasks import erase_into, plan
+from sepme.cli._place import place
 from sepme.concept import Concept
 from sepme.delta import ConceptDelta
 from sepme.erasure import PRESETS, erase
 from sepme.errors import SepmeError
+from sepme.jobs.forecast import Forecast, counted, duration, measured
+from sepme.jobs.tasks import Process, erase_into, plan
 from tests.miniature import NEON, QUICK, QUIET, fresh, others, shared
 from tests.test_cli import CATALOGUE, refused, sepme
 from tests.tiny import make_tiny_pipeline
@@ -251,7 +251,7 @@ def test_what_is_measured_of_a_small_part_is_the_whole(monkeypatch: pytest.Monke
         tried.append((n, side))
         return 1 + 2 * n * side * 100 * 50 / 1e6
 
-    monkeypatch.setattr("sepme.cli.forecast._seconds", seconds)
+    monkeypatch.setattr("sepme.jobs.forecast._seconds", seconds)
     found = measured(product, 6, 64, torch.device("cpu"))
     assert found == pytest.approx(1 + 2 * 6 * 64 * 5000 / 1e6)
     assert tried == [(1, 8), (1, 16)]
@@ -263,7 +263,7 @@ def test_memory_that_will_not_do_is_said_before_with_what_to_do(monkeypatch) -> 
     assert forecast.warning() is None
     less = Forecast(shared(), settings, micro_batch=2)
     assert less.peak < forecast.peak / 2
-    monkeypatch.setattr("sepme.cli.forecast.free_memory", lambda _: forecast.peak // 3)
+    monkeypatch.setattr("sepme.jobs.forecast.free_memory", lambda _: forecast.peak // 3)
     assert "give --micro-batch 2 or --dtype bfloat16." in forecast.warning()
 
 
@@ -273,8 +273,8 @@ def test_erase_says_before_what_a_large_model_takes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     command = (*LIST, "--model", model, "--out", tmp_path)
-    monkeypatch.setattr("sepme.cli.tasks.LARGE", 0)
-    monkeypatch.setattr("sepme.cli.forecast.free_memory", lambda _: 1000)
+    monkeypatch.setattr("sepme.jobs.tasks.LARGE", 0)
+    monkeypatch.setattr("sepme.jobs.forecast.free_memory", lambda _: 1000)
     result = sepme(*command)
     assert "would take about" in result.stderr
     assert "at most on this device alone: for a concept, 8 passes of the UNet" in result.stdout

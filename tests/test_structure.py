@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SATELLITES = ("atelier", "baselines", "cli", "course", "metrics", "scenes", "widgets")
+SATELLITES = ("atelier", "baselines", "cli", "course", "jobs", "metrics", "scenes", "widgets")
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_text())
     for path in sorted((ROOT / "sepme").rglob("*.py"))
@@ -41,6 +41,11 @@ def test_the_core_never_imports_a_satellite(module: str) -> None:
 def test_the_search_for_imports_would_find_one() -> None:
     assert "sepme.atelier.judge" in imported(MODULES["sepme.scenes.demo"])
     assert set(SATELLITES) == {path.parent.name for path in (ROOT / "sepme").glob("*/__init__.py")}
+
+
+def test_nobody_imports_the_command_line() -> None:
+    users = {m for m in MODULES if any(n.startswith("sepme.cli") for n in imported(MODULES[m]))}
+    assert {m for m in users if not m.startswith("sepme.cli")} == {"sepme.__main__"}
 
 
 @pytest.mark.parametrize("module", PUBLIC)

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from sepme.cli._place import load
-from sepme.cli.forecast import QUICK, Forecast, duration
 from sepme.erasure import ErasureSettings
 from sepme.errors import warn
+from sepme.jobs.forecast import QUICK, Forecast, duration
 from sepme.metrics.lpips import alexnet_available
 from sepme.model import Backbone, load_catalogue
 

@@ -1,48 +1,17 @@
-"""Where a command computes, in which number type, and which of several processes it is."""
+"""Where a command computes, and in which number type."""
 
-import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from sepme._checks import choose
-from sepme.errors import SepmeError
+from sepme.jobs.tasks import Process
 from sepme.loading import device_named
 from sepme.model import Backbone
 
-__all__ = ["Process", "load", "place"]
+__all__ = ["load", "number_type", "place"]
 
 DTYPES = ("float32", "float16", "bfloat16")
-
-
-@dataclass(frozen=True)
-class Process:
-    """Which of the processes this is that torchrun or accelerate started."""
-
-    rank: int = 0
-    of: int = 1
-    local: int = 0
-    """Its rank on its own machine."""
-
-    @classmethod
-    def current(cls) -> "Process":
-        """What the environment says: RANK, WORLD_SIZE and LOCAL_RANK.
-
-        Raises:
-            SepmeError: numbers that are none, or contradict one another.
-        """
-        names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
-        found = {name: os.environ.get(name, str(usual)) for name, usual in names.items()}
-        if all(text.isdecimal() for text in found.values()):
-            process = cls(*map(int, found.values()))
-            if process.rank < process.of:
-                return process
-        said = ", ".join(f"{name}={text}" for name, text in found.items())
-        raise SepmeError(
-            f"The environment says {said}, which numbers no process: let torchrun or accelerate "
-            "set these, or unset them."
-        )
 
 
 def place(device: str | None, dtype: str | None) -> tuple[torch.device, torch.dtype]:

@@ -253,10 +253,10 @@ def erase(
     already, made with the same settings, are skipped. Several processes share the list, each on a
     GPU of its own: accelerate launch -m sepme erase "neon, ink" --out DIR.
     """
-    from sepme.cli._place import Process, load, place
-    from sepme.cli.tasks import erase_into, plan
+    from sepme.cli._place import load, place
     from sepme.delta import ConceptDelta
     from sepme.erasure import preset as by_name
+    from sepme.jobs.tasks import Process, erase_into, plan
     from sepme.model import load_catalogue
 
     _check_folder(out)

@@ -17,12 +17,12 @@ from sepme._data import cache
 from sepme._words import in_code, in_html, in_markdown
 from sepme.artefact import same_model
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge
-from sepme.cli.tasks import erase_into, plan
 from sepme.composition import shipped_deltas
 from sepme.concept import Catalogue, Concept, catalogue_of, parse_names
 from sepme.delta import ConceptDelta
 from sepme.erasure import PRESETS, ErasureSettings, ErasureStep
 from sepme.errors import SepmeError
+from sepme.jobs.tasks import erase_into, plan
 from sepme.model import ATELIER, Backbone, load_catalogue
 from sepme.plots import correlation_decay
 from sepme.scenes.run import read_manifest

@@ -13,12 +13,12 @@ from sepme._checks import plain
 from sepme.atelier.judge import Judge
 from sepme.cli._pictures import read_picture
 from sepme.cli._prompts import read_prompts
-from sepme.cli.tasks import erase_into, plan
 from sepme.concept import Catalogue, Concept, catalogue_of, parse_names, refuse_overlap, slug
 from sepme.course.build import read as read_notebook
 from sepme.delta import ConceptDelta
 from sepme.erasure import erase
 from sepme.errors import SepmeWarning
+from sepme.jobs.tasks import erase_into, plan
 from sepme.model import Backbone
 from sepme.scenes.tables import RESULTS, read_table
 from tests.miniature import EXACT, KEPT, shared

@@ -1,6 +1,7 @@
 """Erase concepts into a folder of files: what is done is skipped, what was killed goes on."""
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -11,22 +12,50 @@ from tqdm.auto import tqdm
 
 from sepme._checks import choose
 from sepme.artefact import canonical_json, digest_of, same_model, writable_folder
-from sepme.cli._place import Process
-from sepme.cli.forecast import Forecast, duration
 from sepme.concept import Catalogue, Concept, refuse_overlap, slug
 from sepme.delta import ConceptDelta
 from sepme.erasure import ErasureSettings, checked_group, erase, recorded_settings, retain_set
 from sepme.errors import SepmeError, warn
+from sepme.jobs.forecast import Forecast, duration
 from sepme.model import Backbone
 from sepme.nullspace import refuse_meaningless
 from sepme.scenes.protocol import PROTOCOLS
 from sepme.training import Trainer
 
-__all__ = ["erase_into", "plan"]
+__all__ = ["Process", "erase_into", "plan"]
 
 #: From so many weights times images in a pass on, what an erasure takes is told before: the
 #: Atelier's takes seconds, and less time than the measurement.
 LARGE = 2e8
+
+
+@dataclass(frozen=True)
+class Process:
+    """Which of the processes this is that torchrun or accelerate started."""
+
+    rank: int = 0
+    of: int = 1
+    local: int = 0
+    """Its rank on its own machine."""
+
+    @classmethod
+    def current(cls) -> "Process":
+        """What the environment says: RANK, WORLD_SIZE and LOCAL_RANK.
+
+        Raises:
+            SepmeError: numbers that are none, or contradict one another.
+        """
+        names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
+        found = {name: os.environ.get(name, str(usual)) for name, usual in names.items()}
+        if all(text.isdecimal() for text in found.values()):
+            process = cls(*map(int, found.values()))
+            if process.rank < process.of:
+                return process
+        said = ", ".join(f"{name}={text}" for name, text in found.items())
+        raise SepmeError(
+            f"The environment says {said}, which numbers no process: let torchrun or accelerate "
+            "set these, or unset them."
+        )
 
 
 @dataclass(frozen=True)
