@@ -68,8 +68,8 @@ HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "++++", "oo", "**")
 SHIPPED = "The deltas are those that ship with the model: closed form + training [catalogue]."
 #: Timesteps at which the noise is looked at: nearly clean to nearly pure noise.
 NOISE_STEPS = (20, 150, 350, 550, 700, 850, 980)
-#: The concepts that no scene erases.
-NEVER = (6, 7, 8)
+#: Of the images and noises that figures draw.
+SEED = 0
 #: The concept whose noise is looked at, and one that is to stay as it is.
 ERASED_STYLE, KEPT_STYLE, OBJECT = "neon", "swirl", "boat"
 
@@ -86,14 +86,9 @@ def _shipped() -> tuple[Backbone, dict[str, ConceptDelta]]:
 
 @dataclass(frozen=True)
 class Sources:
-    """What figures are made of: the measured tables, and the shipped model with its deltas.
-
-    Raises:
-        NotMeasured: a table has no row that was asked for.
-    """
+    """What figures are made of: the measured tables, and the shipped model with its deltas."""
 
     results: Path = RESULTS  #: folder with `scenes_<kind>.csv`
-    seed: int = 0  #: of the images and noises that figures draw
     used: dict[str, Any] = field(default_factory=dict)  #: what the current figure has read
 
     def rows(self, kind: str, methods: Iterable[str], scenes: Iterable[str]) -> DataFrame:
@@ -195,18 +190,18 @@ def draw_figures(
         except NotMeasured as error:
             say(f"{name}: left out. {error}")
             continue
-        _save(out, name, figure, sources)
+        _save(out, name, figure, sources.used)
         say(f"{name}: {FIGURES[name].caption}")
     if only is None:
         _write_tables(out, sources, say)
         _write_index(out)
 
 
-def _save(out: Path, name: str, figure: Figure, sources: Sources) -> None:
+def _save(out: Path, name: str, figure: Figure, used: Mapping[str, Any]) -> None:
     manifest = {
         "caption": FIGURES[name].caption,
-        "sources": sources.used,
-        "seed": sources.seed,
+        "sources": used,
+        "seed": SEED,
         "versions": versions() | {"matplotlib": matplotlib.__version__},
     }
     svg = BytesIO()
@@ -231,8 +226,7 @@ def _write_tables(out: Path, sources: Sources, say: Callable[[str], None]) -> No
 
 def _write_index(out: Path) -> None:
     """`README.md` of a folder of figures: every one that is there, with its caption."""
-    there = {n: e.caption for n, e in FIGURES.items() if (out / f"{n}.png").is_file()}
-    shown = {name: text.replace(tables.LEGEND, "").strip() for name, text in there.items()}
+    pages = ", ".join(f"[{kind}s](tables_{kind}.md)" for kind in EVALUATED)
     parts = [
         "# The paper's figures and tables, rebuilt",
         "Made by `sepme figures` from the tables in `data/results` and the shipped model. What is "
@@ -241,11 +235,12 @@ def _write_index(out: Path) -> None:
         "of methods within a panel, never heights across panels. Beside every picture lie an SVG "
         "and a JSON file that says what it was made of.",
         f"In brackets: what a method forgets and keeps. {tables.LEGEND}",
-        "All cells of the tables as text: "
-        + ", ".join(f"[{kind}s](tables_{kind}.md)" for kind in EVALUATED)
-        + ".",
-        *(f"## {name}\n\n{text}\n\n![{name}]({name}.png)" for name, text in shown.items()),
+        f"All cells of the tables as text: {pages}.",
     ]
+    for name, entry in FIGURES.items():
+        if (out / f"{name}.png").is_file():
+            caption = entry.caption.replace(tables.LEGEND, "").strip()
+            parts.append(f"## {name}\n\n{caption}\n\n![{name}]({name}.png)")
     write_atomically(out / "README.md", ("\n\n".join(parts) + "\n").encode())
 
 
@@ -326,70 +321,69 @@ def _panels(
     return figure
 
 
-def _compared(kind: str, scene: str, sources: Sources) -> Figure:
-    """Erased, recovered and regular concepts by method: published above, ours below."""
-    printed = tables.published().query("table in ('5', '6') and not doubtful")
-    printed = printed.query("kind == @kind and scene == @scene").sort_values(
-        "method", key=lambda c: c.map(lambda m: COMPARED.index(family(m))), kind="stable"
-    )
-    rows = sources.complete(kind, COMPARED, [scene]).query("concept_index != @WATERMARK")
-    lines = _by_protocol(rows)
-    return _panels(f"{scene}, {kind}s", (11, 3 + 3 * len(lines)), {PUBLISHED: printed} | lines)
+def _bars(
+    title: str,
+    kind: str,
+    scenes: Sequence[str],
+    sources: Sources,
+    *,
+    drawn: Iterable[int] = range(WATERMARK + 1),
+    shown: Iterable[int] = range(WATERMARK),
+    printed: str = "",
+) -> Figure:
+    """The compared methods by role: published above, ours below, a line of panels a protocol.
+
+    Args:
+        drawn: concepts that must have been drawn at every moment, besides the erased.
+        shown: concepts whose rows count.
+        printed: which published rows are shown, as a query; none by default.
+    """
+    lines = {}
+    if printed:
+        theirs = tables.published().query(f"not doubtful and kind == @kind and {printed}")
+        order = theirs["method"].map(lambda method: COMPARED.index(family(method)))
+        lines[PUBLISHED] = theirs.loc[order.sort_values(kind="stable").index]
+    rows = sources.complete(kind, COMPARED, scenes, drawn).query("concept_index in @shown")
+    for label, methods in PANELS.items():
+        if len(found := rows[rows["method"].isin(methods)]):
+            lines[label] = found
+    return _panels(title, (11, 3 * len(lines) + (0 if printed else 0.4)), lines)
 
 
-def _by_protocol(rows: DataFrame) -> dict[str, DataFrame]:
-    """The rows of each panel that has any."""
-    lines = {label: rows[rows["method"].isin(methods)] for label, methods in PANELS.items()}
-    return {label: found for label, found in lines.items() if len(found)}
-
-
-def _alone(kind: str, sources: Sources) -> Figure:
-    """Each concept erased by itself: the concept, and the mean of those that never are."""
-    title = f"Each of six {kind}s erased by itself, and three others"
-    lines = _by_protocol(sources.complete(kind, COMPARED, ALONE, NEVER))
-    return _panels(title, (11, 0.4 + 3 * len(lines)), lines)
-
-
-def _watermark(kind: str, sources: Sources) -> Figure:
-    """What becomes of the watermark, which is never erased."""
-    rows = sources.complete(kind, COMPARED, ["Scene1", "Scene4"])
-    title = f"The watermark while {kind}s are erased, Scene1 and Scene4"
-    lines = _by_protocol(rows[rows["concept_index"] == WATERMARK])
-    return _panels(title, (11, 0.4 + 3 * len(lines)), lines)
-
-
-def _two_variants(sources: Sources, titles: Mapping[str, str]) -> tuple[DataFrame, dict]:
-    """The rows of two variants of SepME in Scene1 by their titles, and the looks of these."""
-    rows = sources.complete("style", titles, ["Scene1"])
+def _two_variants(
+    title: str,
+    label: str,
+    titles: Mapping[str, str],
+    sources: Sources,
+    printed: Mapping[str, DataFrame] | None = None,
+) -> Figure:
+    """Two variants of SepME in Scene1 by their titles, below what is printed of them."""
+    rows = sources.complete("style", titles, ["Scene1"]).query("concept_index != @WATERMARK")
     if missing := set(titles) - set(rows["method"]):
         raise NotMeasured(
             f"There are no rows of {', '.join(sorted(missing))}: run 'sepme scenes run "
             f'--methods "{", ".join(titles)}"\' first.'
         )
     looks = dict(zip(titles.values(), method_looks(titles).values(), strict=True))
-    rows = rows[rows["concept_index"] != WATERMARK]
-    return rows.replace({"method": dict(titles)}), looks
+    lines = {**(printed or {}), label: rows.replace({"method": dict(titles)})}
+    return _panels(title, (10, 3.2 * len(lines)), lines, looks)
 
 
 def _joint_or_separate(sources: Sources) -> Figure:
     names = ("sepme@catalogue", "sepme-joint@catalogue")
-    rows, looks = _two_variants(sources, {name: METHODS[name].title for name in names})
-    lines = {f"{MEASURED} (Scene1)": rows}
-    return _panels("One at a time, or jointly", (10, 3.2), lines, looks)
+    titles = {name: METHODS[name].title for name in names}
+    return _two_variants("One at a time, or jointly", f"{MEASURED} (Scene1)", titles, sources)
 
 
 def _regularisation(sources: Sources) -> Figure:
     """The paper's SepME has the regularisation, ours has not: titles say which is which."""
     without, with_it = "without regularisation", "with regularisation"
-    names = {"sepme@catalogue": without, "sepme-regularised@catalogue": with_it}
-    rows, looks = _two_variants(sources, names)
+    titles = {"sepme@catalogue": without, "sepme-regularised@catalogue": with_it}
     theirs = {"SepME without weight regularisation": without, "SepME": with_it}
     printed = tables.published().query("table == '7' and not doubtful").replace({"method": theirs})
-    lines = {
-        f"{PUBLISHED} [paper] (Scene1, Scene2)": printed,
-        f"{MEASURED} [catalogue] (Scene1)": rows,
-    }
-    return _panels("With and without lambda", (10, 6.4), lines, looks)
+    above = {f"{PUBLISHED} [paper] (Scene1, Scene2)": printed}
+    label = f"{MEASURED} [catalogue] (Scene1)"
+    return _two_variants("With and without lambda", label, titles, sources, above)
 
 
 # ------------------------------------------------------------------ who disturbs whom: 2
@@ -426,7 +420,7 @@ def _noise_differences(sources: Sources) -> Figure:
     delta, anchor, maps = deltas[ERASED_STYLE], fill(OBJECT_PHOTO[0], OBJECT), {}
     sources.used["delta"] = {delta.concept: delta.digest}
     for style in (ERASED_STYLE, KEPT_STYLE):
-        probe = Probe.draw(model, fill(BOTH[0], OBJECT, style), NOISE_STEPS, sources.seed)
+        probe = Probe.draw(model, fill(BOTH[0], OBJECT, style), NOISE_STEPS, SEED)
         before, after = (
             noise_differences(model, probe, references=anchor, delta=d)[:, 0] for d in (None, delta)
         )
@@ -445,7 +439,7 @@ def _correlation_decay(sources: Sources) -> Figure:
     sources.used["settings"] = asdict(settings)
     about = (model, concept, catalogue.kept_prompts([concept]), settings)
     prompts = [fill(BOTH[0], thing, ERASED_STYLE) for thing in (OBJECT, "house", "fish")]
-    _, recording = record(*about, prompts=prompts, seed=sources.seed, progress=False)
+    _, recording = record(*about, prompts=prompts, seed=SEED, progress=False)
     figure = Figure(figsize=(9, 6.4), layout="constrained", dpi=110)
     above, below = figure.subplots(2, 1)
     plots.recorded_decay(recording, above)
@@ -464,7 +458,7 @@ def _before_after(kind: str, scene: str, sources: Sources) -> Figure:
     (model, deltas), evaluated, times = sources.model(), EVALUATED[kind], moments(scene)
     indices = range(WATERMARK + 1)
     prompts = [evaluated.prompts(index, 1)[0] for index in indices]
-    seeds = [evaluated.seeds(index, 1, sources.seed)[0] for index in indices]
+    seeds = [evaluated.seeds(index, 1, SEED)[0] for index in indices]
     of = {i: deltas[evaluated.name(i)] for i in sorted({i for m in times for i in m.erased})}
     sources.used["deltas"] = {delta.concept: delta.digest for delta in of.values()}
     sources.used["prompts"] = prompts
@@ -519,17 +513,21 @@ for _kind in EVALUATED:
             f"each row starts from the same noise in every column. {SHIPPED}",
             partial(_before_after, _kind, _scene),
         )
+        _printed = f"table in ('5', '6') and scene == '{_scene}'"
         FIGURES[f"bars_{_kind}_{_scene.lower()}"] = Entry(
             f"Forgotten, recovered and regular {_kind}s of {_scene}, by method; published above, "
             f"measured below, whiskers are 95 % intervals. {tables.LEGEND}",
-            partial(_compared, _kind, _scene),
+            partial(_bars, f"{_scene}, {_kind}s", _kind, [_scene], printed=_printed),
         )
+    _title = f"Each of six {_kind}s erased by itself, and three others"
     FIGURES[f"alone_{_kind}"] = Entry(
-        f"Each of six {_kind}s erased by itself, by method. {tables.LEGEND}", partial(_alone, _kind)
+        f"Each of six {_kind}s erased by itself, by method. {tables.LEGEND}",
+        partial(_bars, _title, _kind, ALONE, drawn=range(6, WATERMARK)),
     )
+    _title = f"The watermark while {_kind}s are erased, Scene1 and Scene4"
     FIGURES[f"watermark_{_kind}"] = Entry(
         f"The watermark while {_kind}s are erased, by method. {tables.LEGEND}",
-        partial(_watermark, _kind),
+        partial(_bars, _title, _kind, ["Scene1", "Scene4"], shown=[WATERMARK]),
     )
 FIGURES["joint_or_separate"] = Entry(
     "SepME's increments trained one at a time and all at once, closed form + training [catalogue].",
