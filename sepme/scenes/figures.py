@@ -269,27 +269,24 @@ def method_looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     return looks
 
 
-def role_bars(
-    means: DataFrame, measure: str, ax: Axes, looks: Mapping[str, dict[str, Any]] | None = None
-) -> None:
+def role_bars(means: DataFrame, measure: str, ax: Axes) -> None:
     """Groups of bars, one group a role and one bar a method, with intervals where there are any.
 
     Args:
         means: from `role_means`. Seaborn draws only intervals that it computes itself.
         measure: "acc", "lpips", "fid" or "kid"; an accuracy is drawn in percent.
-        looks: of the methods, by default `method_looks`.
     """
     methods = means.index.unique("method")
     roles = [role for role in (*ROLES, "watermark") if role in means.index.unique("role")]
     scale = 100 if measure == "acc" else 1
     width = 0.8 / max(len(methods), 4)  # a single bar stays narrow
-    for i, (method, look) in enumerate((looks or method_looks(methods)).items()):
+    for i, (method, look) in enumerate(method_looks(methods).items()):
         bars = scale * means.loc[method].reindex(roles)
         x = np.arange(len(roles)) + (i - (len(methods) - 1) / 2) * width
         if bars["low"].notna().any():
-            look = look | {"yerr": [bars["mean"] - bars["low"], bars["high"] - bars["mean"]]}
-        title = tables.method_title(method)
-        ax.bar(x, bars["mean"], 0.92 * width, ecolor=plots.BLACK, capsize=1.5, label=title, **look)
+            look |= {"yerr": [bars["mean"] - bars["low"], bars["high"] - bars["mean"]]}
+        look |= {"label": tables.method_title(method), "ecolor": plots.BLACK, "capsize": 1.5}
+        ax.bar(x, bars["mean"], 0.92 * width, **look)
         for at, mean in zip(x, bars["mean"], strict=True):
             if mean < 0.01 * scale * means["mean"].max():  # else a bar of height 0 is invisible
                 above = {"xytext": (0, 3), "textcoords": "offset points", "rotation": 90}
@@ -302,19 +299,14 @@ def role_bars(
     ax.legend(frameon=False, fontsize=8, handleheight=1.4, **beside)
 
 
-def _panels(
-    title: str,
-    size: tuple[float, float],
-    lines: Mapping[str, DataFrame],
-    looks: Mapping[str, dict[str, Any]] | None = None,
-) -> Figure:
+def _panels(title: str, size: tuple[float, float], lines: Mapping[str, DataFrame]) -> Figure:
     """Accuracy on the left and LPIPS on the right, one line of panels for each label and rows."""
     figure = Figure(figsize=size, layout="constrained", dpi=110)
     figure.get_layout_engine().set(hspace=0.06)
     grid = figure.subplots(len(lines), 2, squeeze=False)
     for axes, (label, rows) in zip(grid, lines.items(), strict=True):
         for ax, measure in zip(axes, ("acc", "lpips"), strict=True):
-            role_bars(tables.role_means(rows, measure), measure, ax, looks)
+            role_bars(tables.role_means(rows, measure), measure, ax)
             ax.set_title(label, fontsize=10)
         axes[0].get_legend().remove()
     figure.suptitle(title, fontweight="bold")
@@ -350,40 +342,36 @@ def _bars(
     return _panels(title, (11, 3 * len(lines) + (0 if printed else 0.4)), lines)
 
 
-def _two_variants(
-    title: str,
-    label: str,
-    titles: Mapping[str, str],
-    sources: Sources,
-    printed: Mapping[str, DataFrame] | None = None,
-) -> Figure:
-    """Two variants of SepME in Scene1 by their titles, below what is printed of them."""
-    rows = sources.complete("style", titles, ["Scene1"]).query("concept_index != @WATERMARK")
-    if missing := set(titles) - set(rows["method"]):
+def _two_variants(sources: Sources, *names: str) -> DataFrame:
+    """The rows of two variants of SepME in Scene1."""
+    rows = sources.complete("style", names, ["Scene1"]).query("concept_index != @WATERMARK")
+    if missing := set(names) - set(rows["method"]):
         raise NotMeasured(
             f"There are no rows of {', '.join(sorted(missing))}: run 'sepme scenes run "
-            f'--methods "{", ".join(titles)}"\' first.'
+            f'--methods "{", ".join(names)}"\' first.'
         )
-    looks = dict(zip(titles.values(), method_looks(titles).values(), strict=True))
-    lines = {**(printed or {}), label: rows.replace({"method": dict(titles)})}
-    return _panels(title, (10, 3.2 * len(lines)), lines, looks)
+    return rows
 
 
 def _joint_or_separate(sources: Sources) -> Figure:
-    names = ("sepme@catalogue", "sepme-joint@catalogue")
-    titles = {name: METHODS[name].title for name in names}
-    return _two_variants("One at a time, or jointly", f"{MEASURED} (Scene1)", titles, sources)
+    rows = _two_variants(sources, "sepme@catalogue", "sepme-joint@catalogue")
+    return _panels("One at a time, or jointly", (10, 3.2), {f"{MEASURED} (Scene1)": rows})
 
 
 def _regularisation(sources: Sources) -> Figure:
-    """The paper's SepME has the regularisation, ours has not: titles say which is which."""
-    without, with_it = "without regularisation", "with regularisation"
-    titles = {"sepme@catalogue": without, "sepme-regularised@catalogue": with_it}
+    """The paper's SepME has the regularisation, ours has not: the legend says which is which."""
+    without, with_it = names = ("sepme@catalogue", "sepme-regularised@catalogue")
     theirs = {"SepME without weight regularisation": without, "SepME": with_it}
     printed = tables.published().query("table == '7' and not doubtful").replace({"method": theirs})
-    above = {f"{PUBLISHED} [paper] (Scene1, Scene2)": printed}
-    label = f"{MEASURED} [catalogue] (Scene1)"
-    return _two_variants("With and without lambda", label, titles, sources, above)
+    lines = {
+        f"{PUBLISHED} [paper] (Scene1, Scene2)": printed,
+        f"{MEASURED} [catalogue] (Scene1)": _two_variants(sources, *names),
+    }
+    figure = _panels("With and without lambda", (10, 6.4), lines)
+    for legend in filter(None, (ax.get_legend() for ax in figure.axes)):
+        for text, which in zip(legend.get_texts(), ("without", "with"), strict=True):
+            text.set_text(f"{which} regularisation")
+    return figure
 
 
 # ------------------------------------------------------------------ who disturbs whom: 2
