@@ -18,7 +18,8 @@ from torch import Tensor
 
 from sepme._checks import choose, integer, whole
 from sepme.errors import SepmeError
-from sepme.metrics._networks import alexnet_means, check_images
+from sepme.metrics._images import check_images
+from sepme.metrics.alexnet import alexnet_means
 from sepme.metrics.estimate import Estimate, estimate_share
 
 if TYPE_CHECKING:
@@ -38,18 +39,18 @@ class LinearProbe:
     classifier: "Pipeline"  #: scikit-learn's: features are scaled, then logistic regression
     held_out: pd.DataFrame  #: images kept from it: asked for (rows), seen (columns)
 
-    def probabilities(self, images: Tensor) -> Tensor:
-        """The probability of each concept in each image `[n, 3, h, w]` in [0, 1]: `[n, k]`."""
-        return torch.from_numpy(self.classifier.predict_proba(_features(images)))
-
     def sees(self, images: Tensor, name: str) -> Tensor:
-        """Whether each image, bool `[n]`, shows this concept rather than any other.
+        """Whether each image `[n, 3, h, w]` in [0, 1] shows this concept rather than any other.
+
+        Returns:
+            bool `[n]`.
 
         Raises:
             SepmeError: the probe does not know the concept, or the tensor holds no images.
         """
         choose(self.names, name=name)
-        return self.probabilities(images).argmax(1) == self.names.index(name)
+        seen = self.classifier.predict(_features(images))
+        return torch.from_numpy(seen == self.names.index(name))
 
     def accuracy(self) -> Estimate:
         """The share of the held-out images in which it saw what they should show."""
