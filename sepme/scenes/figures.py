@@ -44,9 +44,9 @@ from sepme.probe import Probe, noise_differences, record
 from sepme.scenes import tables
 from sepme.scenes.images import MEASURES
 from sepme.scenes.methods import METHODS
-from sepme.scenes.protocol import ALONE, EVALUATED, ROLES, SCENES, WATERMARK, moments
+from sepme.scenes.protocol import ALONE, EVALUATED, ROLES, WATERMARK, moments
 from sepme.scenes.run import read_manifest
-from sepme.scenes.tables import MEASURED, PUBLISHED, RESULTS, complete, family
+from sepme.scenes.tables import MEASURED, PUBLISHED, RESULTS, family
 
 __all__ = ["COMPARED", "FIGURES", "Sources", "draw_figures", "method_looks"]
 
@@ -89,22 +89,29 @@ class Sources:
     """What figures are made of: the measured tables, and the shipped model with its deltas."""
 
     results: Path = RESULTS  #: folder with `scenes_<kind>.csv`
-    used: dict[str, Any] = field(default_factory=dict)  #: what the current figure has read
+    used: dict[str, Any] = field(default_factory=dict)  #: what the figure has read so far
 
-    def rows(self, kind: str, methods: Iterable[str], scenes: Iterable[str]) -> DataFrame:
-        """The measured rows of these methods and scenes, in the order of the methods.
+    def rows(
+        self,
+        kind: str,
+        methods: Sequence[str],
+        scenes: Iterable[str],
+        concepts: Iterable[int] = range(WATERMARK + 1),
+    ) -> DataFrame:
+        """The measured rows of complete methods, in the order given (`sepme.scenes.complete`).
 
         Raises:
             NotMeasured: there are none.
         """
-        file, methods, scenes = self.results / f"scenes_{kind}.csv", [*methods], [*scenes]
+        file = self.results / f"scenes_{kind}.csv"
         if not file.is_file():
             raise NotMeasured(f"{file.name} is not there yet: run 'sepme scenes run' first.")
-        rows = tables.read_table(file).query("method in @methods and scene in @scenes")
+        rows = tables.read_table(file).query("method in @methods")
+        rows = tables.complete(rows, scenes, concepts)
         if rows.empty:
             raise NotMeasured(
-                f"{file.name} has no row of {', '.join(methods)} in {', '.join(scenes)}: run "
-                "'sepme scenes run' with them first."
+                f"None of {', '.join(methods)} was measured in every cell of {', '.join(scenes)}: "
+                "run 'sepme scenes run' with them, which goes on where it was stopped."
             )
         if file.with_suffix(".json").is_file():
             made = read_manifest(file)
@@ -115,26 +122,7 @@ class Sources:
                 if name in methods
             }
             self.used[file.name] = {key: made.get(key) for key in keys} | {"methods": drawn}
-        return rows.sort_values("method", key=lambda c: c.map(methods.index), kind="stable")
-
-    def complete(
-        self,
-        kind: str,
-        methods: Iterable[str],
-        scenes: Iterable[str],
-        concepts: Iterable[int] = range(WATERMARK + 1),
-    ) -> DataFrame:
-        """The rows of complete methods; see `sepme.scenes.tables.complete`.
-
-        Raises:
-            NotMeasured: there is no such method.
-        """
-        rows = complete(self.rows(kind, methods, scenes), scenes, concepts)
-        if rows.empty:
-            raise NotMeasured(
-                f"No method was measured in every cell of {', '.join(scenes)}: run 'sepme scenes "
-                "run' again, which goes on where it was stopped."
-            )
+        rows = rows.sort_values("method", key=lambda c: c.map(methods.index), kind="stable")
         self.used["cells"] = rows["method"].value_counts(sort=False).to_dict()
         return rows
 
@@ -182,9 +170,9 @@ def draw_figures(
         choose(FIGURES, figure=name)
     for table in sorted(results.glob("scenes_*.csv")):  # a damaged one is refused before any work
         tables.read_table(table)
-    out, sources = writable_folder(out), Sources(results)
+    out = writable_folder(out)
     for name in only or FIGURES:
-        sources.used.clear()
+        sources = Sources(results)
         try:
             figure = plots.literal(FIGURES[name].draw(sources))
         except NotMeasured as error:
@@ -193,7 +181,7 @@ def draw_figures(
         _save(out, name, figure, sources.used)
         say(f"{name}: {FIGURES[name].caption}")
     if only is None:
-        _write_tables(out, sources, say)
+        _write_tables(out, results, say)
         _write_index(out)
 
 
@@ -213,15 +201,13 @@ def _save(out: Path, name: str, figure: Figure, used: Mapping[str, Any]) -> None
         write_atomically(out / f"{name}.{suffix}", content)
 
 
-def _write_tables(out: Path, sources: Sources, say: Callable[[str], None]) -> None:
+def _write_tables(out: Path, results: Path, say: Callable[[str], None]) -> None:
     for kind in EVALUATED:
-        rows = None
-        try:
-            rows = sources.rows(kind, METHODS, SCENES)
-        except NotMeasured as error:
-            say(f"tables_{kind}: published numbers only. {error}")
-        write_atomically(out / f"tables_{kind}.md", tables.paper_tables(kind, rows).encode())
-        say(f"tables_{kind}: the paper's tables and ours, {kind}s.")
+        file = results / f"scenes_{kind}.csv"
+        text = tables.paper_tables(kind, tables.read_table(file) if file.is_file() else None)
+        write_atomically(out / f"tables_{kind}.md", text.encode())
+        none = "" if MEASURED in text else " (none is measured yet: run 'sepme scenes run' first)"
+        say(f"tables_{kind}: the paper's tables and ours{none}, {kind}s.")
 
 
 def _write_index(out: Path) -> None:
@@ -335,7 +321,7 @@ def _bars(
         theirs = tables.published().query(f"not doubtful and kind == @kind and {printed}")
         order = theirs["method"].map(lambda method: COMPARED.index(family(method)))
         lines[PUBLISHED] = theirs.loc[order.sort_values(kind="stable").index]
-    rows = sources.complete(kind, COMPARED, scenes, drawn).query("concept_index in @shown")
+    rows = sources.rows(kind, COMPARED, scenes, drawn).query("concept_index in @shown")
     for label, methods in PANELS.items():
         if len(found := rows[rows["method"].isin(methods)]):
             lines[label] = found
@@ -344,7 +330,7 @@ def _bars(
 
 def _two_variants(sources: Sources, *names: str) -> DataFrame:
     """The rows of two variants of SepME in Scene1."""
-    rows = sources.complete("style", names, ["Scene1"]).query("concept_index != @WATERMARK")
+    rows = sources.rows("style", names, ["Scene1"]).query("concept_index != @WATERMARK")
     if missing := set(names) - set(rows["method"]):
         raise NotMeasured(
             f"There are no rows of {', '.join(sorted(missing))}: run 'sepme scenes run "
@@ -377,7 +363,7 @@ def _regularisation(sources: Sources) -> Figure:
 # ------------------------------------------------------------------ who disturbs whom: 2
 def _interference(sources: Sources) -> Figure:
     """Erased alone (row), drawn (column): one map a method, and a line of maps a measure."""
-    found = sources.complete("style", ("sepme@catalogue", "esd-x"), ALONE)
+    found = sources.rows("style", ("sepme@catalogue", "esd-x"), ALONE)
     names = [*EVALUATED["style"].names, "watermark"]
     methods = found["method"].unique()
     whole = found.groupby("method")[["lpips", "fid"]].agg(lambda cells: cells.notna().all())

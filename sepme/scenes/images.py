@@ -1,4 +1,4 @@
-"""The images of the scenes: drawn once a model state, and measured against the original's."""
+"""The images of the scenes: drawn once for each state, and measured against the original's."""
 
 import hashlib
 from collections.abc import Callable, Sequence

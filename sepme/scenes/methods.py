@@ -19,7 +19,7 @@ from sepme.scenes.images import Change
 from sepme.scenes.protocol import PROTOCOLS, EvaluatedConcepts, Protocol, arrivals
 from sepme.training import Trainer
 
-__all__ = ["METHODS", "Context"]
+__all__ = ["METHODS"]
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ SEAL = "atelier seal"
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a concept's forget set is, what the retain set, and from which prompts one draws."""
+    """How the forget set, the retain set and the drawn prompts of a concept are chosen."""
 
     name: str
     says: str
@@ -76,7 +76,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         "catalogue that does not name it; drawn are its crossings.",
     ),
 }
-#: What is said of the methods of which no protocol decides what is retained.
+#: What a legend says of methods without a retain set.
 NONE_RETAINED = "[none]: the method takes no retain set; prompts as in [catalogue]."
 
 

@@ -114,7 +114,8 @@ def run_scenes(
         say(f"{table}: {len(rows)} rows are there already, the rest is measured now")
     context = Context(backbone, catalogue, EVALUATED[plan.kind], work / "changes", plan.seed)
     done = rows[rows["fid"].notna()] if plan.fid else rows
-    done = set(zip(*(done[c] for c in ("method", "scene", "time", "concept_index")), strict=True))
+    place = ["method", "scene", "time", "concept_index"]
+    done = set(done[place].itertuples(index=False, name=None))
     states = [(m, moment) for m, s in product(plan.methods, plan.scenes) for moment in moments(s)]
     with tqdm(states, disable=not progress, unit="state") as bar:
         for name, moment in bar:
@@ -183,22 +184,22 @@ def merge_tables(tables: Sequence[str | Path], out: str | Path) -> list[Path]:
     Raises:
         SepmeError: a table that cannot be read, or runs of another model, or drawn otherwise.
     """
-    rows: dict[str, list[DataFrame]] = {}
+    rows: list[DataFrame] = []
     manifests: dict[str, dict[str, Any]] = {}
     for table in map(Path, tables):
-        whole, manifest = read_table(table), read_manifest(table)
-        for kind, part in whole.groupby("kind"):
-            rows.setdefault(kind, []).append(part)
+        found, manifest = read_table(table), read_manifest(table)
+        rows.append(found)
+        for kind in found["kind"].unique():
             before = manifests.setdefault(kind, manifest | {"methods": {}})
             _refuse_other(table, before, manifest)
             both = _added(before["methods"], manifest["methods"])
             manifests[kind] = manifest | {"methods": both}
-    if not rows:
+    if not manifests:
         raise SepmeError("There is no row to merge: give tables that 'sepme scenes run' wrote.")
-    out = writable_folder(out)
+    merged, out = _merged(rows), writable_folder(out)
     return [
-        _write(out / f"scenes_{kind}.csv", _merged(parts), manifests[kind])
-        for kind, parts in rows.items()
+        _write(out / f"scenes_{kind}.csv", merged[merged["kind"] == kind], manifest)
+        for kind, manifest in manifests.items()
     ]
 
 

@@ -273,7 +273,8 @@ def paper_tables(kind: str, measured: DataFrame | None) -> str:
     )
     measured = DataFrame(columns=COLUMNS) if measured is None else measured
     ours = measured[measured["concept_index"] != WATERMARK]
-    ours = ours.assign(label=ours["method"].map(lambda m: METHODS[m].title), mark="")
+    ours = ours.sort_values("method", key=lambda c: c.map([*METHODS].index), kind="stable")
+    ours = ours.assign(label=ours["method"].map(method_title), mark="")
     parts = [
         f"# The paper's tables, {kind}s",
         "**Bold**: erased; *italic*: recovered; plain: regular. The two sides are about different "
