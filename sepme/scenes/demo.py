@@ -61,28 +61,22 @@ def run_demo(
     """
     whole(1, samples=samples, retained=retained)
     out, watch = writable_folder(out), [time.perf_counter()]
-    deltas: dict[str, ConceptDelta] = {}
-    steps: dict[str, list[ErasureStep]] = {}
-    seconds: dict[str, float] = {}
+    deltas: list[ConceptDelta] = []
+    steps: dict[str, list[ErasureStep]] = {name: [] for name in grid.names}
+    seconds: list[float] = []
     for concept in grid.concepts:
-        name, keep, start = (
-            concept.name,
-            grid.catalogue.kept_prompts([concept]),
-            time.perf_counter(),
-        )
-        trainer = Trainer(callback=steps.setdefault(name, []).append, progress=progress)
-        deltas[name] = erase(backbone, concept, keep, settings, seed=seed, trainer=trainer)
-        seconds[name] = round(time.perf_counter() - start, 3)
-        deltas[name].save(out / "deltas" / f"{slug(name)}.safetensors")
-        say(f"Erased {name} in {seconds[name]:.0f} s")
+        keep, start = grid.catalogue.kept_prompts([concept]), time.perf_counter()
+        trainer = Trainer(callback=steps[concept.name].append, progress=progress)
+        deltas.append(erase(backbone, concept, keep, settings, seed=seed, trainer=trainer))
+        seconds.append(round(time.perf_counter() - start, 3))
+        deltas[-1].save(out / "deltas" / f"{slug(concept.name)}.safetensors")
+        say(f"Erased {concept.name} in {seconds[-1]:.0f} s")
     watch.append(time.perf_counter())
     say(f"Composing the {len(deltas)} deltas, restoring, and drawing before_after.png ...")
-    pictures, proof = _compose(
-        backbone, [*deltas.values()], grid, seed % 2**62
-    )  # room for the next
+    pictures, proof = _compose(backbone, deltas, grid, seed % 2**62)  # room for the next
     watch.append(time.perf_counter())
     say(f"Judging {2 * (samples * len(deltas) + retained)} pictures ...")
-    report = _judge(backbone, judge, deltas, seconds, grid, samples, retained)
+    report = _judge(backbone, judge, grid, deltas, seconds, samples, retained)
     watch.append(time.perf_counter())
     write_atomically(out / "before_after.png", png(before_after(pictures, grid, judge)))
     write_atomically(out / "correlation_decay.png", png(_decay(steps, settings)))
@@ -196,22 +190,25 @@ def _compose(
     backbone: Backbone, deltas: list[ConceptDelta], grid: DemoGrid, seed: int
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Pictures of all columns, and whether restoring and the order are exact."""
-    prompts = [row.prompt for row in grid.rows]
-    original = backbone.generate(prompts, seed, output="latents")
+    prompts, pictures = [row.prompt for row in grid.rows], {}
+
+    def latents() -> Tensor:
+        return backbone.generate(prompts, seed, output="latents")
+
+    original = latents()
     with Composition(backbone, deltas) as composition:
-        pictures = {}
         for label, gone in grid.columns.items():
             composition.set(gone)
             pictures[label] = backbone.generate(prompts, seed)
         for name in grid.names:  # one after the other, as in iterative erasure
             composition.erase(name)
-        forwards = backbone.generate(prompts, seed, output="latents")
+        forwards = latents()
         composition.restore_all()
-        restored = backbone.generate(prompts, seed, output="latents")
+        restored = latents()
     with Composition(backbone, deltas[::-1]) as composition:
         for name in grid.names[::-1]:
             composition.erase(name)
-        backwards = backbone.generate(prompts, seed, output="latents")
+        backwards = latents()
     return pictures, {
         "restored": {
             "bit_exact": torch.equal(original, restored)
@@ -229,9 +226,9 @@ def _compose(
 def _judge(
     backbone: Backbone,
     judge: Judge,
-    deltas: Mapping[str, ConceptDelta],
-    seconds: Mapping[str, float],
     grid: DemoGrid,
+    deltas: Sequence[ConceptDelta],
+    seconds: Sequence[float],
     samples: int,
     retained: int,
 ) -> dict[str, Any]:
@@ -239,38 +236,39 @@ def _judge(
     kept = evenly(grid.kept, retained)
     prompts = [p for concept in grid.concepts for p in evenly(concept.prompts, samples)]
     prompts += [crossing.prompt for crossing in kept]
-    before = backbone.generate(prompts, JUDGED)
-    with applied(backbone, *deltas.values()):
-        after = backbone.generate(prompts, JUDGED)
-    erased = {}
-    for i, (name, delta) in enumerate(deltas.items()):
-        some = slice(i * samples, (i + 1) * samples)
-        erased[name] = {
-            "accuracy_before": judge.sees(before[some], name).float().mean().item(),
-            "accuracy_after": judge.sees(after[some], name).float().mean().item(),
+    sizes = [samples] * len(deltas) + [retained]
+    *before, kept_before = backbone.generate(prompts, JUDGED).split(sizes)
+    with applied(backbone, *deltas):
+        *after, kept_after = backbone.generate(prompts, JUDGED).split(sizes)
+    erased = {
+        delta.concept: {
+            "accuracy_before": judge.sees(x, delta.concept).float().mean().item(),
+            "accuracy_after": judge.sees(y, delta.concept).float().mean().item(),
             "pictures": samples,
             "iterations": delta.provenance.iterations,
-            "seconds": seconds[name],
+            "seconds": took,
             "rank": delta.rank,
         }
-    before, after, row = before[-retained:], after[-retained:], {}
-    for when, drawn in (("before", before), ("after", after)):
+        for delta, took, x, y in zip(deltas, seconds, before, after, strict=True)
+    }
+    row: dict[str, Any] = {}
+    for when, drawn in (("before", kept_before), ("after", kept_after)):
         right = found(judge, drawn, kept)
         row[f"accuracy_{when}"] = float(right.all(axis=1).mean())
         row |= {f"{part}_{when}": share for part, share in right.mean().to_dict().items()}
     known = alexnet_available()
     note = "not measured: LPIPS needs AlexNet's weights (`make test` gets them)"
     row |= {
-        "lpips": float(lpips_distance(before, after).mean()) if known else None,
+        "lpips": float(lpips_distance(kept_before, kept_after).mean()) if known else None,
         "lpips_note": None if known else note,
-        "mean_pixel_difference": float((before - after).abs().mean()),
+        "mean_pixel_difference": float((kept_before - kept_after).abs().mean()),
         "pictures": len(kept),
     }
     return {"erased": erased, "retained": row}
 
 
 def _provenance(
-    backbone: Backbone, deltas: Mapping[str, ConceptDelta], settings: ErasureSettings, seed: int
+    backbone: Backbone, deltas: Sequence[ConceptDelta], settings: ErasureSettings, seed: int
 ) -> dict[str, Any]:
     return {
         "model": backbone.name,
@@ -281,7 +279,7 @@ def _provenance(
         "seed": seed,
         "sampling": {"steps": backbone.steps, "guidance": backbone.guidance},
         "settings": asdict(settings),
-        "deltas": {name: delta.digest for name, delta in deltas.items()},
+        "deltas": {delta.concept: delta.digest for delta in deltas},
         "judged": "with all concepts of this report erased at once",
     }
 
@@ -295,9 +293,12 @@ def demo_table(report: dict[str, Any]) -> str:
     shown = {"seen before": percent, "seen after": percent, "seconds": "{:.1f}".format}
     parts = {"style right": "style", "object right": "object", "both right": "accuracy"}
     retained = DataFrame(
-        {when: [kept[f"{p}_{when}"] for p in parts.values()] for when in ("before", "after")},
+        {
+            when: [percent(kept[f"{p}_{when}"]) for p in parts.values()]
+            for when in ("before", "after")
+        },
         index=list(parts),
-    ).map(percent)
+    ).assign(pictures=kept["pictures"])
     exact = "bit for bit the original"
     if not restored["bit_exact"]:
         exact = f"NOT the original (largest difference {restored['max_abs_diff']:.2g})"
@@ -309,12 +310,9 @@ def demo_table(report: dict[str, Any]) -> str:
         "Order of erasing": f"{'makes no' if independent else 'MAKES A'} difference",
         "Seconds in total": f"{report['seconds']['total']:.0f}",
     }
-    return "\n\n".join(
-        [
-            erased.rename_axis(columns="erased concept").to_string(formatters=shown, col_space=13),
-            retained.assign(pictures=kept["pictures"])
-            .rename_axis(columns="everything else")
-            .to_string(),
-            "\n".join(f"{subject:<27} {finding}" for subject, finding in findings.items()),
-        ]
-    )
+    parts = [
+        erased.rename_axis(columns="erased concept").to_string(formatters=shown, col_space=13),
+        retained.rename_axis(columns="everything else").to_string(),
+        "\n".join(f"{subject:<27} {finding}" for subject, finding in findings.items()),
+    ]
+    return "\n\n".join(parts)

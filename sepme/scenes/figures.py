@@ -433,18 +433,17 @@ def _before_after(kind: str, scene: str, sources: Sources) -> Figure:
     indices = range(WATERMARK + 1)
     prompts = [evaluated.prompts(index, 1)[0] for index in indices]
     seeds = [evaluated.seeds(index, 1, SEED)[0] for index in indices]
-    of = {i: deltas[evaluated.name(i)] for i in sorted({i for m in times for i in m.erased})}
-    sources.used["deltas"] = {delta.concept: delta.digest for delta in of.values()}
+    names = [evaluated.name(i) for i in sorted({i for m in times for i in m.erased})]
+    sources.used["deltas"] = {name: deltas[name].digest for name in names}
     sources.used["prompts"] = prompts
+    colours = {"erased": plots.ERASED, "recovered": plots.BLUE}
     columns, frames, notes = [model.generate(prompts, seeds)], [[None] * 10], [[""] * 10]
     for moment in times:
-        with applied(model, *(of[index] for index in moment.erased)):
+        with applied(model, *(deltas[evaluated.name(index)] for index in moment.erased)):
             columns.append(model.generate(prompts, seeds))
         roles = [moment.role(index) for index in indices]
         moved = 100 * (columns[-1] - columns[0]).abs().mean(dim=(1, 2, 3))
-        frames.append(
-            [{"erased": plots.ERASED, "recovered": plots.BLUE}.get(role) for role in roles]
-        )
+        frames.append([colours.get(role) for role in roles])
         notes.append([f"{r}\nΔ {m:.1f} %" for r, m in zip(roles, moved.tolist(), strict=True)])
     images, frames, notes = (list(zip(*c, strict=True)) for c in (columns, frames, notes))
     return plots.image_grid(
