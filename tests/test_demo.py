@@ -17,11 +17,12 @@ from sepme.delta import ConceptDelta
 from sepme.erasure import PRESETS
 from sepme.errors import SepmeWarning
 from sepme.model import Backbone
-from sepme.scenes.demo import CONCEPTS, DemoGrid, _decay, crossings, demo_table, run_demo
+from sepme.scenes.demo import DemoGrid, _decay, crossings, demo_table, run_demo
 from tests.miniature import fresh, shared
 from tests.refusals import refused
 
 ATELIER = atelier_catalogue()
+CONCEPTS = ("neon", "swirl", "ink", "boat")
 SHIPPED = Path(__file__).parent.parent / "figures" / "shipped" / "report.json"
 
 
@@ -94,8 +95,9 @@ def miniature(
     backbone: Backbone, out: Path, erase: tuple[str, ...] = ("neon",), n: int = 4
 ) -> dict:
     quiet = {"say": lambda _: None, "progress": False}
-    about = {"catalogue": SMALL, "erase": erase, "settings": QUICK, "samples": n, "retained": 4}
-    return run_demo(backbone, Guess(), out, **about, **quiet)  # type: ignore[arg-type]
+    grid = DemoGrid(SMALL, SMALL.parse(",".join(erase)))
+    how = {"settings": QUICK, "samples": n, "retained": 4, **quiet}
+    return run_demo(backbone, Guess(), out, grid, **how)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +143,7 @@ def test_pictures_and_deltas_are_written(small) -> None:
 @pytest.mark.parametrize(("start", "said"), [("closed_form", True), ("zero", False)])
 def test_the_decay_has_a_title_and_says_how_each_training_ended(start: str, said: bool) -> None:
     steps = [SimpleNamespace(iteration=n, momentum=0.5, correlation=(0.5,)) for n in range(1, 4)]
-    trained = [SimpleNamespace(delta=SimpleNamespace(concept="neon"), steps=steps)]
-    (ax,) = _decay(trained, replace(QUICK, start=start)).axes  # type: ignore[arg-type]
+    (ax,) = _decay({"neon": steps}, replace(QUICK, start=start)).axes  # type: ignore[dict-item]
     assert ax.get_title().startswith("What is left of each concept")
     assert ("from the closed form" in ax.get_title()) is said
     assert ax.get_legend().get_texts()[-1].get_text() == "limit of 3 iterations"
@@ -196,8 +197,7 @@ def test_the_shipped_model_forgets_composes_and_remembers(
         Backbone(backbone.pipe, backbone.name, guidance=backbone.guidance, steps=8),
         Judge.load(Path(model) / "judge.safetensors" if model else None),
         tmp_path,
-        catalogue=ATELIER,
-        erase=("neon", "boat"),
+        grid_of("neon, boat"),
         settings=replace(PRESETS["default"], iterations=5, images=8, batch=2),
         samples=4,
         retained=8,

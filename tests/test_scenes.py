@@ -26,7 +26,7 @@ from sepme.scenes import (
 )
 from sepme.scenes.images import ImageCache, Sampling, measure
 from sepme.scenes.methods import METHODS, Context
-from sepme.scenes.protocol import PROTOCOLS, WATERMARK, Arrival
+from sepme.scenes.protocol import PROTOCOLS, WATERMARK
 from sepme.scenes.run import read_manifest
 from sepme.scenes.tables import RESULTS, family, method_title, write_table
 from tests.miniature import QUIET, fresh, shared, three_deltas
@@ -57,12 +57,16 @@ def test_roles_are_the_papers() -> None:
 
 
 def test_a_later_request_knows_the_earlier_ones() -> None:
-    assert arrivals("Scene1") == (Arrival((0, 1, 2, 3, 4, 5), (), ()),)
-    assert arrivals("Scene4") == (
-        Arrival((0, 1, 2), (), ()),
-        Arrival((3, 4), (0, 1, 2), (1, 2)),
-        Arrival((5,), (0, 1, 2, 3, 4), (2, 3, 4)),
-    )
+    requests = {
+        scene: [(m.group, m.known, m.present) for m in arrivals(scene)]
+        for scene in ("Scene1", "Scene4")
+    }
+    assert requests["Scene1"] == [((0, 1, 2, 3, 4, 5), (), ())]
+    assert requests["Scene4"] == [
+        ((0, 1, 2), (), ()),
+        ((3, 4), (0, 1, 2), (1, 2)),
+        ((5,), (0, 1, 2, 3, 4), (2, 3, 4)),
+    ]
     assert [arrival.group for arrival in arrivals("Scene3")] == [(0, 2, 4), (1, 3), (5,)]
 
 
@@ -137,24 +141,29 @@ def test_the_key_is_the_content() -> None:
 
 
 # ---------------------------------------------------------------- measures
-def test_a_cell_by_hand() -> None:
+@pytest.fixture
+def no_alexnet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sepme.metrics.alexnet_available", lambda: False)
+
+
+def test_a_cell_by_hand(no_alexnet: None) -> None:
     judge, generator = Judge.load(), torch.Generator().manual_seed(0)
     original = torch.randint(0, 256, (4, 3, 64, 64), generator=generator).byte()
     changed = original.clone()
     changed[0] = 255 - changed[0]
-    row = measure(changed, original, "neon", judge, lpips=False)
+    row = measure(changed, original, "neon", judge)
     assert (row["identical"], row["images"]) == (0.75, 4)
     assert row["acc"] == judge.sees(changed / 255, "neon").double().mean()
     assert row["acc_low"] <= row["acc"] <= row["acc_high"]
     assert not {"lpips", "fid", "kid_high"} & set(row)
 
 
-def test_features_make_fid_and_kid() -> None:
+def test_features_make_fid_and_kid(no_alexnet: None) -> None:
     judge, images = Judge.load(), torch.zeros(8, 3, 64, 64, dtype=torch.uint8)
     x = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
-    same = measure(images, images, "neon", judge, lpips=False, features=(x, x))
+    same = measure(images, images, "neon", judge, (x, x))
     assert abs(same["fid"]) < 1e-6
-    apart = measure(images, images, "neon", judge, lpips=False, features=(x, x + 3))
+    apart = measure(images, images, "neon", judge, (x, x + 3))
     assert abs(apart["fid"] - 5 * 9) < 1e-3  # the means are 3 apart in each of 5 dimensions
 
 

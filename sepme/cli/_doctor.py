@@ -11,7 +11,7 @@ from sepme.cli._place import load
 from sepme.erasure import ErasureSettings
 from sepme.errors import warn
 from sepme.jobs.forecast import QUICK, Forecast, duration
-from sepme.metrics.lpips import alexnet_available
+from sepme.metrics import alexnet_available
 from sepme.model import Backbone, load_catalogue
 
 __all__ = ["examine"]

@@ -208,9 +208,7 @@ def demo(
         )
     grid, judge = DemoGrid(catalogue, _concepts(erase, catalogue)), _judge(model)
     report = run_demo(
-        *(Backbone.load(model), judge, out),
-        catalogue=catalogue,
-        erase=grid.names,
+        *(Backbone.load(model), judge, out, grid),
         samples=samples,
         retained=retained,
         seed=seed,

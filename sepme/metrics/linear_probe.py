@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from sepme._checks import choose, integer, whole
 from sepme.errors import SepmeError
-from sepme.metrics._networks import alexnet_means, check_images
+from sepme.metrics._images import check_images
+from sepme.metrics.alexnet import alexnet_means
 from sepme.metrics.estimate import Estimate, estimate_share
 
 if TYPE_CHECKING:
@@ -36,25 +36,20 @@ class LinearProbe:
 
     names: tuple[str, ...]  #: the k concepts that it tells apart
     classifier: "Pipeline"  #: scikit-learn's: features are scaled, then logistic regression
-    held_out: pd.DataFrame  #: images kept from it: asked for (rows), seen (columns)
-
-    def probabilities(self, images: Tensor) -> Tensor:
-        """The probability of each concept in each image `[n, 3, h, w]` in [0, 1]: `[n, k]`."""
-        return torch.from_numpy(self.classifier.predict_proba(_features(images)))
+    accuracy: Estimate  #: of the images held out, the share in which it saw what they should show
 
     def sees(self, images: Tensor, name: str) -> Tensor:
-        """Whether each image, bool `[n]`, shows this concept rather than any other.
+        """Whether each image `[n, 3, h, w]` in [0, 1] shows this concept rather than any other.
+
+        Returns:
+            bool `[n]`.
 
         Raises:
             SepmeError: the probe does not know the concept, or the tensor holds no images.
         """
         choose(self.names, name=name)
-        return self.probabilities(images).argmax(1) == self.names.index(name)
-
-    def accuracy(self) -> Estimate:
-        """The share of the held-out images in which it saw what they should show."""
-        right, n = np.trace(self.held_out), self.held_out.to_numpy().sum()
-        return estimate_share(np.arange(n) < right)
+        seen = self.classifier.predict(_features(images))
+        return torch.from_numpy(seen == self.names.index(name))
 
 
 def fit_probe(images: Mapping[str, Tensor], seed: int = 0) -> LinearProbe:
@@ -70,7 +65,6 @@ def fit_probe(images: Mapping[str, Tensor], seed: int = 0) -> LinearProbe:
             than four images of one, a tensor holds no images, or the seed is not possible.
     """
     from sklearn.linear_model import LogisticRegression  # its import takes a second
-    from sklearn.metrics import confusion_matrix
     from sklearn.model_selection import train_test_split
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -86,8 +80,8 @@ def fit_probe(images: Mapping[str, Tensor], seed: int = 0) -> LinearProbe:
         features, labels, test_size=0.3, stratify=labels, random_state=integer(seed)
     )
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(x, y)
-    counts = confusion_matrix(y_test, classifier.predict(x_test))
-    return LinearProbe(names, classifier, pd.DataFrame(counts, names, names))
+    accuracy = estimate_share(classifier.predict(x_test) == y_test)
+    return LinearProbe(names, classifier, accuracy)
 
 
 def _features(images: Tensor) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +12,21 @@ from matplotlib.figure import Figure
 from pandas import DataFrame
 from torch import Tensor
 
-from sepme import erasure
 from sepme._checks import whole
 from sepme.artefact import save_json, versions, writable_folder, write_atomically
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Asked, Judge, found
 from sepme.composition import Composition, applied
 from sepme.concept import Catalogue, Concept, evenly, slug
 from sepme.delta import ConceptDelta
-from sepme.erasure import PRESETS, ErasureSettings, ErasureStep
+from sepme.erasure import PRESETS, ErasureSettings, ErasureStep, erase
 from sepme.errors import SepmeError
 from sepme.metrics import alexnet_available, lpips_distance
 from sepme.model import Backbone
 from sepme.plots import ERASED, correlation_decay, image_grid, png
 from sepme.training import Trainer
 
-__all__ = ["demo_table", "run_demo"]
+__all__ = ["DemoGrid", "demo_table", "run_demo"]
 
-#: Three styles (the darkness of neon is the hardest to erase) and an object.
-CONCEPTS = ("neon", "swirl", "ink", "boat")
 #: Where the seeds of the judged pictures begin; those of the grid begin at the run's own seed.
 JUDGED = 10_000
 
@@ -38,9 +35,8 @@ def run_demo(
     backbone: Backbone,
     judge: Judge,
     out: str | Path,
+    grid: "DemoGrid",
     *,
-    catalogue: Catalogue,
-    erase: Sequence[str] = CONCEPTS,
     settings: ErasureSettings = PRESETS["default"],
     samples: int = 20,
     retained: int = 40,
@@ -51,7 +47,7 @@ def run_demo(
     """Erase, compose and restore; write pictures, deltas and `report.json` into `out`.
 
     Args:
-        erase: names of styles and objects; at least one style and one object must be left.
+        grid: what is erased, and what is shown of it.
         samples: judged pictures for each erased concept, with all concepts erased at once.
         retained: judged pictures of everything else.
         seed: decides the deltas and all pictures.
@@ -61,28 +57,29 @@ def run_demo(
         What `report.json` holds.
 
     Raises:
-        SepmeError: an unknown concept, nothing left to keep, a folder that cannot be written to.
+        SepmeError: no pictures to judge, or a folder that cannot be written to.
     """
-    grid = DemoGrid(catalogue, catalogue.parse(",".join(erase)))
     whole(1, samples=samples, retained=retained)
-    out, watch, trained = writable_folder(out), [time.perf_counter()], []
+    out, watch = writable_folder(out), [time.perf_counter()]
+    deltas: list[ConceptDelta] = []
+    steps: dict[str, list[ErasureStep]] = {name: [] for name in grid.names}
+    seconds: list[float] = []
     for concept in grid.concepts:
-        keep, steps, start = catalogue.kept_prompts([concept]), [], time.perf_counter()
-        trainer = Trainer(callback=steps.append, progress=progress)
-        delta = erasure.erase(backbone, concept, keep, settings, seed=seed, trainer=trainer)
-        trained.append(_Trained(delta, steps, time.perf_counter() - start))
-        delta.save(out / "deltas" / f"{slug(concept.name)}.safetensors")
-        say(f"Erased {concept.name} in {trained[-1].seconds:.0f} s")
-    deltas = [entry.delta for entry in trained]
+        keep, start = grid.catalogue.kept_prompts([concept]), time.perf_counter()
+        trainer = Trainer(callback=steps[concept.name].append, progress=progress)
+        deltas.append(erase(backbone, concept, keep, settings, seed=seed, trainer=trainer))
+        seconds.append(round(time.perf_counter() - start, 3))
+        deltas[-1].save(out / "deltas" / f"{slug(concept.name)}.safetensors")
+        say(f"Erased {concept.name} in {seconds[-1]:.0f} s")
     watch.append(time.perf_counter())
     say(f"Composing the {len(deltas)} deltas, restoring, and drawing before_after.png ...")
     pictures, proof = _compose(backbone, deltas, grid, seed % 2**62)  # room for the next
     watch.append(time.perf_counter())
     say(f"Judging {2 * (samples * len(deltas) + retained)} pictures ...")
-    report = _judge(backbone, judge, trained, grid, samples, retained)
+    report = _judge(backbone, judge, grid, deltas, seconds, samples, retained)
     watch.append(time.perf_counter())
     write_atomically(out / "before_after.png", png(before_after(pictures, grid, judge)))
-    write_atomically(out / "correlation_decay.png", png(_decay(trained, settings)))
+    write_atomically(out / "correlation_decay.png", png(_decay(steps, settings)))
     laps = zip(("erasing", "composing", "judging"), np.diff(watch).round(3).tolist(), strict=True)
     report |= proof | {"seconds": {**dict(laps), "total": round(time.perf_counter() - watch[0], 3)}}
     report["provenance"] = _provenance(backbone, deltas, settings, seed)
@@ -106,13 +103,16 @@ class DemoGrid:
 
     Each erased concept has a row ("a painting of a house in the style of neon"), and each such row
     a counterpart that must stay ("a painting of a house in the style of pixel").
+
+    Raises:
+        SepmeError: a concept that is neither style nor object, or no style or object is left.
     """
 
     def __init__(self, catalogue: Catalogue, concepts: Sequence[Concept]) -> None:
         for concept in concepts:
             if concept.kind not in ("style", "object"):
                 raise SepmeError(f"{concept.name!r} is neither style nor object: leave it out.")
-        self.concepts = tuple(concepts)
+        self.catalogue, self.concepts = catalogue, tuple(concepts)
         self.names = tuple(concept.name for concept in concepts)
         every = crossings(catalogue)
         self.kept = [c for c in every if not {c.style, c.object} & set(self.names)]
@@ -176,10 +176,9 @@ def before_after(pictures: Mapping[str, Tensor], grid: DemoGrid, judge: Judge) -
     )
 
 
-def _decay(trained: "Sequence[_Trained]", settings: ErasureSettings) -> Figure:
+def _decay(steps: Mapping[str, Sequence[ErasureStep]], settings: ErasureSettings) -> Figure:
     """How the correlation fell while each delta was trained, and what ended it."""
     figure = Figure(figsize=(7.6, 3.9), layout="constrained", dpi=150)
-    steps = {entry.delta.concept: entry.steps for entry in trained}
     ax = correlation_decay(steps, figure.subplots(), tau=settings.tau, limit=settings.iterations)
     start = ",\nfrom the closed form on" if settings.start == "closed_form" else ""
     ax.set_title(f"What is left of each concept while its delta is trained{start}", fontsize=11)
@@ -187,33 +186,29 @@ def _decay(trained: "Sequence[_Trained]", settings: ErasureSettings) -> Figure:
 
 
 # ------------------------------------------------------------------ what is done
-@dataclass(frozen=True)
-class _Trained:
-    delta: ConceptDelta
-    steps: list[ErasureStep]
-    seconds: float
-
-
 def _compose(
     backbone: Backbone, deltas: list[ConceptDelta], grid: DemoGrid, seed: int
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Pictures of all columns, and whether restoring and the order are exact."""
-    prompts = [row.prompt for row in grid.rows]
-    original = backbone.generate(prompts, seed, output="latents")
+    prompts, pictures = [row.prompt for row in grid.rows], {}
+
+    def latents() -> Tensor:
+        return backbone.generate(prompts, seed, output="latents")
+
+    original = latents()
     with Composition(backbone, deltas) as composition:
-        pictures = {}
         for label, gone in grid.columns.items():
             composition.set(gone)
             pictures[label] = backbone.generate(prompts, seed)
         for name in grid.names:  # one after the other, as in iterative erasure
             composition.erase(name)
-        forwards = backbone.generate(prompts, seed, output="latents")
+        forwards = latents()
         composition.restore_all()
-        restored = backbone.generate(prompts, seed, output="latents")
+        restored = latents()
     with Composition(backbone, deltas[::-1]) as composition:
         for name in grid.names[::-1]:
             composition.erase(name)
-        backwards = backbone.generate(prompts, seed, output="latents")
+        backwards = latents()
     return pictures, {
         "restored": {
             "bit_exact": torch.equal(original, restored)
@@ -231,8 +226,9 @@ def _compose(
 def _judge(
     backbone: Backbone,
     judge: Judge,
-    trained: list[_Trained],
     grid: DemoGrid,
+    deltas: Sequence[ConceptDelta],
+    seconds: Sequence[float],
     samples: int,
     retained: int,
 ) -> dict[str, Any]:
@@ -240,43 +236,39 @@ def _judge(
     kept = evenly(grid.kept, retained)
     prompts = [p for concept in grid.concepts for p in evenly(concept.prompts, samples)]
     prompts += [crossing.prompt for crossing in kept]
-    before = backbone.generate(prompts, JUDGED)
-    with applied(backbone, *(entry.delta for entry in trained)):
-        after = backbone.generate(prompts, JUDGED)
-    erased = {}
-    for i, entry in enumerate(trained):
-        name, some = entry.delta.concept, slice(i * samples, (i + 1) * samples)
-        erased[name] = {
-            "accuracy_before": judge.sees(before[some], name).float().mean().item(),
-            "accuracy_after": judge.sees(after[some], name).float().mean().item(),
+    sizes = [samples] * len(deltas) + [retained]
+    *before, kept_before = backbone.generate(prompts, JUDGED).split(sizes)
+    with applied(backbone, *deltas):
+        *after, kept_after = backbone.generate(prompts, JUDGED).split(sizes)
+    erased = {
+        delta.concept: {
+            "accuracy_before": judge.sees(x, delta.concept).float().mean().item(),
+            "accuracy_after": judge.sees(y, delta.concept).float().mean().item(),
             "pictures": samples,
-            "iterations": entry.delta.provenance.iterations,
-            "seconds": round(entry.seconds, 3),
-            "rank": entry.delta.rank,
+            "iterations": delta.provenance.iterations,
+            "seconds": took,
+            "rank": delta.rank,
         }
-    images = {"before": before[-retained:], "after": after[-retained:]}
-    return {"erased": erased, "retained": _retained(judge, images, kept)}
-
-
-def _retained(judge: Judge, images: dict[str, Tensor], kept: list[Asked]) -> dict[str, Any]:
-    """What the judge finds in the pictures that must stay, and how far they moved."""
+        for delta, took, x, y in zip(deltas, seconds, before, after, strict=True)
+    }
     row: dict[str, Any] = {}
-    for when, drawn in images.items():
+    for when, drawn in (("before", kept_before), ("after", kept_after)):
         right = found(judge, drawn, kept)
         row[f"accuracy_{when}"] = float(right.all(axis=1).mean())
         row |= {f"{part}_{when}": share for part, share in right.mean().to_dict().items()}
-    known, (before, after) = alexnet_available(), images.values()
+    known = alexnet_available()
     note = "not measured: LPIPS needs AlexNet's weights (`make test` gets them)"
-    return row | {
-        "lpips": float(lpips_distance(before, after).mean()) if known else None,
+    row |= {
+        "lpips": float(lpips_distance(kept_before, kept_after).mean()) if known else None,
         "lpips_note": None if known else note,
-        "mean_pixel_difference": float((before - after).abs().mean()),
+        "mean_pixel_difference": float((kept_before - kept_after).abs().mean()),
         "pictures": len(kept),
     }
+    return {"erased": erased, "retained": row}
 
 
 def _provenance(
-    backbone: Backbone, deltas: list[ConceptDelta], settings: ErasureSettings, seed: int
+    backbone: Backbone, deltas: Sequence[ConceptDelta], settings: ErasureSettings, seed: int
 ) -> dict[str, Any]:
     return {
         "model": backbone.name,
@@ -301,9 +293,12 @@ def demo_table(report: dict[str, Any]) -> str:
     shown = {"seen before": percent, "seen after": percent, "seconds": "{:.1f}".format}
     parts = {"style right": "style", "object right": "object", "both right": "accuracy"}
     retained = DataFrame(
-        {when: [kept[f"{p}_{when}"] for p in parts.values()] for when in ("before", "after")},
+        {
+            when: [percent(kept[f"{p}_{when}"]) for p in parts.values()]
+            for when in ("before", "after")
+        },
         index=list(parts),
-    ).map(percent)
+    ).assign(pictures=kept["pictures"])
     exact = "bit for bit the original"
     if not restored["bit_exact"]:
         exact = f"NOT the original (largest difference {restored['max_abs_diff']:.2g})"
@@ -315,12 +310,9 @@ def demo_table(report: dict[str, Any]) -> str:
         "Order of erasing": f"{'makes no' if independent else 'MAKES A'} difference",
         "Seconds in total": f"{report['seconds']['total']:.0f}",
     }
-    return "\n\n".join(
-        [
-            erased.rename_axis(columns="erased concept").to_string(formatters=shown, col_space=13),
-            retained.assign(pictures=kept["pictures"])
-            .rename_axis(columns="everything else")
-            .to_string(),
-            "\n".join(f"{subject:<27} {finding}" for subject, finding in findings.items()),
-        ]
-    )
+    parts = [
+        erased.rename_axis(columns="erased concept").to_string(formatters=shown, col_space=13),
+        retained.rename_axis(columns="everything else").to_string(),
+        "\n".join(f"{subject:<27} {finding}" for subject, finding in findings.items()),
+    ]
+    return "\n\n".join(parts)

@@ -1,9 +1,10 @@
-"""The images of the scenes: drawn once a model state, and measured against the original's."""
+"""The images of the scenes: drawn once for each state, and measured against the original's."""
 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from safetensors import SafetensorError
@@ -26,6 +27,9 @@ MEASURES = {
 }
 
 __all__ = ["MEASURES"]
+
+#: What a method makes to erase a concept.
+Change: TypeAlias = ConceptDelta | DenseDelta
 
 
 def has_bfloat16() -> bool:
@@ -53,12 +57,7 @@ class ImageCache:
     folder: Path
     sampling: Sampling
 
-    def key(
-        self,
-        changes: Sequence[ConceptDelta | DenseDelta],
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-    ) -> str:
+    def key(self, changes: Sequence[Change], prompts: Sequence[str], seeds: Sequence[int]) -> str:
         """What decides the images: the model, the changes in any order, prompts, sampling."""
         content = {
             "base": self.backbone.fingerprint,
@@ -70,10 +69,7 @@ class ImageCache:
         return digest_of(content)[:24]
 
     def draw(
-        self,
-        changes: Sequence[ConceptDelta | DenseDelta],
-        prompts: Sequence[str],
-        seeds: Sequence[int],
+        self, changes: Sequence[Change], prompts: Sequence[str], seeds: Sequence[int]
     ) -> Tensor:
         """`[n, 3, h, w]` bytes with these changes on, from the disk or drawn now."""
         how = asdict(self.sampling)
@@ -110,21 +106,20 @@ def measure(
     original: Tensor,
     concept: str,
     judge: Judge,
-    *,
-    lpips: bool = True,
     features: Sequence[Tensor] | None = None,
 ) -> dict[str, float]:
     """The measures of one concept in one state, as columns of the table.
 
+    LPIPS (64 x 64, AlexNet) is among them where AlexNet's weights are installed.
+
     Args:
         images: `[n, 3, h, w]` bytes, drawn in this state.
         original: the original model's images of the same prompts and noise.
-        lpips: whether to compute it (64 x 64, AlexNet); it needs AlexNet's weights.
         features: of both, from `sepme.metrics.inception_features`, for FID and KID.
     """
     x, y = images / 255, original / 255
     found = {"acc": metrics.estimate_share(judge.sees(x, concept))}
-    if lpips:
+    if metrics.alexnet_available():
         found["lpips"] = metrics.measure_lpips(x, y, metrics.PAPER_SIZE)
     if features is not None:
         found["fid"] = metrics.fid_of_features(*features, paired=True, resamples=100)

@@ -15,12 +15,11 @@ from sepme.concept import Catalogue, slug
 from sepme.delta import ConceptDelta, DenseDelta
 from sepme.erasure import PRESETS, erase
 from sepme.model import Backbone
+from sepme.scenes.images import Change
 from sepme.scenes.protocol import PROTOCOLS, EvaluatedConcepts, Protocol, arrivals
 from sepme.training import Trainer
 
-__all__ = ["METHODS", "Context"]
-
-Change = ConceptDelta | DenseDelta
+__all__ = ["METHODS"]
 
 
 @dataclass(frozen=True)
@@ -62,25 +61,22 @@ class Method:
         In the paper's protocol, a delta is trained with those on that are on when it is requested.
         """
         made: dict[int, Change] = {}
-        name = context.evaluated.name
-        for arrival in arrivals(scene):
-            groups = [arrival.group] if self.joint else [(index,) for index in arrival.group]
-            iterative = self.protocol.name == "paper" and self.baseline is None
-            present = [made[index] for index in arrival.present] if iterative else []
-            for group in groups:
-                names = [name(index) for index in group]
-                known = [i for i in (*arrival.known, *arrival.group) if i not in group]
-                others = [name(index) for index in known]
-                keep = self.protocol.retain(context.catalogue, names, others)
-                made |= self._trained(context, group, keep if self.retains else (), present)
+        iterative = self.protocol.name == "paper" and self.baseline is None
+        for moment in arrivals(scene):
+            present = [made[index] for index in moment.present] if iterative else []
+            for group in [moment.group] if self.joint else [(index,) for index in moment.group]:
+                others = [i for i in (*moment.known, *moment.group) if i not in group]
+                named = ([context.evaluated.name(i) for i in each] for each in (group, others))
+                keep = self.protocol.retain(context.catalogue, *named) if self.retains else ()
+                made |= self._trained(context, group, keep, present)
         return made
 
     def _trained(
         self, context: Context, group: Sequence[int], keep: Sequence[str], after: Sequence[Change]
     ) -> dict[int, Change]:
         """The changes of one training: read from the context's folder, or made and saved there."""
-        names, base = map(context.evaluated.name, group), context.backbone.fingerprint
-        concepts = [self.protocol.forget(context.catalogue, name) for name in names]
+        base, name = context.backbone.fingerprint, context.evaluated.name
+        concepts = [self.protocol.forget(context.catalogue, name(index)) for index in group]
         content = {
             "baseline": self.baseline and self.baseline.name,
             "concepts": [concept.name for concept in concepts],
@@ -95,14 +91,12 @@ class Method:
         files = [context.folder / f"{stem}-{slug(c.name)}.safetensors" for c in concepts]
         if not all(file.is_file() for file in files):
             checkpoint = context.folder / f"{stem}.checkpoint"
-            trainer = Trainer(checkpoint=checkpoint, progress=False)
-            options = {"seed": context.seed, "trainer": trainer}
+            how = {"settings": self.settings, "keep": keep, "seed": context.seed}
+            how |= {"trainer": Trainer(checkpoint=checkpoint, progress=False)}
             if self.baseline is None:
-                about = (context.backbone, concepts, keep, self.settings)
-                found = erase(*about, after=after, **options)
+                found = erase(context.backbone, concepts, after=after, **how)
             else:
-                about = (context.backbone, concepts[0], self.settings)
-                found = [self.baseline.erase(*about, keep=keep, **options)]
+                found = [self.baseline.erase(context.backbone, concepts[0], **how)]
             for file, change in zip(files, found, strict=True):
                 change.save(file)
             checkpoint.unlink(missing_ok=True)

@@ -39,7 +39,7 @@ SEAL = "atelier seal"
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a concept's forget set is, what the retain set, and from which prompts one draws."""
+    """How the forget set, the retain set and the drawn prompts of a concept are chosen."""
 
     name: str
     says: str
@@ -62,8 +62,8 @@ class Protocol:
         return catalogue.kept_prompts([catalogue[name] for name in forgotten])
 
 
-#: How many prompts a method is told of decides much of what it gets right, so every row of a table
-#: and every caption names its retain set: [paper], [catalogue], or [none] if a method takes none.
+#: What a method is told decides much of what it gets right, so every row of a table and every
+#: caption names its retain set: [paper], [catalogue], or [none] if a method takes none.
 PROTOCOLS: Mapping[str, Protocol] = {
     "paper": Protocol(
         "paper",
@@ -76,7 +76,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         "catalogue that does not name it; drawn are its crossings.",
     ),
 }
-#: What is said of the methods of which no protocol decides what is retained.
+#: What a legend says of methods without a retain set.
 NONE_RETAINED = "[none]: the method takes no retain set; prompts as in [catalogue]."
 
 
@@ -87,13 +87,28 @@ class Moment:
     scene: str
     time: str
     erased: tuple[int, ...]  #: concepts that are erased after it
-    recovered: tuple[int, ...]  #: concepts that were erased earlier and are restored
+    known: tuple[int, ...]  #: concepts that were erased earlier, in the order of their requests
+
+    @property
+    def group(self) -> tuple[int, ...]:
+        """Concepts whose erasure is requested now, for the first time in their scene."""
+        return tuple(index for index in self.erased if index not in self.known)
+
+    @property
+    def present(self) -> tuple[int, ...]:
+        """Concepts that are erased now and were erased earlier."""
+        return tuple(index for index in self.erased if index in self.known)
+
+    @property
+    def recovered(self) -> tuple[int, ...]:
+        """Concepts that were erased earlier and are restored."""
+        return tuple(index for index in sorted(self.known) if index not in self.erased)
 
     def role(self, index: int) -> str:
         """One of `ROLES`; a regular concept was not touched so far."""
         if index in self.erased:
             return "erased"
-        return "recovered" if index in self.recovered else "regular"
+        return "recovered" if index in self.known else "regular"
 
 
 def moments(scene: str) -> tuple[Moment, ...]:
@@ -105,36 +120,20 @@ def moments(scene: str) -> tuple[Moment, ...]:
     scenes = {**SCENES, **ALONE}
     choose(tuple(scenes), scene=scene)
     found: list[Moment] = []
-    before: set[int] = set()
+    known: tuple[int, ...] = ()
     for time, erased in scenes[scene].items():
-        found.append(Moment(scene, time, erased, tuple(sorted(before - set(erased)))))
-        before |= set(erased)
+        found.append(Moment(scene, time, erased, known))
+        known += found[-1].group
     return tuple(found)
 
 
-@dataclass(frozen=True)
-class Arrival:
-    """Concepts whose erasure is requested together, for the first time in their scene."""
-
-    group: tuple[int, ...]
-    known: tuple[int, ...]  #: requested earlier; they must stay as they are
-    present: tuple[int, ...]  #: those of the known ones whose deltas are on now
-
-
-def arrivals(scene: str) -> tuple[Arrival, ...]:
-    """The concepts of a scene in the order of their requests.
+def arrivals(scene: str) -> tuple[Moment, ...]:
+    """The moments of a scene at which concepts are requested for the first time.
 
     A later delta keeps the concepts of the earlier ones. The reverse is impossible: the deltas of
     the first group are trained before the second is requested.
     """
-    found: list[Arrival] = []
-    known: tuple[int, ...] = ()
-    for moment in moments(scene):
-        if new := tuple(index for index in moment.erased if index not in known):
-            present = tuple(index for index in moment.erased if index in known)
-            found.append(Arrival(new, known, present))
-            known += new
-    return tuple(found)
+    return tuple(moment for moment in moments(scene) if moment.group)
 
 
 @dataclass(frozen=True)

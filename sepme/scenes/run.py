@@ -26,17 +26,14 @@ from sepme.artefact import read_text, versions, writable_folder, write_atomicall
 from sepme.atelier.judge import Judge
 from sepme.concept import Catalogue
 from sepme.errors import SepmeError, in_words
-from sepme.metrics import alexnet_available, inception_available
+from sepme.metrics import inception_available
 from sepme.model import Backbone
-from sepme.scenes.images import ImageCache, Sampling, measure
-from sepme.scenes.methods import METHODS, Change, Context, Method
-from sepme.scenes.protocol import EVALUATED, WATERMARK, EvaluatedConcepts, Moment, moments
+from sepme.scenes.images import Change, ImageCache, Sampling, measure
+from sepme.scenes.methods import METHODS, Context, Method
+from sepme.scenes.protocol import EVALUATED, WATERMARK, Moment, moments
 from sepme.scenes.tables import ADDRESS, COLUMNS, NUMBERS, read_table, write_table
 
 __all__ = ["Plan", "merge_tables", "run_scenes"]
-
-#: The parts of a manifest that are the same for all rows of a table.
-FIXED = ("model", "fingerprint", "seed")
 
 
 @dataclass(frozen=True)
@@ -115,10 +112,10 @@ def run_scenes(
         _refuse_other(table, before, manifest | {"methods": planned})
         manifest["methods"] = before["methods"]
         say(f"{table}: {len(rows)} rows are there already, the rest is measured now")
-    evaluated = EVALUATED[plan.kind]
-    context = Context(backbone, catalogue, evaluated, work / "changes", plan.seed)
+    context = Context(backbone, catalogue, EVALUATED[plan.kind], work / "changes", plan.seed)
     done = rows[rows["fid"].notna()] if plan.fid else rows
-    done = set(zip(*(done[c] for c in ("method", "scene", "time", "concept_index")), strict=True))
+    place = ["method", "scene", "time", "concept_index"]
+    done = set(done[place].itertuples(index=False, name=None))
     states = [(m, moment) for m, s in product(plan.methods, plan.scenes) for moment in moments(s)]
     with tqdm(states, disable=not progress, unit="state") as bar:
         for name, moment in bar:
@@ -131,41 +128,38 @@ def run_scenes(
             cache = ImageCache(backbone, work / "pictures", plan.sampling_of(method))
             made = method.changes(context, moment.scene)
             changes = [made[index] for index in moment.erased]
-            about = (cache, evaluated, judge, plan, moment, method.protocol.name, changes)
-            found = [_measured(*about, index) for index in cells]
-            new = DataFrame(found, columns=COLUMNS).assign(method=name)
+            about = (plan, cache, judge, method, moment, changes)
+            new = DataFrame([_measured(*about, index) for index in cells], columns=COLUMNS)
             rows = _merged([rows, new.astype(dict.fromkeys(NUMBERS, float))])
             entry = manifest["methods"].setdefault(name, planned[name] | {"seconds": 0.0})
             entry["seconds"] = round(entry["seconds"] + time.perf_counter() - start, 1)
-            _write_manifest(table, manifest)  # first: a table without one is refused
-            write_table(table, rows)
+            _write(table, rows, manifest)
     say(f"{table}: {len(rows)} rows")
     return table
 
 
 def _measured(
-    cache: ImageCache,
-    evaluated: EvaluatedConcepts,
-    judge: Judge,
     plan: Plan,
+    cache: ImageCache,
+    judge: Judge,
+    method: Method,
     moment: Moment,
-    protocol: str,
     changes: Sequence[Change],
     index: int,
 ) -> dict[str, Any]:
-    """The row of one concept at one moment, but for its method."""
-    name = evaluated.name(index)
-    prompts = evaluated.prompts(index, plan.images, protocol)
+    """The row of one concept at one moment."""
+    evaluated = EVALUATED[plan.kind]
+    prompts = evaluated.prompts(index, plan.images, method.protocol.name)
     asked = prompts, evaluated.seeds(index, plan.images, plan.seed)
     images, original = cache.draw(changes, *asked), cache.draw((), *asked)
     features = [cache.features(each) for each in (images, original)] if plan.fid else None
-    lpips = alexnet_available()
-    return measure(images, original, name, judge, lpips=lpips, features=features) | {
+    return measure(images, original, evaluated.name(index), judge, features) | {
         "kind": plan.kind,
+        "method": method.name,
         "scene": moment.scene,
         "time": moment.time,
         "concept_index": index,
-        "concept": name,
+        "concept": evaluated.name(index),
         "role": moment.role(index),
         "erased": " ".join(map(str, moment.erased)),
         "norm": sum(change.norm() for change in changes) if index in moment.erased else None,
@@ -190,41 +184,47 @@ def merge_tables(tables: Sequence[str | Path], out: str | Path) -> list[Path]:
     Raises:
         SepmeError: a table that cannot be read, or runs of another model, or drawn otherwise.
     """
-    rows: dict[str, list[DataFrame]] = {}
+    rows: list[DataFrame] = []
     manifests: dict[str, dict[str, Any]] = {}
     for table in map(Path, tables):
-        whole, manifest = read_table(table), read_manifest(table)
-        for kind, part in whole.groupby("kind"):
-            rows.setdefault(kind, []).append(part)
+        found, manifest = read_table(table), read_manifest(table)
+        rows.append(found)
+        for kind in found["kind"].unique():
             before = manifests.setdefault(kind, manifest | {"methods": {}})
             _refuse_other(table, before, manifest)
-            methods = _added(before["methods"], manifest["methods"])
-            manifests[kind] = manifest | {"methods": methods}
-    if not rows:
+            both = _added(before["methods"], manifest["methods"])
+            manifests[kind] = manifest | {"methods": both}
+    if not manifests:
         raise SepmeError("There is no row to merge: give tables that 'sepme scenes run' wrote.")
-    out, merged = writable_folder(out), []
-    for kind, parts in rows.items():
-        merged.append(write_table(out / f"scenes_{kind}.csv", _merged(parts)))
-        _write_manifest(merged[-1], manifests[kind])
-    return merged
+    merged, out = _merged(rows), writable_folder(out)
+    return [
+        _write(out / f"scenes_{kind}.csv", merged[merged["kind"] == kind], manifest)
+        for kind, manifest in manifests.items()
+    ]
+
+
+def _write(table: Path, rows: DataFrame, manifest: dict[str, Any]) -> Path:
+    """Write the manifest, and then the table: one without a manifest is refused."""
+    text = json.dumps(manifest, indent=1) + "\n"
+    write_atomically(table.with_suffix(".json"), text.encode())
+    return write_table(table, rows)
 
 
 # ------------------------------------------------------------------ the manifest of a table
 def _manifest(backbone: Backbone, plan: Plan) -> dict[str, Any]:
     """How a table is made, in JSON's types."""
-    methods = [METHODS[name] for name in plan.methods]
     content = {
         "model": backbone.name,
         "fingerprint": backbone.fingerprint,
         "seed": plan.seed,
         "methods": {
-            m.name: {
-                "title": m.title,
-                "settings": asdict(m.settings),
-                "sampling": asdict(plan.sampling_of(m)),
+            name: {
+                "title": METHODS[name].title,
+                "settings": asdict(METHODS[name].settings),
+                "sampling": asdict(plan.sampling_of(METHODS[name])),
                 "images": plan.images,
             }
-            for m in methods
+            for name in plan.methods
         },
         "hardware": {
             "machine": platform.machine(),
@@ -273,15 +273,10 @@ def read_manifest(table: Path) -> dict[str, Any]:
         ) from error
 
 
-def _write_manifest(table: Path, manifest: dict[str, Any]) -> None:
-    text = json.dumps(manifest, indent=1) + "\n"
-    write_atomically(table.with_suffix(".json"), text.encode())
-
-
 def _refuse_other(table: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuse to mix rows of two models, or of one method with two settings or two samplings."""
     remedy = "keep the two apart, with a folder each (--out)"
-    for name in FIXED:
+    for name in ("model", "fingerprint", "seed"):
         if before[name] != now[name]:
             raise SepmeError(f"{table} belongs to another run ('{name}' differs): {remedy}.")
     for name in before["methods"].keys() & now["methods"].keys():

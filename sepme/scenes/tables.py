@@ -56,18 +56,17 @@ NUMBERS = [*ESTIMATES, "identical", "images", "norm"]
 COLUMNS = [*ADDRESS, *NUMBERS, "cell"]
 #: What the brackets behind a method mean.
 LEGEND = " ".join([*(protocol.says for protocol in PROTOCOLS.values()), NONE_RETAINED])
-#: (table, scene, time) of SepME's rows that repeat another row of the paper.
-_REPEATED = {("3", "Scene4", "t5"), ("6", "Scene4", "t5")}
-#: The paper's methods without their iterations, and their names here.
-_FAMILIES = {
-    "SepME": "sepme-faithful@paper",
-    "ESD": "esd-x",
-    "AbConcept": "abconcept",
-    "FMN": "fmn",
+#: Printed rows that repeat another row of the paper: method, table, scene and time.
+_REPEATED = [("SepME", table, "Scene4", "t5") for table in ("3", "6")]
+#: A printed method without its iterations -> its name here, if it has one, and its retain set.
+_PRINTED = {
+    "original model": (None, "none"),
+    "SepME": ("sepme-faithful@paper", "paper"),
+    "SepME without weight regularisation": (None, "paper"),
+    "ESD": ("esd-x", "none"),
+    "AbConcept": ("abconcept", "none"),
+    "FMN": ("fmn", "none"),
 }
-#: The retain sets of the printed methods.
-_PRINTED = dict.fromkeys([*_FAMILIES, "original model"], "none")
-_PRINTED |= dict.fromkeys(["SepME", "SepME without weight regularisation"], "paper")
 
 
 def read_table(table: str | Path) -> DataFrame:
@@ -92,20 +91,19 @@ def read_table(table: str | Path) -> DataFrame:
             f"Line {damaged.idxmax() + 2} of {table} is damaged: delete it, and run the scenes "
             "again."
         )
-    rows[NUMBERS] = numbers
-    return rows.astype({"concept_index": int, **dict.fromkeys(NUMBERS, float)})
+    return rows.assign(**numbers).astype({"concept_index": int})
 
 
 def _damaged(rows: DataFrame, numbers: DataFrame) -> Series:
     """Which rows hold a word or a number that no run writes, or repeat the place of another."""
     places = {
-        (kind, scene, moment.time, str(index), name)
+        (kind, scene, moment.time, str(index), name, moment.role(index))
         for kind, evaluated in EVALUATED.items()
         for scene in (*SCENES, *ALONE)
         for moment in moments(scene)
         for index, name in enumerate((*evaluated.names, SEAL))
     }
-    place = ["kind", "scene", "time", "concept_index", "concept"]
+    place = ["kind", "scene", "time", "concept_index", "concept", "role"]
     shares = ["acc", "acc_low", "acc_high", "identical"]
     low, high = (numbers[[f"{m}{end}" for m in MEASURES]].to_numpy() for end in ("_low", "_high"))
     signed = [name for name in NUMBERS if name.startswith("kid")]  # only KID can be negative
@@ -113,7 +111,6 @@ def _damaged(rows: DataFrame, numbers: DataFrame) -> Series:
         ~pd.MultiIndex.from_frame(rows[place]).isin(places)
         | rows.duplicated(["method", *place])
         | ~rows["method"].isin([*METHODS])
-        | ~rows["role"].isin(ROLES)
         | (rows["cell"] == "")  # the line was cut off
         | (numbers.isna() & (rows[NUMBERS] != "")).any(axis=1)
         | np.isinf(numbers).any(axis=1)
@@ -140,15 +137,12 @@ def published() -> DataFrame:
     another row of the paper and are no result.
     """
     rows = pd.read_csv(shipped("paper", "published_results.csv"), dtype={"table": str})
-    place = rows[["table", "scene", "time"]].apply(tuple, axis=1)
-    return (
-        rows.drop(columns="acc_percent")
-        .assign(
-            note=rows["note"].fillna(""),
-            **{name: np.nan for name in ESTIMATES if name not in ("fid", "lpips")},
-            doubtful=(rows["method"] == "SepME") & place.isin(_REPEATED),
-        )
-        .assign(acc=rows["acc_percent"] / 100)
+    place = pd.MultiIndex.from_frame(rows[["method", "table", "scene", "time"]])
+    missing = {name: np.nan for name in ESTIMATES if name not in rows}
+    return rows.drop(columns="acc_percent").assign(
+        note=rows["note"].fillna(""),
+        **missing | {"acc": rows["acc_percent"] / 100},
+        doubtful=place.isin(_REPEATED),
     )
 
 
@@ -157,8 +151,8 @@ def family(method: str) -> str:
 
     What is known of SepME's settings makes it our `faithful`, in the paper's protocol.
     """
-    printed, _ = _split(method)
-    return _FAMILIES.get(printed, method)
+    ours, _ = _PRINTED.get(_split(method)[0], (None, ""))
+    return ours or method
 
 
 def method_title(method: str) -> str:
@@ -173,7 +167,7 @@ def method_title(method: str) -> str:
         return method
     counts = sorted(int(count) for count in iterations.split(",") if count)
     ends = " to ".join(map(str, dict.fromkeys([*counts[:1], *counts[-1:]])))
-    return f"{name}, {ends} it. [{_PRINTED[name]}]" if counts else f"{name} [{_PRINTED[name]}]"
+    return f"{name}{f', {ends} it.' if counts else ''} [{_PRINTED[name][1]}]"
 
 
 def _split(method: str) -> tuple[str, str]:
@@ -279,7 +273,8 @@ def paper_tables(kind: str, measured: DataFrame | None) -> str:
     )
     measured = DataFrame(columns=COLUMNS) if measured is None else measured
     ours = measured[measured["concept_index"] != WATERMARK]
-    ours = ours.assign(label=ours["method"].map(lambda m: METHODS[m].title), mark="")
+    ours = ours.sort_values("method", key=lambda c: c.map([*METHODS].index), kind="stable")
+    ours = ours.assign(label=ours["method"].map(method_title), mark="")
     parts = [
         f"# The paper's tables, {kind}s",
         "**Bold**: erased; *italic*: recovered; plain: regular. The two sides are about different "
