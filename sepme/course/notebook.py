@@ -165,8 +165,9 @@ def linked(notebook: NotebookNode, repository: str, name: str) -> NotebookNode:
     return notebook
 
 
-def write(path: Path, notebook: NotebookNode) -> None:
-    write_atomically(path, (nbformat.writes(notebook) + "\n").encode())
+def write(path: Path, notebook: NotebookNode) -> Path:
+    """Write a notebook, whole or not at all; the same notebook gives the same bytes."""
+    return write_atomically(path, (nbformat.writes(notebook) + "\n").encode())
 
 
 if __name__ == "__main__":
