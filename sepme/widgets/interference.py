@@ -1,9 +1,4 @@
-"""The interference explorer: a map of who disturbs whom, and all that is known of one pair.
-
-`render(state, report, pictures)` and `describe` are pure. Classes of the controls:
-`sepme-pair-erased`, `-evaluated`, `-draw`, `-stop`, `-progress`, `-status`, `-picture`, and `-map`
-over the map in it, which is clicked.
-"""
+"""The interference explorer: a map of who disturbs whom, and all that is known of one pair."""
 
 import math
 from dataclasses import dataclass

@@ -1,8 +1,4 @@
-"""The stop-rule playground: where would eq. 4 have ended a training that was recorded to its end?
-
-`render(state, losses)` and `describe` are pure. Classes of the controls: `sepme-stop-series`,
-`-alpha`, `-tau`, `-earliest`, `-status`, `-picture`.
-"""
+"""The stop-rule playground: where would eq. 4 have ended a training that ran to its end?"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
