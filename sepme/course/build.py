@@ -89,19 +89,19 @@ def read(path: Path) -> NotebookNode:
 
 
 def student(notebook: NotebookNode) -> NotebookNode:
-    """With a stub for every answer and without hidden tests and outputs."""
+    """A copy with a stub for every answer, without hidden tests and outputs."""
     blank = _without_outputs(notebook)
     for cell in blank.cells:
-
-        def instead(found: re.Match[str], stub: str = STUB.get(cell.cell_type, "")) -> str:
-            return indent(f"{stub}\n", found[1]) if found[2] == "SOLUTION" else ""
-
-        cell.source = REGION.sub(instead, cell.source).rstrip()
+        stub = f"{STUB[cell.cell_type]}\n"
+        cell.source = REGION.sub(
+            lambda found, stub=stub: indent(stub, found[1]) if found[2] == "SOLUTION" else "",
+            cell.source,
+        ).rstrip()
     return blank
 
 
 def solution(notebook: NotebookNode) -> NotebookNode:
-    """With the answers and the hidden tests, without their markers and without outputs."""
+    """A copy with the answers and the hidden tests, without their markers and outputs."""
     whole = _without_outputs(notebook)
     for cell in whole.cells:
         cell.source = REGION.sub(r"\3", cell.source).rstrip()
@@ -109,17 +109,17 @@ def solution(notebook: NotebookNode) -> NotebookNode:
 
 
 def is_answer(cell: NotebookNode) -> bool:
-    """Whether students fill it in."""
+    """Whether students fill this cell in."""
     return cell.metadata.nbgrader.solution
 
 
 def is_test(cell: NotebookNode) -> bool:
-    """Whether it gives points for the answer before it."""
+    """Whether this cell gives points for the answer before it."""
     return cell.metadata.nbgrader.grade and not is_answer(cell)
 
 
 def is_question(cell: NotebookNode) -> bool:
-    """Whether it is text that opens an exercise."""
+    """Whether this cell is the text that opens an exercise."""
     return cell.cell_type == "markdown" and cell.source.startswith("## ")
 
 
@@ -130,9 +130,10 @@ def _problem(notebook: NotebookNode) -> str | None:
     for cell in notebook.cells:
         about = cell.metadata.get("nbgrader", {})
         name = about.get("grade_id") or cell.get("id", "?")
-        wrong = _metadata_problem(cell, about) or _marker_problem(cell)
-        if wrong or name in seen:
-            return f"Cell '{name}' {wrong or 'has the grade_id of a cell before it: rename it'}."
+        if wrong := _metadata_problem(cell, about) or _marker_problem(cell):
+            return f"Cell '{name}' {wrong}."
+        if name in seen:
+            return f"Cell '{name}' has the grade_id of a cell before it: rename it."
         seen.add(name)
         if unchecked and (is_question(cell) or is_answer(cell)):
             break
@@ -150,8 +151,8 @@ def _metadata_problem(cell: NotebookNode, about: NotebookNode) -> str | None:
     keys = KEYS | ({"points"} if about.get("grade") else set())
     if set(about) != keys:
         return f"has nbgrader metadata with {sorted(set(about) ^ keys)} missing or in excess"
-    if about.cell_type != cell.cell_type:
-        return f"is marked as {about.cell_type}: mark it as {cell.cell_type}, which it is"
+    if about.cell_type != cell.cell_type or cell.cell_type not in STUB:
+        return f"is {cell.cell_type} and is marked {about.cell_type}: let both be code, or markdown"
     flags = {flag: about[flag] for flag in ("grade", "solution", "locked", "task")}
     if {*map(type, flags.values())} != {bool} or about.task or about.locked == about.solution:
         return f"is marked {flags}: say true or false, lock everything but answers, give no task"
@@ -164,7 +165,7 @@ def _metadata_problem(cell: NotebookNode, about: NotebookNode) -> str | None:
 
 
 def _marker_problem(cell: NotebookNode) -> str | None:
-    """Markers without their other half, answers and hidden tests in the wrong cell."""
+    """Whether a marker lacks its other half, or an answer or a test is in the wrong cell."""
     visible = REGION.sub("", cell.source)
     if MARKER.search(visible + REGION.sub(r"\3", cell.source)):
         return "has a '### BEGIN' or '### END' without its other half: add or remove one"

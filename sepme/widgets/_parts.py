@@ -26,8 +26,9 @@ from sepme.plots import png
 #: Called by long work with what is done and what there is to do; raises `Stopped` after Stop.
 Report = Callable[[int, int], None]
 LABEL = {"description_width": "initial"}
-#: ipywidgets gives a slider no name that a screen reader could say: that of its label is given to
-#: it, and its value in words, whenever a picture has come. JupyterLab would take the arrow keys.
+#: ipywidgets gives a slider no name for screen readers. Whenever a picture has loaded, this script
+#: gives each slider its label's name and its value in words, and its arrow keys, which JupyterLab
+#: would take.
 NAMES = """
 const shell = this.closest('.{shell}');
 const name = () => shell.querySelectorAll('.widget-slider').forEach(slider => {{

@@ -55,7 +55,7 @@ def facts(state: PairState, report: Interference) -> list[tuple[str, str]]:
 
 
 def describe(state: PairState, report: Interference, pictures: Pictures | None = None) -> str:
-    """The pair in words, which the pictures add nothing to."""
+    """The numbers of the pair in words; pictures have none."""
     known = "; ".join(f"{text}: {value}" for text, value in facts(state, report))
     return f"The delta of {state.erased} on the prompts of {state.evaluated}: {known}."
 

@@ -24,7 +24,7 @@ __all__ = ["ResultsState", "render", "results_explorer"]
 #: Where the paper compares with baselines; SepME alone is in tables 2 and 3.
 TABLES = {"style": ("5", "2"), "object": ("6", "3")}
 ALL = "all"
-#: Which of ours is spoken of where all are shown: the first that was measured at the moment.
+#: Where all methods are shown, the words are about the first of these that was measured.
 SEPME = ("sepme-faithful@paper", "sepme@catalogue")
 
 
