@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sepme.concept import Concept
+from sepme.correlation import Momentum
 from sepme.course.checks._reply import as_tensor, checks, compare, near, normal, require
 from sepme.erasure import ErasureSettings, erase
 from sepme.model import Backbone
@@ -92,15 +93,15 @@ def train(
     (found, momenta), true = student(3), library(3)
     later = "The third step is wrong: is kappa squared, zero_grad called, each batches[n] used?"
     require(same(found, true), later)
-    losses, m = torch.tensor([step.correlation[0] for step in steps]), 0.0
-    from_zero = [m := settings.alpha * m + (1 - settings.alpha) * loss for loss in losses.tolist()]
+    losses = [step.correlation[0] for step in steps]
+    from_zero = Momentum(settings.alpha).over([0.0, *losses])[0][1:]
     mistakes = {
         "These are the means of kappa, not their momentum: average as in (4).": losses,
-        "Your m_0 is 0; the momentum starts at the first L.": torch.tensor(from_zero),
+        "Your m_0 is 0; the momentum starts at the first L.": from_zero,
     }
     otherwise = "The momenta are not alpha m + (1 - alpha) L, one an iteration, L the mean kappa."
-    true = torch.tensor([step.momentum for step in steps])
-    compare(torch.tensor([float(m) for m in momenta]), true, mistakes, otherwise, tolerance=1e-3)
+    true, momenta = [step.momentum for step in steps], [float(m) for m in momenta]
+    compare(momenta, true, mistakes, otherwise, tolerance=1e-3)
     earliest = settings.earliest_stop
     made = len(student(earliest + 1, tau=9.0)[1])
     late = f"With tau = 9 it should stop after iteration {earliest}, not {made}."
