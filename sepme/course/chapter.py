@@ -219,9 +219,7 @@ def banner(
         if is_shipped(backbone)
         else "a model of your own. The text was written about the Atelier's pictures, not these."
     )
-    measured = "the Atelier"
     if stand_in:
-        measured = "this model"
         whose = (
             "a shape with random weights. What it draws is noise; what erasing costs, what stays "
             "the same and what is exact are as with real weights."
@@ -231,7 +229,7 @@ def banner(
         f"On {backbone.device.type}, {backbone.steps} sampling steps, guidance "
         f"{backbone.guidance:g}, weights `{backbone.fingerprint[:12]}`.",
         f"Expect about {minutes:g} minute{'s' * (minutes != 1)} and {gigabytes:g} GB with "
-        f"{measured} on two CPU cores.",
+        f"{'this model' if stand_in else 'the Atelier'} on two CPU cores.",
     ]
     read = [f"*{in_markdown(new)}* for {old}" for old, new in (chosen or {}).items() if new != old]
     if read:
