@@ -75,14 +75,14 @@ class Drawing:
     remark: str = ""  #: names words that the model was never shown
 
 
+@dataclass(frozen=True, eq=False)
 class Mixer:
     """Draws states with one model. The deltas stay attached; a state only switches them."""
 
-    def __init__(
-        self, backbone: Backbone, judge: Judge | None, deltas: Mapping[str, ConceptDelta]
-    ) -> None:
-        self.backbone, self.judge, self.deltas = backbone, judge, dict(deltas)
-        self._originals: dict[tuple[Any, ...], Tensor] = {}
+    backbone: Backbone
+    judge: Judge | None
+    deltas: dict[str, ConceptDelta]
+    _originals: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
 
     def composition(self) -> Composition:
         """The one on the pipeline if it carries these very deltas, else a new one in its place."""
@@ -398,4 +398,4 @@ def concept_mixer(
             click. A cell that uses the same model right after a click waits first: `mixer.wait()`.
         example: open with the first style (or concept) erased and drawn; else wait for Draw.
     """
-    return ConceptMixer(Mixer(backbone, judge, deltas), catalogue, threaded, example)
+    return ConceptMixer(Mixer(backbone, judge, dict(deltas)), catalogue, threaded, example)

@@ -3,7 +3,7 @@
 Its third step, the normalised correlation, is checked as in chapter 03.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,17 +11,19 @@ from torch import Tensor
 
 from sepme.concept import Concept
 from sepme.correlation import Momentum
-from sepme.course.checks._reply import as_tensor, checks, compare, near, normal, require
+from sepme.course.checks._reply import Answer, as_tensor, checks, compare, near, normal, require
 from sepme.erasure import ErasureSettings, erase
 from sepme.model import Backbone
 from sepme.nullspace import constrain, null_space
 from sepme.training import Trainer
 
 Weights = Mapping[str, Tensor]
+#: Concept -> its B by path, and Q.
+Deltas = Mapping[str, tuple[Weights, Tensor]]
 
 
 @checks
-def rows_of(answer: Callable[[Sequence[str]], Tensor], model: Backbone) -> None:
+def rows_of(answer: Answer, model: Backbone) -> None:
     """`rows_of(prompts)` stacks the embeddings of all tokens, `[prompts * tokens, d]`."""
     prompts = ["", "a boat"]
     embeddings, value = model.encode(prompts), answer(prompts)
@@ -35,7 +37,7 @@ def rows_of(answer: Callable[[Sequence[str]], Tensor], model: Backbone) -> None:
 
 
 @checks
-def directions(answer: Callable[[Tensor, Tensor, float, float], Tensor]) -> None:
+def directions(answer: Answer) -> None:
     """`directions(A, E, keep_rtol, concept_rtol)` are the strong directions of E P, as rows."""
     sizes = torch.tensor([9, 5, 2, 1, 5e-3, 1e-5, 1e-6, 1e-6, 1e-7, 1e-7], dtype=torch.float64)
     A = torch.linalg.qr(normal(30, 10)).Q * sizes @ torch.linalg.qr(normal(10, 10)).Q
@@ -55,7 +57,7 @@ def directions(answer: Callable[[Tensor, Tensor, float, float], Tensor]) -> None
 
 @checks
 def train(
-    answer: Callable[..., tuple[Weights, Sequence[float]]],
+    answer: Answer,
     model: Backbone,
     concept: Concept,
     keep: Sequence[str],
@@ -110,12 +112,7 @@ def train(
 
 @checks
 @torch.no_grad()
-def compose(
-    answer: Callable[[Sequence[str]], None],
-    model: Backbone,
-    theta: Weights,
-    own: Mapping[str, tuple[Weights, Tensor]],
-) -> None:
+def compose(answer: Answer, model: Backbone, theta: Weights, own: Deltas) -> None:
     """`compose(names)` makes the live weights theta + sum_k B_k Q_k, whatever was on before."""
     original, names = {path: weight.clone() for path, weight in theta.items()}, list(own)
     try:
@@ -137,12 +134,7 @@ def compose(
 
 @checks
 @torch.no_grad()
-def restore(
-    answer: Callable[[], None],
-    model: Backbone,
-    theta: Weights,
-    own: Mapping[str, tuple[Weights, Tensor]],
-) -> None:
+def restore(answer: Answer, model: Backbone, theta: Weights, own: Deltas) -> None:
     """`restore()` gives the live model its original weights back, bit for bit."""
     for B, Q in own.values():  # empty while `train` is still blank
         _write(model, {path: weight + B[path] @ Q for path, weight in theta.items()})
