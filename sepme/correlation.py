@@ -6,6 +6,7 @@ not to opposite, since below zero the model starts to draw the anti-concept.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -86,6 +87,15 @@ class Momentum:
         self.value = self.alpha * previous + (1 - self.alpha) * loss  # eq. 4
         self.iteration += 1
         return self.value
+
+    def over(self, losses: Iterable[float]) -> tuple[list[float], int | None]:
+        """`m_n` after each of the losses, and the first iteration after which they stop, if any."""
+        values, last = [], None
+        for loss in losses:
+            values.append(self.update(loss))
+            if last is None and self.stopped:
+                last = self.iteration
+        return values, last
 
     @property
     def stopped(self) -> bool:

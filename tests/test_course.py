@@ -317,6 +317,13 @@ SPOILT = {
     "locked answer": (mark(1, locked=True), ("'f'", "is marked")),
     "text that is half graded": (mark(3, solution=False, locked=True), ("'why'", "is marked")),
     "other type": (mark(3, cell_type="code"), ("'why'", "is marked")),
+    "neither code nor text": (
+        lambda notebook: notebook.cells[0].update(
+            cell_type="raw",
+            metadata={"nbgrader": notebook.cells[0].metadata.nbgrader | {"cell_type": "raw"}},
+        ),
+        ("'task'", "is marked raw"),
+    ),
     "no metadata": (
         lambda notebook: notebook.cells[0].metadata.pop("nbgrader"),
         ("'task'", "missing"),

@@ -456,15 +456,7 @@ def ladder(**edits: tuple[str, str]) -> dict[str, object]:
     names = {"backbone": shared(), "torch": torch, "Tensor": Tensor, "Concept": Concept}
     names |= {"replace": replace, "PRESETS": PRESETS}
     for cell in solution(read(TEACHER / LADDER)).cells:
-        if cell.id in (
-            "rows",
-            "directions",
-            "normalised",
-            "batches",
-            "train",
-            "compose",
-            "restore",
-        ):
+        if cell.id in STEPS:
             source = cell.source.replace("batches = Batches(neon)", "")
             old, new = edits.get(cell.id, ("", ""))
             assert old in source

@@ -28,6 +28,7 @@ from torch import Tensor
 import sepme
 from sepme.composition import Composition
 from sepme.concept import Catalogue, Concept
+from sepme.correlation import Momentum
 from sepme.erasure import PRESETS, erase
 from sepme.errors import warn
 from sepme.model import Backbone
@@ -975,15 +976,15 @@ def test_a_pair_is_drawn_with_the_deltas_on_the_pipeline(model: Backbone) -> Non
 
 # ---------------------------------------------------------------- the stop-rule playground
 def test_the_momentum_is_equation_4_and_stops_at_its_threshold() -> None:
-    values, stopped = stop_rule.momentum(StopRuleState("a", 0.5, 0.3, earliest=1), LOSSES)
+    values, stopped = Momentum(0.5, 0.3, earliest=1).over(LOSSES)
     expected, m = [], LOSSES[0]
     for loss in LOSSES:
         m = 0.5 * m + 0.5 * loss
         expected.append(m)
     assert values == expected
     assert stopped == next(n for n, m in enumerate(expected, 1) if m <= 0.3) == 4
-    assert stop_rule.momentum(StopRuleState("a", 0.5, 0.3, earliest=5), LOSSES)[1] == 5
-    assert stop_rule.momentum(StopRuleState("a", 0.5, -1.0, earliest=1), LOSSES)[1] is None
+    assert Momentum(0.5, 0.3, earliest=5).over(LOSSES)[1] == 5
+    assert Momentum(0.5, -1.0, earliest=1).over(LOSSES)[1] is None
 
 
 @pytest.mark.parametrize(

@@ -3,22 +3,22 @@
 A teacher's notebook holds the answers between `### BEGIN SOLUTION` and `### END SOLUTION`, and
 tests that students do not see between `### BEGIN HIDDEN TESTS` and `### END HIDDEN TESTS`. Its
 cells carry nbgrader's metadata, version 3, so nbgrader reads the same files.
+
+nbgrader itself is not needed. It brings a database and a server extension, does not see an END
+without a BEGIN, and names neither the file nor the cell of what it refuses.
 """
 
-# nbgrader's own preprocessors were tried and are not used: they bring a database (SQLAlchemy,
-# alembic) and a server extension that takes seconds to import, they do not see an END without a
-# BEGIN, and what they refuse they refuse without naming the file and the cell.
-
 import re
-from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
+from textwrap import indent
 
 import nbformat
+from nbconvert.preprocessors import ClearOutputPreprocessor
 from nbformat import NotebookNode
 
-from sepme.artefact import read_text, refuse_overwriting, write_atomically
-from sepme.course.notebook import FOLDER, tidy
+from sepme.artefact import read_text, refuse_overwriting
+from sepme.course.notebook import FOLDER, tidy, write
 from sepme.errors import SepmeError
 
 __all__ = ["TEACHER", "build"]
@@ -31,15 +31,6 @@ REGION = re.compile(
     r"^( *)### BEGIN (SOLUTION|HIDDEN TESTS) *\n(.*?)^ *### END \2 *(\n|\Z)",
     re.MULTILINE | re.DOTALL,
 )
-#: The cells there are: type, grade, solution, locked (nbgrader's metadata, schema version 3).
-KINDS = {
-    ("markdown", False, False, True): "the teacher's text",
-    ("code", False, False, True): "the teacher's code",
-    ("code", False, True, False): "an answer that the next cell tests",
-    ("code", True, False, True): "a test",
-    ("code", True, True, False): "an answer that a person grades",
-    ("markdown", True, True, False): "an answer that a person grades",
-}
 KEYS = {"grade", "solution", "locked", "task", "schema_version", "grade_id", "cell_type"}
 
 
@@ -76,10 +67,7 @@ def build(
         solved[Path(out) / "solution" / path.name] = solution(source)
     refuse_overwriting([*blank, *solved], sources)
     refuse_overwriting(blank, solved)
-    return [
-        write_atomically(path, (nbformat.writes(tidy(notebook)) + "\n").encode())
-        for path, notebook in (blank | solved).items()
-    ]
+    return [write(path, tidy(notebook)) for path, notebook in (blank | solved).items()]
 
 
 def read(path: Path) -> NotebookNode:
@@ -95,29 +83,25 @@ def read(path: Path) -> NotebookNode:
         raise SepmeError(
             f"{path.name} is no notebook of format 4: open it in JupyterLab and save it again."
         ) from error
-    for problem in _problems(notebook):
+    if problem := _problem(notebook):
         raise SepmeError(f"{path.name}: {problem}")
     return notebook
 
 
 def student(notebook: NotebookNode) -> NotebookNode:
-    """With a stub for every answer and without hidden tests and outputs."""
+    """A copy with a stub for every answer, without hidden tests and outputs."""
     blank = _without_outputs(notebook)
     for cell in blank.cells:
-        stub = STUB.get(cell.cell_type, "")
+        stub = f"{STUB[cell.cell_type]}\n"
         cell.source = REGION.sub(
-            lambda found, stub=stub: (
-                "".join(f"{found[1]}{line}\n" for line in stub.split("\n"))
-                if found[2] == "SOLUTION"
-                else ""
-            ),
+            lambda found, stub=stub: indent(stub, found[1]) if found[2] == "SOLUTION" else "",
             cell.source,
         ).rstrip()
     return blank
 
 
 def solution(notebook: NotebookNode) -> NotebookNode:
-    """With the answers and the hidden tests, without their markers and without outputs."""
+    """A copy with the answers and the hidden tests, without their markers and outputs."""
     whole = _without_outputs(notebook)
     for cell in whole.cells:
         cell.source = REGION.sub(r"\3", cell.source).rstrip()
@@ -125,31 +109,31 @@ def solution(notebook: NotebookNode) -> NotebookNode:
 
 
 def is_answer(cell: NotebookNode) -> bool:
-    """Whether students fill it in."""
+    """Whether students fill this cell in."""
     return cell.metadata.nbgrader.solution
 
 
 def is_test(cell: NotebookNode) -> bool:
-    """Whether it gives points for the answer before it."""
+    """Whether this cell gives points for the answer before it."""
     return cell.metadata.nbgrader.grade and not is_answer(cell)
 
 
 def is_question(cell: NotebookNode) -> bool:
-    """Whether it is text that opens an exercise."""
+    """Whether this cell is the text that opens an exercise."""
     return cell.cell_type == "markdown" and cell.source.startswith("## ")
 
 
-def _problems(notebook: NotebookNode) -> Iterator[str]:
-    """What is wrong with a teacher's notebook, cell by cell."""
+def _problem(notebook: NotebookNode) -> str | None:
+    """The first thing that is wrong with a teacher's notebook, or None."""
     seen: set[str] = set()
     unchecked = None  # the answer that still waits for its check
     for cell in notebook.cells:
         about = cell.metadata.get("nbgrader", {})
         name = about.get("grade_id") or cell.get("id", "?")
-        wrong = _metadata_problem(cell, about) or _marker_problem(cell)
-        if wrong or name in seen:
-            yield f"Cell '{name}' {wrong or 'has the grade_id of a cell before it: rename it'}."
-            return
+        if wrong := _metadata_problem(cell, about) or _marker_problem(cell):
+            return f"Cell '{name}' {wrong}."
+        if name in seen:
+            return f"Cell '{name}' has the grade_id of a cell before it: rename it."
         seen.add(name)
         if unchecked and (is_question(cell) or is_answer(cell)):
             break
@@ -158,7 +142,8 @@ def _problems(notebook: NotebookNode) -> Iterator[str]:
         elif is_answer(cell) and not about.grade:
             unchecked = name
     if unchecked:
-        yield f"Nothing checks the answer '{unchecked}': put a test cell with check(...) after it."
+        return f"Nothing checks the answer '{unchecked}': put a test cell with check(...) after it."
+    return None
 
 
 def _metadata_problem(cell: NotebookNode, about: NotebookNode) -> str | None:
@@ -166,9 +151,13 @@ def _metadata_problem(cell: NotebookNode, about: NotebookNode) -> str | None:
     keys = KEYS | ({"points"} if about.get("grade") else set())
     if set(about) != keys:
         return f"has nbgrader metadata with {sorted(set(about) ^ keys)} missing or in excess"
-    kind = (about.cell_type, about.grade, about.solution, about.locked)
-    if kind not in KINDS or about.cell_type != cell.cell_type or about.task is not False:
-        return f"is marked {kind}, which is none of: {', '.join(sorted({*KINDS.values()}))}"
+    if about.cell_type != cell.cell_type or cell.cell_type not in STUB:
+        return f"is {cell.cell_type} and is marked {about.cell_type}: let both be code, or markdown"
+    flags = {flag: about[flag] for flag in ("grade", "solution", "locked", "task")}
+    if {*map(type, flags.values())} != {bool} or about.task or about.locked == about.solution:
+        return f"is marked {flags}: say true or false, lock everything but answers, give no task"
+    if cell.cell_type == "markdown" and about.grade != about.solution:
+        return f"is marked {flags}: grade a text if it is an answer, and only then"
     if about.schema_version != 3 or not re.fullmatch(r"[a-zA-Z0-9_-]+", about.grade_id):
         return "needs schema_version 3 and a grade_id of letters, digits, - and _"
     points = about.get("points", 1)
@@ -176,7 +165,7 @@ def _metadata_problem(cell: NotebookNode, about: NotebookNode) -> str | None:
 
 
 def _marker_problem(cell: NotebookNode) -> str | None:
-    """Markers without their other half, answers and hidden tests in the wrong cell."""
+    """Whether a marker lacks its other half, or an answer or a test is in the wrong cell."""
     visible = REGION.sub("", cell.source)
     if MARKER.search(visible + REGION.sub(r"\3", cell.source)):
         return "has a '### BEGIN' or '### END' without its other half: add or remove one"
@@ -191,8 +180,4 @@ def _marker_problem(cell: NotebookNode) -> str | None:
 
 
 def _without_outputs(notebook: NotebookNode) -> NotebookNode:
-    copy = deepcopy(notebook)
-    for cell in copy.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-    return copy
+    return ClearOutputPreprocessor().preprocess(deepcopy(notebook), {})[0]

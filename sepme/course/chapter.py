@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def open_model(
     styles = styles or os.environ.get("SEPME_STYLES")
     objects = objects or os.environ.get("SEPME_OBJECTS")
     keep = keep or os.environ.get("SEPME_KEEP")
-    rtol = _tolerance(keep_rtol if keep_rtol is not None else os.environ.get("SEPME_KEEP_RTOL"))
+    rtol = _tolerance(os.environ.get("SEPME_KEEP_RTOL") if keep_rtol is None else keep_rtol)
     loaded = isinstance(model, Backbone)
     catalogue = None if loaded or styles or objects else load_catalogue(model)
     if catalogue is None:
@@ -120,13 +121,10 @@ def _tolerance(given: float | str | None) -> float | None:
     """The tolerance as a number, or None where none was given."""
     if given is None or given == "":
         return None
-    try:
-        rtol = float(given)
-    except ValueError:
-        rtol = -1.0
-    if not 0 <= rtol < 1:
-        raise SepmeError(f"The tolerance {given!r} is not possible: give a number like 0.02.")
-    return rtol
+    with suppress(ValueError):
+        if 0 <= (rtol := float(given)) < 1:
+            return rtol
+    raise SepmeError(f"The tolerance {given!r} is not possible: give a number like 0.02.")
 
 
 def with_tolerance(
@@ -221,9 +219,7 @@ def banner(
         if is_shipped(backbone)
         else "a model of your own. The text was written about the Atelier's pictures, not these."
     )
-    measured = "the Atelier"
     if stand_in:
-        measured = "this model"
         whose = (
             "a shape with random weights. What it draws is noise; what erasing costs, what stays "
             "the same and what is exact are as with real weights."
@@ -233,7 +229,7 @@ def banner(
         f"On {backbone.device.type}, {backbone.steps} sampling steps, guidance "
         f"{backbone.guidance:g}, weights `{backbone.fingerprint[:12]}`.",
         f"Expect about {minutes:g} minute{'s' * (minutes != 1)} and {gigabytes:g} GB with "
-        f"{measured} on two CPU cores.",
+        f"{'this model' if stand_in else 'the Atelier'} on two CPU cores.",
     ]
     read = [f"*{in_markdown(new)}* for {old}" for old, new in (chosen or {}).items() if new != old]
     if read:
@@ -292,19 +288,17 @@ class Claims:
 
     def table(self) -> HTML:
         """Every claim of the chapter, and whether it holds for the model in use."""
-        run = [holds for _, holds in self.made if holds is not None]
-        left = len(self.made) - len(run)
         words = {True: "yes", False: "NO", None: "not run"}
         rows = [(in_html(what), words[holds]) for what, holds in self.made]
         frame = pd.DataFrame(rows, columns=["the text says that", "holds"])
         with pd.option_context("display.max_colwidth", None):
             table = frame.to_html(index=False, justify="left", escape=False)
-        told = (
-            f"{sum(run)} of {len(run)} claims of this chapter hold for this model." if run else ""
-        )
-        if left:
-            told += f" {left} could not be checked with this model, and were not run."
-        return HTML(f"<p>{told.strip()}</p>{table}")
+        run, told = [holds for _, holds in self.made if holds is not None], []
+        if run:
+            told = [f"{sum(run)} of {len(run)} claims of this chapter hold for this model."]
+        if left := len(self.made) - len(run):
+            told += [f"{left} could not be checked with this model, and were not run."]
+        return HTML(f"<p>{' '.join(told)}</p>{table}")
 
 
 # ------------------------------------------------------------------ what it shows

@@ -28,7 +28,7 @@ __all__ = ["chapters"]
 
 #: The notebooks of a clone, from the folder that the commands are typed in.
 FOLDER = Path("notebooks")
-#: The kind of output that shows a widget, and what is committed instead.
+#: The type of a widget's output, and the text that is committed in its place.
 WIDGET = "application/vnd.jupyter.widget-view+json"
 INSTEAD = "*Run this cell for the interactive widget. The figures below are its still pictures.*"
 #: How far off a palette may be, of 255. Plots and maps are by up to 1.7, grids of paintings by 2.7
@@ -40,7 +40,7 @@ COLAB = "[Open in Colab](https://colab.research.google.com/github/{}/blob/HEAD/n
 
 
 def chapters() -> list[Path]:
-    """Every chapter to run: of one that students write themselves, the teacher's source."""
+    """Every chapter to run; the teacher's source of a chapter that students write themselves."""
     sources = ((path, FOLDER / "teacher" / path.name) for path in sorted(FOLDER.glob("*.ipynb")))
     return [source if source.is_file() else path for path, source in sources]
 
@@ -67,7 +67,7 @@ def execute(path: Path, folder: Path) -> NotebookNode:
 
 # ------------------------------------------------------------------ fit to be committed
 def tidy(notebook: NotebookNode) -> NotebookNode:
-    """Without what differs from machine to machine, and without widgets, which would not answer."""
+    """Remove what differs from machine to machine, and widgets, which would not answer."""
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook.metadata |= {"kernelspec": kernel, "language_info": {"name": "python"}}
     notebook.metadata.pop("widgets", None)
@@ -78,7 +78,7 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
 
 
 def lighten(notebook: NotebookNode) -> NotebookNode:
-    """With each picture as the smallest file that looks the same, see `lighter`."""
+    """Replace each picture by the smallest file that looks the same, see `lighter`."""
     for output in outputs(notebook):
         if "image/png" in (data := output.get("data", {})):
             data["image/png"] = b64encode(lighter(b64decode(data["image/png"]))).decode()
@@ -113,7 +113,7 @@ def lighter(file: bytes) -> bytes:
 
 
 def outputs(notebook: NotebookNode) -> Iterator[NotebookNode]:
-    """What its code cells show, in their order."""
+    """The outputs of all code cells, in their order."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
             yield from cell.outputs
@@ -149,7 +149,7 @@ def link(repository: Annotated[str, typer.Argument(help="OWNER/NAME on GitHub.")
 
 
 def linked(notebook: NotebookNode, repository: str, name: str) -> NotebookNode:
-    """With the link of a chapter under its title, and the address that its set-up clones from."""
+    """Put the chapter's link under its title, and set the address that its set-up clones from."""
     on_colab = False
     for cell in notebook.cells:
         cell.source, clones = re.subn(
@@ -165,8 +165,9 @@ def linked(notebook: NotebookNode, repository: str, name: str) -> NotebookNode:
     return notebook
 
 
-def write(path: Path, notebook: NotebookNode) -> None:
-    write_atomically(path, (nbformat.writes(notebook) + "\n").encode())
+def write(path: Path, notebook: NotebookNode) -> Path:
+    """Write a notebook, whole or not at all; the same notebook gives the same bytes."""
+    return write_atomically(path, (nbformat.writes(notebook) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@
 | `results_explorer` | `results` | the paper's tables and ours |
 
 Each has a state (frozen, plain data), a `render` function (state and data in, a figure out), a
-`describe` function (the same in words), and controls around them that hold no mathematics. They
-need ipywidgets, which the extra `lab` installs. A picture is an `<img>` with a text for those who
-cannot see it; `widget.picture.png` is its file. It is greyed while the controls say something else.
+`describe` function (the same in words), and controls around them that hold no mathematics. A
+control is an attribute of the widget, and has a class of its own for tests and styles, like
+`sepme-mixer-draw`. A picture is an `<img>` with a text for those who cannot see it;
+`widget.picture.png` is its file. It is greyed while the controls say something else.
 """
 
 from sepme.errors import SepmeError

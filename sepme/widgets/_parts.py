@@ -26,8 +26,9 @@ from sepme.plots import png
 #: Called by long work with what is done and what there is to do; raises `Stopped` after Stop.
 Report = Callable[[int, int], None]
 LABEL = {"description_width": "initial"}
-#: ipywidgets gives a slider no name that a screen reader could say: that of its label is given to
-#: it, and its value in words, whenever a picture has come. JupyterLab would take the arrow keys.
+#: ipywidgets gives a slider no name for screen readers. Whenever a picture has loaded, this script
+#: gives each slider its label's name and its value in words, and its arrow keys, which JupyterLab
+#: would take.
 NAMES = """
 const shell = this.closest('.{shell}');
 const name = () => shell.querySelectorAll('.widget-slider').forEach(slider => {{
@@ -57,18 +58,19 @@ class Picture(widgets.HTML):
     def __init__(self, hook: str) -> None:
         super().__init__("<p>No picture yet.</p>")
         self.png, self.alt, self.stale, self.hook = b"", "", False, hook
-        self.add_class(f"{hook}-box")
+        self.add_class(f"{hook}-picture-box")
 
     def show(self, figure: Figure, alt: str, over: Callable[[Figure], str] = lambda _: "") -> None:
         """Replace the picture; `over` gives the HTML of what lies over the drawn figure."""
         self.png, self.alt = png(figure), alt
         data = base64.b64encode(self.png).decode()
-        names = escape(NAMES.format(shell=self.hook.removesuffix("-picture")))
+        names = escape(NAMES.format(shell=self.hook))
         self.value = (
             "<style>.sepme-stale img { opacity: 0.35; filter: grayscale(1); }</style>"
             f'<div style="position: relative; max-width: {WIDE}">'
-            f'<img class="{self.hook}" alt="{escape(alt)}" style="display: block; width: 100%" '
-            f'onload="{names}" src="data:image/png;base64,{data}">{over(figure)}</div>'
+            f'<img class="{self.hook}-picture" alt="{escape(alt)}" '
+            f'style="display: block; width: 100%" onload="{names}" '
+            f'src="data:image/png;base64,{data}">{over(figure)}</div>'
         )
         self.grey(False)
 
@@ -180,7 +182,7 @@ class Shell(widgets.VBox):
         self.add_class(self.hook)
         self.status = Status().add_class(f"{self.hook}-status")
         self.status.say(text)
-        self.picture = Picture(f"{self.hook}-picture")
+        self.picture = Picture(self.hook)
         self.background = BackgroundTask(self.hook, self.status, **task)
         self.stop, self.wait = self.background.stop, self.background.wait
         self._quiet = True  # until the controls are complete

@@ -1,8 +1,4 @@
-"""The null-space budget: how many dimensions the kept prompts take, and which prompts take most.
-
-`measure`, `render(state, budget)` and `describe` are pure. Classes of the controls:
-`sepme-budget-forget`, `-keep-<name>`, `-all`, `-none`, `-tolerance`, `-status`, `-picture`.
-"""
+"""The null-space budget: how many dimensions the kept prompts take, and which prompts take most."""
 
 from collections import Counter
 from dataclasses import dataclass

@@ -1,18 +1,11 @@
-"""The decay player: what a concept adds to the noise, and how it fades while its delta is trained.
+"""The decay player: what a concept adds to the noise, and how that fades in a training."""
 
-`render(state, recording)` and `describe` are pure. Classes of the controls:
-`sepme-decay-recording`, `-iteration`, `-timestep`, `-play`, `-stop`, `-status`, `-picture`.
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from textwrap import fill
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
-from torch import Tensor
+from matplotlib.figure import Figure, SubFigure
 
 from sepme.errors import SepmeError
 from sepme.plots import BLACK, correlation_over_timesteps, literal, recorded_decay, show_picture
@@ -53,7 +46,7 @@ def render(state: DecayState, recording: Recording) -> Figure:
     moment = f"after {state.iteration} iterations, at timestep {state.timestep}"
     figure.suptitle(f"{state.recording} {moment}", fontsize=11)
     maps, curves = figure.subfigures(2, 1, height_ratios=(1, 1.05))
-    _maps(maps.subplots(1, 4), recording, snapshot, t)
+    _maps(maps, recording, snapshot, t)
     over_iterations, over_timesteps = curves.subplots(1, 2)
     recorded_decay(recording, over_iterations)
     over_iterations.axvline(state.iteration, color=BLACK, linewidth=1)
@@ -69,28 +62,26 @@ def render(state: DecayState, recording: Recording) -> Figure:
     return literal(figure)
 
 
-def _maps(axes: NDArray, recording: Recording, snapshot: int, t: int) -> None:
+def _maps(figure: SubFigure, recording: Recording, snapshot: int, t: int) -> None:
     """The picture, r before, r now on the same scale, and their product (eq. 2 at each pixel)."""
-    r0, r = recording.original[t], recording.maps[snapshot, t]
-    size, product = float(magnitude(r0).max()), float(correlation_map(r0, r0).max())
+    axes = figure.subplots(1, 4)
     show_picture(axes[0], recording.image)
     axes[0].set_title(fill(f"“{recording.prompt}”", 24), fontsize=10)
-    _map(axes[1], magnitude(r0), "|r| of the original", "magma", 0.0, size)
-    _map(axes[2], magnitude(r), "|r| now", "magma", 0.0, size)
-    _map(axes[3], correlation_map(r, r0), "r now × r original", "RdBu_r", -product, product)
-
-
-def _map(ax: Axes, values: Tensor, title: str, colours: str, low: float, high: float) -> None:
-    ax.set(xticks=[], yticks=[])
-    ax.set_title(title, fontsize=10)
-    drawn = ax.imshow(values.numpy(), cmap=colours, vmin=low, vmax=high, interpolation="nearest")
-    scale = ax.inset_axes((0.1, -0.1, 0.8, 0.05))  # the picture, which has none, stays as large
-    ax.figure.colorbar(drawn, cax=scale, orientation="horizontal")
-
-
-def places(timesteps: Sequence[int]) -> tuple[int, ...]:
-    """For a slider, which has two ends: a single timestep is at both."""
-    return tuple(timesteps) if len(timesteps) > 1 else (*timesteps, *timesteps)
+    r0, r = recording.original[t], recording.maps[snapshot, t]
+    most = float(correlation_map(r0, r0).max())
+    size = {"cmap": "magma", "vmin": 0.0, "vmax": float(magnitude(r0).max())}
+    product = {"cmap": "RdBu_r", "vmin": -most, "vmax": most}
+    maps = (
+        ("|r| of the original", magnitude(r0), size),
+        ("|r| now", magnitude(r), size),
+        ("r now × r original", correlation_map(r, r0), product),
+    )
+    for ax, (title, values, look) in zip(axes[1:], maps, strict=True):
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(title, fontsize=10)
+        drawn = ax.imshow(values.numpy(), interpolation="nearest", **look)
+        scale = ax.inset_axes((0.1, -0.1, 0.8, 0.05))  # the picture, which has none, stays as large
+        figure.colorbar(drawn, cax=scale, orientation="horizontal")
 
 
 def decay_player(recordings: Mapping[str, Recording], *, threaded: bool = True) -> Explorer:
@@ -111,8 +102,9 @@ def decay_player(recordings: Mapping[str, Recording], *, threaded: bool = True) 
         recording = recordings[shell.recording.value]
         with shell.together():
             shell.iteration.options, shell.iteration.index = recording.iterations, 0
-            shell.timestep.options = places(recording.timesteps)
-            shell.timestep.index = len(recording.timesteps) // 2
+            timesteps = recording.timesteps
+            twice = 1 + (len(timesteps) == 1)  # a slider has two ends, perhaps of one timestep
+            shell.timestep.options, shell.timestep.index = timesteps * twice, len(timesteps) // 2
 
     def played(_: Report) -> str:
         """From here to the end, or from the beginning if this is the end."""
@@ -127,17 +119,13 @@ def decay_player(recordings: Mapping[str, Recording], *, threaded: bool = True) 
     def play() -> None:
         shell.background.start(played, "Playing ...")
 
-    def data(state: DecayState) -> tuple[Recording]:
-        return (recordings[state.recording],)
-
-    task = {"threaded": threaded, "alone": False}
-    shell = Explorer("decay", DecayState, render, describe, data, **task)
+    task = {"data": lambda now: (recordings[now.recording],), "threaded": threaded, "alone": False}
+    shell = Explorer("decay", DecayState, render, describe, **task)
     shell.pause = 0.7  # seconds between two iterations while it plays
-    noise, names = "How noisy: the last is nearly pure noise", list(recordings)
+    which, look = "Which recorded training", {"act": choose, "layout": MENU}
+    noise = "How noisy: the last is nearly pure noise"
     menus = (
-        shell.menu(
-            "recording", "Training", "Which recorded training", names, act=choose, layout=MENU
-        ),
+        shell.menu("recording", "Training", which, list(recordings), **look),
         shell.steps("iteration", "Iteration", "How long it was trained", (0, 0)),
         shell.steps("timestep", "Timestep", noise, (0, 0)),
     )

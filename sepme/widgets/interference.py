@@ -1,9 +1,4 @@
-"""The interference explorer: a map of who disturbs whom, and all that is known of one pair.
-
-`render(state, report, pictures)` and `describe` are pure. Classes of the controls:
-`sepme-pair-erased`, `-evaluated`, `-draw`, `-stop`, `-progress`, `-status`, `-picture`, and `-map`
-over the map in it, which is clicked.
-"""
+"""The interference explorer: a map of who disturbs whom, and all that is known of one pair."""
 
 import math
 from dataclasses import dataclass
@@ -60,7 +55,7 @@ def facts(state: PairState, report: Interference) -> list[tuple[str, str]]:
 
 
 def describe(state: PairState, report: Interference, pictures: Pictures | None = None) -> str:
-    """The pair in words, which the pictures add nothing to."""
+    """The numbers of the pair in words; pictures have none."""
     known = "; ".join(f"{text}: {value}" for text, value in facts(state, report))
     return f"The delta of {state.erased} on the prompts of {state.evaluated}: {known}."
 

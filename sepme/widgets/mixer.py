@@ -75,14 +75,14 @@ class Drawing:
     remark: str = ""  #: names words that the model was never shown
 
 
+@dataclass(frozen=True, eq=False)
 class Mixer:
     """Draws states with one model. The deltas stay attached; a state only switches them."""
 
-    def __init__(
-        self, backbone: Backbone, judge: Judge | None, deltas: Mapping[str, ConceptDelta]
-    ) -> None:
-        self.backbone, self.judge, self.deltas = backbone, judge, dict(deltas)
-        self._originals: dict[tuple[Any, ...], Tensor] = {}
+    backbone: Backbone
+    judge: Judge | None
+    deltas: dict[str, ConceptDelta]
+    _originals: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
 
     def composition(self) -> Composition:
         """The one on the pipeline if it carries these very deltas, else a new one in its place."""
@@ -250,7 +250,8 @@ class ConceptMixer(Shell):
         return MixerState(prompt, erased, self.seed.value, self.pictures.value, self.steps.value)
 
     def changed(self) -> None:
-        """Grey a picture that is not of what the controls say now, and name unknown words."""
+        """Ask how strongly to forget what is ticked; grey a picture of something else."""
+        self.strength_fields.children = [self.strengths[name] for name in self.choices.value]
         stale = self.drawing is not None and self.state != self._drawn_state
         if not self.background.running:
             other = "other settings: press Draw" if stale else "these settings"
@@ -331,10 +332,14 @@ class ConceptMixer(Shell):
     # -------------------------------------------------------------- what the controls are
     def _controls(self) -> tuple[widgets.Box, ...]:
         """The rows of the prompt, of one more concept, of numbers and of buttons."""
-        free = [name for name in self.catalogue.concepts if name not in self.mixer.deltas]
+        concepts = self.catalogue.concepts
+        free = [name for name in concepts if name not in self.mixer.deltas]
         most, steps = 2**31 - 1, self.mixer.backbone.steps
         wide, middle, short = ({"width": width} for width in ("98%", "260px", "116px"))
-        self.menus = {kind: self._menu(kind) for kind in ("object", "style") if self._named(kind)}
+        self.menus = {}
+        for kind in ("object", "style"):
+            if names := [name for name, concept in concepts.items() if concept.kind == kind]:
+                self.menus[kind] = self._menu(kind, names)
         self.control(widgets.Text, "prompt", "Prompt", "What to draw, in any words", layout=wide)
         self._fill_prompt()
         own = "What has no check box yet: a name, or words of your own"
@@ -353,18 +358,12 @@ class ConceptMixer(Shell):
             row(self.draw, self.stop, self.restore, self.background.bar),
         )
 
-    def _named(self, kind: str) -> list[str]:
-        concepts = self.catalogue.concepts.values()
-        return [concept.name for concept in concepts if concept.kind == kind]
-
-    def _menu(self, kind: str) -> widgets.Dropdown:
+    def _menu(self, kind: str, names: list[str]) -> widgets.Dropdown:
         """Objects or styles of the catalogue, which write the prompt; first one with a delta."""
-        names = self._named(kind)
         options = [NO_STYLE, *names] if kind == "style" else names
         first = next((name for name in self.mixer.deltas if name in names), options[0])
-        title, tooltip = kind.capitalize(), f"The {kind} of the prompt"
         more = {"value": first, "act": self._fill_prompt, "layout": {"width": "178px"}}
-        return self.menu(kind, title, tooltip, options, **more)
+        return self.menu(kind, kind.capitalize(), f"The {kind} of the prompt", options, **more)
 
     def _fill_prompt(self) -> None:
         if self.menus:  # else the reader writes
@@ -374,14 +373,9 @@ class ConceptMixer(Shell):
     def _add_concept(self, name: str) -> None:
         """A check box among those of its kind, and a field that is shown while it is ticked."""
         self.choices.add(name, self.mixer.deltas[name].provenance.kind)
-        self.ticks[name].observe(self._ticked, "value")
         hook, tooltip = f"strength-{slug(name)}", "1 forgets it whole, 0 not, below 0 exaggerates"
         look = {"min": -1.0, "max": 2.0, "step": 0.25, "layout": {"width": "220px"}}
         self.strengths[name] = self.number(hook, f"Strength of {name}", tooltip, 1.0, **look)
-
-    def _ticked(self, _: object) -> None:
-        """A field for the strength of what is ticked, and of nothing else."""
-        self.strength_fields.children = [self.strengths[name] for name in self.choices.value]
 
 
 def concept_mixer(
@@ -404,4 +398,4 @@ def concept_mixer(
             click. A cell that uses the same model right after a click waits first: `mixer.wait()`.
         example: open with the first style (or concept) erased and drawn; else wait for Draw.
     """
-    return ConceptMixer(Mixer(backbone, judge, deltas), catalogue, threaded, example)
+    return ConceptMixer(Mixer(backbone, judge, dict(deltas)), catalogue, threaded, example)

@@ -1,8 +1,6 @@
 """The explorer of the tables: choose a scene, a moment and a measure; published above measured.
 
-`render(state, rows, printed)` and `describe` are pure. Classes of the controls:
-`sepme-results-kind`, `-scene`, `-time`, `-measure`, `-method`, `-status`, `-picture`. A method has
-the same colour and hatch in both panels and in the figures of `sepme figures`.
+A method has the same colour and hatch in both panels and in the figures of `sepme figures`.
 """
 
 from dataclasses import dataclass, replace
@@ -26,7 +24,7 @@ __all__ = ["ResultsState", "render", "results_explorer"]
 #: Where the paper compares with baselines; SepME alone is in tables 2 and 3.
 TABLES = {"style": ("5", "2"), "object": ("6", "3")}
 ALL = "all"
-#: Which of ours is spoken of where all are shown: the first that was measured at the moment.
+#: Where all methods are shown, the words are about the first of these that was measured.
 SEPME = ("sepme-faithful@paper", "sepme@catalogue")
 
 
@@ -55,8 +53,7 @@ def cells_of(state: ResultsState, rows: DataFrame) -> DataFrame:
     known = rows[state.measure].notna() & (rows["concept_index"] != WATERMARK)
     rows = rows[(rows["kind"] == state.kind) & moment & known]
     if state.method != ALL:
-        belongs = rows["method"].map(lambda method: _belongs(method, state.method))
-        rows = rows[belongs.astype(bool)]  # the map of no row has no type
+        rows = rows.loc[[_belongs(method, state.method) for method in rows["method"]]]
     if "table" in rows:
         rows = rows[~rows["doubtful"]]
         tables = [table for table in TABLES[state.kind] if table in set(rows["table"])]

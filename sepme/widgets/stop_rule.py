@@ -1,8 +1,4 @@
-"""The stop-rule playground: where would eq. 4 have ended a training that was recorded to its end?
-
-`render(state, losses)` and `describe` are pure. Classes of the controls: `sepme-stop-series`,
-`-alpha`, `-tau`, `-earliest`, `-status`, `-picture`.
-"""
+"""The stop-rule playground: where would eq. 4 have ended a training that ran to its end?"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,19 +24,9 @@ class StopRuleState:
     earliest: int = 11
 
 
-def momentum(state: StopRuleState, losses: Sequence[float]) -> tuple[list[float], int | None]:
-    """`m_n` (eq. 4) of every iteration, and the one that it would have stopped after, if any."""
-    rule, values, stopped = Momentum(state.alpha, state.tau, state.earliest), [], None
-    for n, loss in enumerate(losses, start=1):
-        values.append(rule.update(loss))  # m_n = alpha m_{n-1} + (1 - alpha) loss_n
-        if stopped is None and rule.stopped:
-            stopped = n
-    return values, stopped
-
-
 def describe(state: StopRuleState, losses: Sequence[float]) -> str:
     """What the figure shows, in words."""
-    values, stopped = momentum(state, losses)
+    values, stopped = Momentum(state.alpha, state.tau, state.earliest).over(losses)
     rule = f"With α = {state.alpha:g} and τ = {state.tau:.3g}, {state.series}"
     if stopped is None:
         return f"{rule} does not stop within {len(losses)} iterations."
@@ -50,7 +36,7 @@ def describe(state: StopRuleState, losses: Sequence[float]) -> str:
 
 def render(state: StopRuleState, losses: Sequence[float]) -> Figure:
     """The recorded losses, their momentum, the threshold, and the iteration that stops."""
-    values, stopped = momentum(state, losses)
+    values, stopped = Momentum(state.alpha, state.tau, state.earliest).over(losses)
     figure = Figure(figsize=(10, 4.2), dpi=100, layout="constrained")
     ax = figure.add_subplot()
     ax.axhline(0, color=BLACK, linewidth=0.8)

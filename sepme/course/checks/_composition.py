@@ -1,13 +1,12 @@
 """Chapter 04: what changes, the sum of weight changes, and erasing one concept after another."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
 
 from sepme.composition import Composition
 from sepme.concept import Concept
-from sepme.course.checks._reply import checks, compare, require
+from sepme.course.checks._reply import Answer, checks, compare, require
 from sepme.delta import ConceptDelta
 from sepme.model import Backbone
 
@@ -16,10 +15,7 @@ VISIBLE = 0.05
 
 
 @checks
-def changes(
-    answer: Callable[[str, tuple[str, ...]], bool],
-    measured: Mapping[tuple[str, tuple[str, ...]], float],
-) -> None:
+def changes(answer: Answer, measured: Mapping[tuple[str, tuple[str, ...]], float]) -> None:
     """`changes(prompt, erased)` says beforehand whether the predicted noise changes visibly."""
     for (prompt, erased), amount in measured.items():
         said = answer(prompt, erased)
@@ -32,11 +28,7 @@ def changes(
 
 @checks
 @torch.no_grad()
-def composed(
-    answer: Callable[[Backbone, Sequence[ConceptDelta]], Mapping[str, Tensor]],
-    model: Backbone,
-    deltas: Sequence[ConceptDelta],
-) -> None:
+def composed(answer: Answer, model: Backbone, deltas: Sequence[ConceptDelta]) -> None:
     """`composed(backbone, deltas)` holds W + sum_k Delta_k of every projection, by path."""
     layers = model.projections()
     before = {path: layer.weight.clone() for path, layer in layers.items()}
@@ -60,11 +52,7 @@ def composed(
 
 
 @checks
-def erase_next(
-    answer: Callable[[Concept, Sequence[ConceptDelta]], ConceptDelta],
-    model: Backbone,
-    concepts: Sequence[Concept],
-) -> None:
+def erase_next(answer: Answer, model: Backbone, concepts: Sequence[Concept]) -> None:
     """`erase_next(concept, earlier)` makes a delta that leaves everything before it alone."""
     earlier: list[ConceptDelta] = []
     for concept in concepts:

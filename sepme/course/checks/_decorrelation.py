@@ -86,12 +86,7 @@ def stop(answer: Callable[..., int | None]) -> None:
 
 def _stop(losses: Sequence[float], alpha: float, tau: float, earliest: int) -> int | None:
     """The iteration after which rule (4) ends a training with these losses, or None."""
-    momentum = Momentum(alpha, tau, earliest)
-    for loss in losses:
-        momentum.update(torch.tensor(loss))
-        if momentum.stopped:
-            return momentum.iteration
-    return None
+    return Momentum(alpha, tau, earliest).over(losses)[1]
 
 
 def _pair() -> tuple[Tensor, Tensor]:

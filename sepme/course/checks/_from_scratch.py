@@ -3,24 +3,27 @@
 Its third step, the normalised correlation, is checked as in chapter 03.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from sepme.concept import Concept
-from sepme.course.checks._reply import as_tensor, checks, compare, near, normal, require
+from sepme.correlation import Momentum
+from sepme.course.checks._reply import Answer, as_tensor, checks, compare, near, normal, require
 from sepme.erasure import ErasureSettings, erase
 from sepme.model import Backbone
 from sepme.nullspace import constrain, null_space
 from sepme.training import Trainer
 
 Weights = Mapping[str, Tensor]
+#: Concept -> its B by path, and Q.
+Deltas = Mapping[str, tuple[Weights, Tensor]]
 
 
 @checks
-def rows_of(answer: Callable[[Sequence[str]], Tensor], model: Backbone) -> None:
+def rows_of(answer: Answer, model: Backbone) -> None:
     """`rows_of(prompts)` stacks the embeddings of all tokens, `[prompts * tokens, d]`."""
     prompts = ["", "a boat"]
     embeddings, value = model.encode(prompts), answer(prompts)
@@ -34,7 +37,7 @@ def rows_of(answer: Callable[[Sequence[str]], Tensor], model: Backbone) -> None:
 
 
 @checks
-def directions(answer: Callable[[Tensor, Tensor, float, float], Tensor]) -> None:
+def directions(answer: Answer) -> None:
     """`directions(A, E, keep_rtol, concept_rtol)` are the strong directions of E P, as rows."""
     sizes = torch.tensor([9, 5, 2, 1, 5e-3, 1e-5, 1e-6, 1e-6, 1e-7, 1e-7], dtype=torch.float64)
     A = torch.linalg.qr(normal(30, 10)).Q * sizes @ torch.linalg.qr(normal(10, 10)).Q
@@ -54,7 +57,7 @@ def directions(answer: Callable[[Tensor, Tensor, float, float], Tensor]) -> None
 
 @checks
 def train(
-    answer: Callable[..., tuple[Weights, Sequence[float]]],
+    answer: Answer,
     model: Backbone,
     concept: Concept,
     keep: Sequence[str],
@@ -92,15 +95,15 @@ def train(
     (found, momenta), true = student(3), library(3)
     later = "The third step is wrong: is kappa squared, zero_grad called, each batches[n] used?"
     require(same(found, true), later)
-    losses, m = torch.tensor([step.correlation[0] for step in steps]), 0.0
-    from_zero = [m := settings.alpha * m + (1 - settings.alpha) * loss for loss in losses.tolist()]
+    losses = [step.correlation[0] for step in steps]
+    from_zero = Momentum(settings.alpha).over([0.0, *losses])[0][1:]
     mistakes = {
         "These are the means of kappa, not their momentum: average as in (4).": losses,
-        "Your m_0 is 0; the momentum starts at the first L.": torch.tensor(from_zero),
+        "Your m_0 is 0; the momentum starts at the first L.": from_zero,
     }
     otherwise = "The momenta are not alpha m + (1 - alpha) L, one an iteration, L the mean kappa."
-    true = torch.tensor([step.momentum for step in steps])
-    compare(torch.tensor([float(m) for m in momenta]), true, mistakes, otherwise, tolerance=1e-3)
+    true, momenta = [step.momentum for step in steps], [float(m) for m in momenta]
+    compare(momenta, true, mistakes, otherwise, tolerance=1e-3)
     earliest = settings.earliest_stop
     made = len(student(earliest + 1, tau=9.0)[1])
     late = f"With tau = 9 it should stop after iteration {earliest}, not {made}."
@@ -109,12 +112,7 @@ def train(
 
 @checks
 @torch.no_grad()
-def compose(
-    answer: Callable[[Sequence[str]], None],
-    model: Backbone,
-    theta: Weights,
-    own: Mapping[str, tuple[Weights, Tensor]],
-) -> None:
+def compose(answer: Answer, model: Backbone, theta: Weights, own: Deltas) -> None:
     """`compose(names)` makes the live weights theta + sum_k B_k Q_k, whatever was on before."""
     original, names = {path: weight.clone() for path, weight in theta.items()}, list(own)
     try:
@@ -136,12 +134,7 @@ def compose(
 
 @checks
 @torch.no_grad()
-def restore(
-    answer: Callable[[], None],
-    model: Backbone,
-    theta: Weights,
-    own: Mapping[str, tuple[Weights, Tensor]],
-) -> None:
+def restore(answer: Answer, model: Backbone, theta: Weights, own: Deltas) -> None:
     """`restore()` gives the live model its original weights back, bit for bit."""
     for B, Q in own.values():  # empty while `train` is still blank
         _write(model, {path: weight + B[path] @ Q for path, weight in theta.items()})

@@ -8,6 +8,7 @@ from torch.nn.functional import cosine_similarity
 
 from sepme.course.checks._reply import as_number, as_tensor, checks, compare, near, normal, require
 from sepme.delta import ConceptDelta
+from sepme.interference import principal_cosines
 
 
 @checks
@@ -15,8 +16,7 @@ def angles(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
     """`angles(E, F)` are the principal angles of two row spaces, in radians, smallest first."""
     E, F = normal(2, 4, 12)
     F = F[:2] + 0.5 * E[:2]
-    E_q, F_q = (torch.linalg.qr(rows.T).Q.T for rows in (E, F))
-    cosines = torch.linalg.svdvals(E_q @ F_q.T)
+    cosines = principal_cosines(E, F)
     found = as_tensor(answer(E, F), (2,), "the angles (as many as the smaller space has)")
     mistakes = {
         "Those are the cosines: an angle is their arccosine.": cosines,
@@ -27,10 +27,9 @@ def angles(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
     otherwise = "These are not the principal angles: rows must be made orthonormal first."
     compare(found, cosines.acos(), mistakes, otherwise)
     dependent = torch.cat([E[:2], 3 * E[:2], E[:1] - E[1:2]])  # as the rows of prompts are
-    E_q = torch.linalg.qr(E[:2].T).Q.T
     fewer = as_tensor(answer(dependent, F), (2,), "the angles of a space with dependent rows")
     rows = "Rows that others make up add no direction: `row_basis` leaves them out, `qr` does not."
-    compare(fewer, torch.linalg.svdvals(E_q @ F_q.T).acos(), {}, rows)
+    compare(fewer, principal_cosines(E[:2], F).acos(), {}, rows)
     same = as_tensor(answer(E, 3 * E), (4,), "the angles")
     clamp = "A space makes no angle with itself: clamp the cosines to 1 before the arccosine."
     require(same.abs().max() < 1e-3, clamp)

@@ -1,15 +1,15 @@
 """Chapter 00: other words for a concept, and the price of tolerance."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from sepme.concept import Concept
-from sepme.course.checks._reply import checks, compare, require
+from sepme.course.checks._reply import Answer, checks, compare, require
 from sepme.model import Backbone
 from sepme.nullspace import constrain
 
 
 @checks
-def with_alias(answer: Callable[[Concept, str], Concept], concept: Concept, alias: str) -> None:
+def with_alias(answer: Answer, concept: Concept, alias: str) -> None:
     """`with_alias(concept, alias)` forgets every prompt in both words, to the same anchors."""
     wider = answer(concept, alias)
     require(isinstance(wider, Concept), "Return a Concept: Concept(name, prompts, kind, anchors).")
@@ -26,9 +26,7 @@ def with_alias(answer: Callable[[Concept, str], Concept], concept: Concept, alia
 
 
 @checks
-def price(
-    answer: Callable[[float], Mapping[str, float]], model: Backbone, concept: Concept, keep: tuple
-) -> None:
+def price(answer: Answer, model: Backbone, concept: Concept, keep: tuple) -> None:
     """`price(rtol)` gives the dimensions taken, the rank of Q and the relative leakage."""
     for rtol in (0.05, 0.8):
         paid, told = answer(rtol), f"At rtol = {rtol:g}"

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from sepme.errors import printable
 
+#: A student's function, of which the docstring of the check says what it takes and gives.
+Answer = Callable[..., Any]
 #: Every check, by the name of the answer that it looks at.
 CHECKS: dict[str, Callable[..., None]] = {}
 
@@ -19,7 +21,7 @@ class NotYet(AssertionError):
         return [printable(f"Not yet: {self}")]
 
 
-def check(answer: Callable[..., Any], *context: Any) -> None:
+def check(answer: Answer, *context: Any) -> None:
     """Look at an answer to an exercise. Prints "ok" if it is right.
 
     Args:
