@@ -75,26 +75,25 @@ def unet_name(path: str, xl: bool) -> str:
 
 def checkpoint(pipe: Pipeline) -> dict[str, Tensor]:
     """All weights by the names of 1.x, 2.x (by the width of its text) or XL."""
-    xl = hasattr(pipe, "text_encoder_2")
-    state: dict[str, Tensor] = {}
-    for name, tensor in pipe.unet.state_dict().items():
-        state[f"model.diffusion_model.{unet_name(name, xl)}"] = tensor
-    for name, tensor in pipe.vae.state_dict().items():
-        convolved = ".attentions." in name and tensor.ndim == 2
-        state[f"first_stage_model.{_named(name, _VAE)}"] = (
-            tensor[..., None, None] if convolved else tensor
-        )
-    text = _text(pipe.text_encoder)
+    xl, text = hasattr(pipe, "text_encoder_2"), _text(pipe.text_encoder)
+    vae = {_named(name, _VAE): tensor for name, tensor in pipe.vae.state_dict().items()}
+    for name, tensor in vae.items():
+        if ".attn_1." in name and tensor.ndim == 2:  # there a convolution of 1 x 1
+            vae[name] = tensor[..., None, None]
+    parts = {
+        "model.diffusion_model": {unet_name(n, xl): t for n, t in pipe.unet.state_dict().items()},
+        "first_stage_model": vae,
+    }
     if xl:
-        state |= {f"conditioner.embedders.0.transformer.text_model.{n}": t for n, t in text.items()}
         second = _open_clip(_text(pipe.text_encoder_2))
         second["text_projection"] = second.pop("text_projection.weight").T
-        state |= {f"conditioner.embedders.1.model.{n}": t for n, t in second.items()}
+        parts["conditioner.embedders.0.transformer.text_model"] = text
+        parts["conditioner.embedders.1.model"] = second
     elif pipe.text_encoder.config.hidden_size == 1024:
-        state |= {f"cond_stage_model.model.{n}": t for n, t in _open_clip(text).items()}
+        parts["cond_stage_model.model"] = _open_clip(text)
     else:
-        state |= {f"cond_stage_model.transformer.text_model.{n}": t for n, t in text.items()}
-    return {name: tensor.contiguous() for name, tensor in state.items()}
+        parts["cond_stage_model.transformer.text_model"] = text
+    return {f"{at}.{n}": t.contiguous() for at, part in parts.items() for n, t in part.items()}
 
 
 def _text(encoder: torch.nn.Module) -> dict[str, Tensor]:

@@ -106,17 +106,14 @@ def _pairwise(entry: Callable[[Any, Any], Any], rows: Iterable, columns: Iterabl
 
 # ------------------------------------------------------------------ deltas and prompts
 def prompt_energy(rows: Mapping[str, Tensor], spaces: Mapping[str, Tensor]) -> Tensor:
-    """How much of each prompt's rows lies in each row space: `||E Q^T||_F^2 / ||E||_F^2`, 0 to 1.
+    """`||E Q^T||_F^2 / ||E||_F^2`, `[rows, spaces]`, float64: how much of E lies in a row space.
 
-    Where it is 0, a delta that reads Q leaves the prompt alone for every image and every timestep
-    (paper eq. 6).
+    It is between 0 and 1. Where it is 0, a delta that reads Q leaves the prompt alone for every
+    image and every timestep (paper eq. 6).
 
     Args:
         rows: name -> embedding rows E `[m, d_in]` of one or more prompts.
         spaces: name -> rows `[q, d_in]` that span what a delta reads (`row_space`).
-
-    Returns:
-        `[rows, spaces]`, float64.
     """
     embeddings = [E.double().cpu() for E in rows.values()]
     bases = [row_basis(space) for space in spaces.values()]
@@ -125,15 +122,10 @@ def prompt_energy(rows: Mapping[str, Tensor], spaces: Mapping[str, Tensor]) -> T
 
 
 def text_change(deltas: Mapping[str, ConceptDelta], rows: Mapping[str, Tensor]) -> Tensor:
-    """How much each delta changes each prompt's keys and values: `||E Delta^T||_F`, all layers.
+    """`||E Delta^T||_F` over all layers, `[deltas, rows]`, float64, in units of keys and values.
 
-    It is exactly 0 where nothing changes (paper eq. 6).
-
-    Args:
-        rows: name -> embedding rows E `[m, d_in]` of one or more prompts.
-
-    Returns:
-        `[deltas, rows]`, float64, in units of keys and values.
+    E `[m, d_in]` are the embedding rows of one or more prompts. It is exactly 0 where the delta
+    does not change their keys and values (paper eq. 6).
     """
 
     def change(delta: ConceptDelta, E: Tensor) -> Tensor:
@@ -171,10 +163,7 @@ def additivity_residual(composition: Composition, a: str, b: str, probe: Probe) 
 
     With `r_I = eps(theta + sum_{k in I} Delta_k) - eps(theta)` on the probe,
     `||r_ab - r_a - r_b|| / (||r_a|| + ||r_b||)`: 0 if the two do not notice each other, and 0
-    where neither changes anything.
-
-    Args:
-        composition: carries the deltas of a and b; it is left as it was.
+    where neither changes anything. The composition is left as it was.
 
     Raises:
         SepmeError: one of them is not in the composition.
@@ -242,7 +231,7 @@ class _Judge(Protocol):
 def own_prompts(deltas: Mapping[str, ConceptDelta], n: int = 4) -> dict[str, tuple[str, ...]]:
     """Up to n prompts of each concept, evenly spread, that no other one's delta forgets.
 
-    "A boat in neon style" is boat's as much as neon's: that both change it is no damage.
+    Both "boat" and "neon" may change "a boat in neon style": that is no damage.
 
     Raises:
         SepmeError: a concept has no prompt of its own.
@@ -258,9 +247,7 @@ def own_prompts(deltas: Mapping[str, ConceptDelta], n: int = 4) -> dict[str, tup
 
 
 def measure_noise(
-    composition: Composition,
-    probes: Mapping[str, Probe],
-    erased: Sequence[str] | None = None,
+    composition: Composition, probes: Mapping[str, Probe], erased: Sequence[str] | None = None
 ) -> Interference:
     """The interference in predicted noise: quick, since no picture is drawn with a delta on.
 
