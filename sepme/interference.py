@@ -9,6 +9,7 @@ What it comes to is measured: how much does a delta change what is not its own?
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,7 +31,6 @@ from sepme.probe import Probe, predicted_noise
 __all__ = [
     "Interference",
     "additivity_residual",
-    "expected_overlap",
     "gram",
     "largest_cosines",
     "measure_noise",
@@ -63,10 +63,8 @@ def principal_cosines(a: Tensor, b: Tensor) -> Tensor:
     """Cosines of the principal angles of two row spaces, `[min(q_a, q_b)]`, largest first.
 
     1: a direction that both share; 0: one that is orthogonal to all of the other space. They are
-    the singular values of `Q_a Q_b^T` (Björck and Golub 1973), whatever bases are given.
-
-    Args:
-        a, b: `[m, d_in]`, rows that span the spaces; they need not be orthonormal.
+    the singular values of `Q_a Q_b^T` (Björck and Golub 1973). The rows of a and b `[m, d_in]` span
+    the spaces and need not be orthonormal.
     """
     angles = subspace_angles(a.T.double().cpu().numpy(), b.T.double().cpu().numpy())
     return torch.from_numpy(np.cos(angles)).flip(0)  # scipy gives the largest angle first
@@ -83,14 +81,6 @@ def overlap(a: Tensor, b: Tensor) -> float:
     0: orthogonal; 1: one contains the other. Arguments as of `principal_cosines`.
     """
     return float(principal_cosines(a, b).square().mean())
-
-
-def expected_overlap(q_a: int, q_b: int, d_in: int) -> float:
-    """The `overlap` to expect of two random subspaces: `E ||Q_a Q_b^T||_F^2 = q_a q_b / d_in`.
-
-    `Q_b^T Q_b` is a projector of trace q_b; averaged over all rotations it is `q_b / d_in I`.
-    """
-    return q_a * q_b / d_in / min(q_a, q_b)
 
 
 def random_largest_cosines(
@@ -116,17 +106,14 @@ def _pairwise(entry: Callable[[Any, Any], Any], rows: Iterable, columns: Iterabl
 
 # ------------------------------------------------------------------ deltas and prompts
 def prompt_energy(rows: Mapping[str, Tensor], spaces: Mapping[str, Tensor]) -> Tensor:
-    """How much of each prompt's rows lies in each row space: `||E Q^T||_F^2 / ||E||_F^2`, 0 to 1.
+    """`||E Q^T||_F^2 / ||E||_F^2`, `[rows, spaces]`, float64: how much of E lies in a row space.
 
-    Where it is 0, a delta that reads Q leaves the prompt alone for every image and every timestep
-    (paper eq. 6).
+    It is between 0 and 1. Where it is 0, a delta that reads Q leaves the prompt alone for every
+    image and every timestep (paper eq. 6).
 
     Args:
         rows: name -> embedding rows E `[m, d_in]` of one or more prompts.
         spaces: name -> rows `[q, d_in]` that span what a delta reads (`row_space`).
-
-    Returns:
-        `[rows, spaces]`, float64.
     """
     embeddings = [E.double().cpu() for E in rows.values()]
     bases = [row_basis(space) for space in spaces.values()]
@@ -135,15 +122,10 @@ def prompt_energy(rows: Mapping[str, Tensor], spaces: Mapping[str, Tensor]) -> T
 
 
 def text_change(deltas: Mapping[str, ConceptDelta], rows: Mapping[str, Tensor]) -> Tensor:
-    """How much each delta changes each prompt's keys and values: `||E Delta^T||_F`, all layers.
+    """`||E Delta^T||_F` over all layers, `[deltas, rows]`, float64, in units of keys and values.
 
-    It is exactly 0 where nothing changes (paper eq. 6).
-
-    Args:
-        rows: name -> embedding rows E `[m, d_in]` of one or more prompts.
-
-    Returns:
-        `[deltas, rows]`, float64, in units of keys and values.
+    E `[m, d_in]` are the embedding rows of one or more prompts. It is exactly 0 where the delta
+    does not change their keys and values (paper eq. 6).
     """
 
     def change(delta: ConceptDelta, E: Tensor) -> Tensor:
@@ -166,7 +148,7 @@ def gram(deltas: Sequence[ConceptDelta]) -> Tensor:
 
     def inner(a: ConceptDelta, b: ConceptDelta) -> float:
         total = 0.0
-        for path in set(a.paths) & set(b.paths):  # a layer that only one changes adds nothing
+        for path in (p for p in a.paths if p in b.paths):  # one that only one changes adds nothing
             B = a.up[path].double().T @ b.up[path].double()
             total += float((B * (a.down[path].double() @ b.down[path].double().T)).sum())
         return total
@@ -181,10 +163,7 @@ def additivity_residual(composition: Composition, a: str, b: str, probe: Probe) 
 
     With `r_I = eps(theta + sum_{k in I} Delta_k) - eps(theta)` on the probe,
     `||r_ab - r_a - r_b|| / (||r_a|| + ||r_b||)`: 0 if the two do not notice each other, and 0
-    where neither changes anything.
-
-    Args:
-        composition: carries the deltas of a and b; it is left as it was.
+    where neither changes anything. The composition is left as it was.
 
     Raises:
         SepmeError: one of them is not in the composition.
@@ -203,46 +182,26 @@ def additivity_residual(composition: Composition, a: str, b: str, probe: Probe) 
 # ------------------------------------------------------------------ who disturbs whom
 @dataclass(frozen=True, eq=False)
 class Interference:
-    """How much the delta of each erased concept changes what each evaluated one's prompts give.
+    """How much the delta of each erased concept changes what each evaluated one's prompts give."""
 
-    Raises:
-        SepmeError: fewer than two concepts, a name twice, or a matrix of another shape or with an
-            entry that is not finite.
-    """
-
-    erased: tuple[str, ...]
-    """Concepts whose delta is on, one at a time: the rows."""
-    evaluated: tuple[str, ...]
-    """Concepts whose prompts are looked at: the columns."""
+    erased: tuple[str, ...]  #: the rows: concepts whose delta is on, one at a time
+    evaluated: tuple[str, ...]  #: the columns: concepts whose prompts are looked at
+    #: `[erased, evaluated]`: the change that the erased concept's delta makes, relative to the
+    #: change that the evaluated concept's own delta makes. 0 is none, 1 as much as erasing it.
     matrix: Tensor
-    """`[erased, evaluated]`: the change that the erased concept's delta makes, relative to the
-    change that the evaluated concept's own delta makes. 0 is none, 1 as much as erasing it."""
-    measure: str
-    """What was compared: "predicted noise" or "pictures"."""
+    measure: str  #: what was compared: "predicted noise" or "pictures"
+    #: Further matrices `[erased, evaluated]`, by what they say: "change" (before it is made
+    #: relative), "keys and values" (their change, relative to the own delta's), "prompt energy",
+    #: "overlap", "largest cosine", and with a judge "seen" and "seen before" (shares).
     details: Mapping[str, Tensor] = field(default_factory=dict)
-    """Further matrices `[erased, evaluated]`, by what they say: "change" (before it is made
-    relative), "keys and values" (their change, relative to the own delta's), "prompt energy",
-    "overlap", "largest cosine", and with a judge "seen" and "seen before" (shares)."""
-    prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Evaluated concept -> its prompts."""
-    seed: int = 0
-    """Of the pictures: the i-th prompt of a concept is drawn from seed + i."""
+    prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  #: by evaluated concept
+    seed: int = 0  #: of the pictures: the i-th prompt of a concept is drawn from seed + i
+    #: The model, the digests of the deltas, versions; JSON values only.
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """The model, the digests of the deltas, versions; JSON values only."""
+    #: Evaluated concept -> the original model's pictures `[n, 3, h, w]`, where there are any.
     before: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
-    """Evaluated concept -> the original model's pictures `[n, 3, h, w]`, where there are any."""
+    #: (erased, evaluated) -> the same with the erased concept's delta on.
     after: Mapping[tuple[str, str], Tensor] = field(default_factory=dict, repr=False)
-    """(erased, evaluated) -> the same with the erased concept's delta on."""
-
-    def __post_init__(self) -> None:
-        _check_names(self.erased, self.evaluated)
-        shape = (len(self.erased), len(self.evaluated))
-        for name, matrix in {self.measure: self.matrix, **self.details}.items():
-            if tuple(matrix.shape) != shape or not matrix.isfinite().all():
-                raise SepmeError(
-                    f"{name!r} must be {shape[0]} x {shape[1]} finite numbers; it is "
-                    f"{list(matrix.shape)}."
-                )
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each pair (erased, evaluated); the measure first, then the details."""
@@ -262,15 +221,6 @@ class Interference:
         return self.to_frame().loc[(erased, evaluated)].to_dict()
 
 
-def _check_names(erased: Sequence[str], evaluated: Sequence[str]) -> None:
-    twice = any(len(set(names)) < len(names) for names in (erased, evaluated))
-    if twice or not erased or not evaluated or len({*erased, *evaluated}) < 2:
-        raise SepmeError(
-            "Interference is between two concepts: give at least one to erase and another one to "
-            "evaluate, each of them once."
-        )
-
-
 # ------------------------------------------------------------------ measuring it
 class _Judge(Protocol):
     """Says for each picture `[n, 3, h, w]` whether it shows a concept, `[n]`."""
@@ -281,7 +231,7 @@ class _Judge(Protocol):
 def own_prompts(deltas: Mapping[str, ConceptDelta], n: int = 4) -> dict[str, tuple[str, ...]]:
     """Up to n prompts of each concept, evenly spread, that no other one's delta forgets.
 
-    "A boat in neon style" is boat's as much as neon's: that both change it is no damage.
+    Both "boat" and "neon" may change "a boat in neon style": that is no damage.
 
     Raises:
         SepmeError: a concept has no prompt of its own.
@@ -297,9 +247,7 @@ def own_prompts(deltas: Mapping[str, ConceptDelta], n: int = 4) -> dict[str, tup
 
 
 def measure_noise(
-    composition: Composition,
-    probes: Mapping[str, Probe],
-    erased: Sequence[str] | None = None,
+    composition: Composition, probes: Mapping[str, Probe], erased: Sequence[str] | None = None
 ) -> Interference:
     """The interference in predicted noise: quick, since no picture is drawn with a delta on.
 
@@ -354,19 +302,15 @@ def measure_pictures(
     def size(difference: Tensor) -> float:
         return float(difference.abs().mean())
 
+    def seen(images: Tensor, name: str) -> Tensor:
+        return judge.sees(images, name).double().mean()
+
     found = _measure(composition, prompts, erased, "pictures", look, size)
-    if judge is None:
-        return replace(found, seed=seed)
-
-    def share(images: Tensor, name: str) -> float:
-        return float(judge.sees(images, name).double().mean())
-
-    at, before, after = (found.erased, found.evaluated), found.before, found.after
-    seen = {
-        "seen": _pairwise(lambda i, j: share(after[i, j], j), *at),
-        "seen before": _pairwise(lambda _, j: share(before[j], j), *at),
-    }
-    return replace(found, details={**found.details, **seen}, seed=seed)
+    details, at = dict(found.details), (found.erased, found.evaluated)
+    if judge is not None:
+        details["seen"] = _pairwise(lambda i, j: seen(found.after[i, j], j), *at)
+        details["seen before"] = _pairwise(lambda _, j: seen(found.before[j], j), *at)
+    return replace(found, details=details, seed=seed)
 
 
 def _measure(
@@ -380,16 +324,7 @@ def _measure(
     """Compare what `look(backbone, name)` shows of each concept before and with each delta on."""
     deltas, prompts = composition.deltas, {name: tuple(given) for name, given in prompts.items()}
     erased = tuple(deltas if erased is None else erased)
-    _check_names(erased, tuple(prompts))
-    names = dict.fromkeys((*erased, *prompts))
-    if missing := [name for name in names if name not in deltas]:
-        raise SepmeError(
-            f"No delta of {missing[0]!r} is attached (attached: {', '.join(deltas) or 'none'}): "
-            "erase it first."
-        )
-    if empty := [name for name, given in prompts.items() if not given]:
-        raise SepmeError(f"{empty[0]!r} has no prompt to look at: give at least one.")
-
+    names = _checked(deltas, erased, prompts)
     with composition.erased() as backbone:
         before = {name: look(backbone, name) for name in prompts}
         rows = {name: backbone.encode(given).flatten(0, 1) for name, given in prompts.items()}
@@ -402,6 +337,11 @@ def _measure(
     change = {(i, j): size(shown - before[j]) for (i, j), shown in after.items()}
     if silent := [name for name in prompts if change[name, name] == 0]:
         raise SepmeError(f"The delta of {silent[0]!r} changes nothing here: choose its prompts.")
+    if broken := [on for (on, _), moved in change.items() if not isfinite(moved)]:
+        raise SepmeError(
+            f"With the delta of {broken[0]!r} the {measure} are not finite: erase it again, or "
+            "load the model in float32."
+        )
     return Interference(
         erased,
         tuple(prompts),
@@ -421,6 +361,28 @@ def _measure(
         before=before,
         after=after,
     )
+
+
+def _checked(
+    deltas: Mapping[str, ConceptDelta],
+    erased: Sequence[str],
+    prompts: Mapping[str, Sequence[str]],
+) -> list[str]:
+    """The names of all concepts that are asked for, each once."""
+    names = list(dict.fromkeys((*erased, *prompts)))
+    if not erased or not prompts or len(set(erased)) < len(erased) or len(names) < 2:
+        raise SepmeError(
+            "Interference is between two concepts: give at least one to erase and another one to "
+            "evaluate, each of them once."
+        )
+    if missing := [name for name in names if name not in deltas]:
+        raise SepmeError(
+            f"No delta of {missing[0]!r} is attached (attached: {', '.join(deltas) or 'none'}): "
+            "erase it first."
+        )
+    if empty := [name for name, given in prompts.items() if not given]:
+        raise SepmeError(f"{empty[0]!r} has no prompt to look at: give at least one.")
+    return names
 
 
 def _geometry(

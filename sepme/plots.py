@@ -56,6 +56,8 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
 COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1)))
 GREY = "#666666"
+DOTTED = {"color": GREY, "linewidth": 1, "linestyle": ":"}
+THIN = {"color": GREY, "linewidth": 0.8}
 #: The frame of a picture whose concept was erased.
 ERASED = VERMILLION
 #: Labels of ours in which `$` stands for mathematics; in every other one it is a letter.
@@ -138,9 +140,7 @@ def _numbers(letters: Iterable[str]) -> str:
 def _readable(words: str) -> str:
     """The words, with the number of every letter that no font has; four on a line."""
     gone = re.escape("".join(letter for letter, family in _FAMILIES.items() if family is None))
-    runs = re.split(f"([{gone}]+)", words) if gone else [words]
-    runs[1::2] = [fill(_numbers(run), 22) for run in runs[1::2]]
-    return "".join(runs)
+    return re.sub(f"[{gone}]+", lambda run: fill(_numbers(run[0]), 22), words) if gone else words
 
 
 def _entry(name: str) -> str:
@@ -157,11 +157,9 @@ def training_lines(
     label: str = "",
     index: int = 0,
 ) -> None:
-    """A training over its iterations n, alike in all figures: m_n (eq. 4) thick, each loss thin.
+    """The index-th training over its iterations n: m_n (eq. 4) thick, each loss thin.
 
-    Args:
-        label: of the thick line; without one both lines are called what they are.
-        index: of the training, where several are drawn.
+    The label is the thick line's; without one both lines are called what they are.
     """
     style = line_style(index)
     thin = {"label": "" if label else "each iteration", "color": style["color"]}
@@ -190,23 +188,21 @@ def correlation_decay(
         raise SepmeError("There is no training step to draw: pass the steps a callback collected.")
     ax = _axes(ax, width=7.6)
     ax.axhline(0, color=BLACK, linewidth=0.8)
-    ax.axhline(1, color=GREY, linewidth=0.8, linestyle="--", label="original model")
+    ax.axhline(1, label="original model", linestyle="--", **THIN)
     if tau is not None:
-        thin = {"color": GREY, "linewidth": 1, "linestyle": ":"}
-        ax.axhline(tau, label=f"stop within τ = {tau:g}", **thin)
-        ax.axhline(-tau, **thin)
+        ax.axhline(tau, label=f"stop within τ = {tau:g}", **DOTTED)
+        ax.axhline(-tau, **DOTTED)
     ends, alone = {}, len(steps_by_concept) == 1
     for index, (name, steps) in enumerate(steps_by_concept.items()):
-        color, n = line_style(index)["color"], [step.iteration for step in steps]
+        n, momentum = [step.iteration for step in steps], [step.momentum for step in steps]
         each = [float(np.mean(step.correlation)) for step in steps]
-        label = MOMENTUM if alone else _entry(name)
-        training_lines(ax, n, each, [step.momentum for step in steps], label, index)
+        training_lines(ax, n, each, momentum, MOMENTUM if alone else _entry(name), index)
         if limit is not None and steps:
-            stopped = n[-1] < limit or (tau is not None and abs(steps[-1].momentum) <= tau)
+            stopped = n[-1] < limit or (tau is not None and abs(momentum[-1]) <= tau)
             how = STOPPED if stopped else f"limit of {limit} iterations"
-            mark = {"linestyle": "", "marker": "o" if stopped else "x", "markersize": 8}
-            mark |= {"markeredgewidth": 2, "zorder": 5}
-            ax.plot(n[-1:], [steps[-1].momentum], color=color, **mark)
+            mark = {"marker": "o" if stopped else "x", "markersize": 8, "markeredgewidth": 2}
+            mark |= {"linestyle": "", "zorder": 5}
+            ax.plot(n[-1:], momentum[-1:], color=line_style(index)["color"], **mark)
             ends[how] = Line2D([], [], color=GREY, label=how, **mark)
     handles, _ = ax.get_legend_handles_labels()
     if not alone:
@@ -241,10 +237,9 @@ def recorded_decay(recording: Any, ax: Axes | None = None) -> Axes:
     momentum = [step.momentum / unit for step in recording.steps]
     training_lines(ax, n, [loss / unit for loss in recording.losses], momentum)
     if (tau := settings["tau"]) >= min(recording.losses):
-        thin = {"color": GREY, "linewidth": 1, "linestyle": ":"}
-        ax.axhline(tau / unit, label=f"stop at τ = {tau:g}", **thin)
+        ax.axhline(tau / unit, label=f"stop at τ = {tau:g}", **DOTTED)
         if not of_loss:  # the momentum stops on either side
-            ax.axhline(-tau, **thin)
+            ax.axhline(-tau, **DOTTED)
     _legend_beside(ax)
     also = "\n(blue: its square, which is minimised)" if of_loss and not product else ""
     ax.set(xlabel="iterations", ylabel=f"correlation with the original concept{also}")
@@ -261,7 +256,7 @@ def correlation_over_timesteps(
     """
     ax = _axes(ax, width=7.6)
     ax.axhline(0, color=BLACK, linewidth=0.8)
-    ax.axhline(1, color=GREY, linewidth=0.8, linestyle="--")
+    ax.axhline(1, linestyle="--", **THIN)
     for index, (label, curve) in enumerate(curves.items()):
         style = {"marker": "o", "markersize": 3.5, **line_style(index)}
         ax.plot(timesteps, curve, label=_entry(label), **style)
@@ -286,7 +281,7 @@ def spectrum(
         style = {"marker": ".", "linewidth": 1.2, **line_style(index)}
         ax.plot(range(1, len(sizes) + 1), shown, label=_entry(label), **style)
     if threshold is not None:
-        ax.axhline(threshold, color=GREY, linewidth=0.8, linestyle=":", label="threshold")
+        ax.axhline(threshold, label="threshold", linestyle=":", **THIN)
     ax.set(yscale="log", xlabel="index", ylabel="singular value")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(frameon=False, fontsize=8)
@@ -340,8 +335,7 @@ def cosine_distribution(
     """
     ax = _axes(ax, width=7.6)
     rough = float(np.quantile(random, 0.95))
-    thin = {"color": GREY, "linewidth": 0.8, "linestyle": ":"}
-    ax.axvline(rough, label=f"95 % of random: {rough:.2f}", **thin)
+    ax.axvline(rough, label=f"95 % of random: {rough:.2f}", linestyle=":", **THIN)
     for index, (name, values) in enumerate({"random subspaces": random, **observed}.items()):
         wide = {"color": GREY, "linewidth": 4, "alpha": 0.45}
         style = {"linewidth": 1.8, **line_style(index - 1)} if index else wide
@@ -354,9 +348,7 @@ def cosine_distribution(
 
 
 def predicted_and_measured(
-    predictors: Mapping[str, ArrayLike | Tensor],
-    measured: ArrayLike | Tensor,
-    ax: Sequence[Axes] | None = None,
+    predictors: Mapping[str, ArrayLike | Tensor], measured: ArrayLike | Tensor
 ) -> Sequence[Axes]:
     """One dot for each pair of concepts: what is known beforehand, and the change measured.
 
@@ -367,25 +359,25 @@ def predicted_and_measured(
         predictors: what it is -> a number a pair, above zero; each has Axes of its own.
         measured: relative change of each pair.
     """
-    if ax is None:
-        size = (3.3 * len(predictors), 3.1)
-        ax = np.atleast_1d(plt.subplots(1, len(predictors), figsize=size, layout="constrained")[1])
+    size = (3.3 * len(predictors), 3.1)
+    axes = plt.subplots(1, len(predictors), figsize=size, layout="constrained", squeeze=False)[1][0]
     y = np.asarray(measured, dtype=float).ravel()
-    for index, (panel, (name, values)) in enumerate(zip(ax, predictors.items(), strict=True)):
+    for ax, color, (name, values) in zip(axes, COLOURS, predictors.items(), strict=False):
         x = np.asarray(values, dtype=float).ravel()
-        _axes(panel).scatter(x, 100 * y, s=14, color=COLOURS[index], alpha=0.6, linewidth=0)
-        panel.set(xscale="log" if x.max() > 10 * x.min() else "linear", yscale="log", xlabel=name)
-        for axis in (panel.xaxis, panel.yaxis):
-            if axis.get_scale() == "log":
-                _few_ticks(axis)
-        panel.set_title(f"rank correlation {spearmanr(x, y).statistic:.2f}", fontsize=9)
-        literal(panel)
-    ax[0].set_ylabel("measured change, %")
-    return ax
+        _axes(ax).scatter(x, 100 * y, s=14, color=color, alpha=0.6, linewidth=0)
+        ax.set(xscale="log" if x.max() > 10 * x.min() else "linear", yscale="log", xlabel=name)
+        _few_ticks(ax.xaxis)
+        _few_ticks(ax.yaxis)
+        ax.set_title(f"rank correlation {spearmanr(x, y).statistic:.2f}", fontsize=9)
+        literal(ax)
+    axes[0].set_ylabel("measured change, %")
+    return axes
 
 
 def _few_ticks(axis: Axis) -> None:
-    """1, 2 and 5 of each power of ten as plain numbers, or the powers where there are many."""
+    """A logarithmic axis with 1, 2 and 5 of each power of ten, or the powers where many."""
+    if axis.get_scale() != "log":
+        return
     low, high = axis.get_view_interval()
     many = high > 200 * low
     axis.set_major_locator(LogLocator(subs=(1.0,) if many else (1.0, 2.0, 5.0)))

@@ -90,9 +90,8 @@ def predicted_noise(
 ) -> Tensor:
     """`eps(x_t, c, t)` of the model as it is now, `[timesteps, pictures, c, h, w]` on the CPU.
 
-    Args:
-        prompts: c, one for each picture; by default what the pictures were drawn from.
-        weights: module path -> weight to use instead of the model's own.
+    The prompts c are one for each picture, by default what it was drawn from. `weights` (by module
+    path) are used instead of the model's own.
     """
     embeddings = backbone.conditioning(probe.prompts if prompts is None else prompts)
     made = [  # one timestep at a time, to bound the memory
@@ -161,12 +160,10 @@ def correlations(r: Tensor, r0: Tensor) -> Tensor:
 
 
 def cosines(differences: Tensor) -> Tensor:
-    """How alike several concepts are in the noise: `[timesteps, k, k]`, from -1 to 1.
+    """How alike the r of k concepts are on the same x_t: `[timesteps, k, k]`, from -1 to 1.
 
-    The cosine of the angle between two r is taken picture by picture, then averaged.
-
-    Args:
-        differences: `[k, timesteps, pictures, c, h, w]`, the r of k concepts on the same x_t.
+    The cosine of the angle between two r, of `[k, timesteps, pictures, c, h, w]`, is taken picture
+    by picture, then averaged.
     """
     unit = torch.nn.functional.normalize(differences.flatten(3), dim=-1)  # [k, t, n, chw]
     return torch.einsum("itnd,jtnd->tij", unit, unit) / differences.shape[2]
@@ -181,12 +178,8 @@ def correlation_by_layer(
 ) -> dict[str, float]:
     """What remains of a concept's correlation when only a part of its delta is on.
 
-    Args:
-        parts: label -> module paths; by default every layer by itself.
-
-    Returns:
-        label -> mean normalised correlation over the probe: 1 where that part does nothing, 0
-        where it erases alone.
+    Parts are module paths by label, by default every layer by itself. Each has the mean normalised
+    correlation over the probe: 1 where that part does nothing, 0 where it erases alone.
     """
     parts = {path: [path] for path in delta.paths} if parts is None else parts
     r0 = noise_differences(backbone, probe, references=references)
@@ -205,7 +198,6 @@ class Recording:
     """One training run: its steps, and what a fixed probe saw of it at a few iterations."""
 
     prompt: str  #: the prompt whose maps are recorded
-    reference: str  #: what its r(c) is measured against: an anchor, or "" for the empty prompt
     image: Tensor  #: `[3, H, W]` in [0, 1]: the prompt's, whose noised latents the maps look at
     timesteps: tuple[int, ...]  #: the probe's
     iterations: tuple[int, ...]  #: how many were done at each snapshot, ascending, 0 first
@@ -281,7 +273,6 @@ def record(
         image = backbone.generate(prompts[:1], seed)[0]
     return delta, Recording(
         prompt=prompts[0],
-        reference=references[0],
         image=image,
         timesteps=probe.timesteps,
         iterations=tuple(r),

@@ -1,8 +1,7 @@
 """Stable Diffusion's architectures: what the parts of 1.x, 2.x and XL are, by published configs.
 
-A single checkpoint says nothing of its shape, so `sepme.loading` looks it up here. The same configs
-with random weights stand in for the real model wherever its shape matters and its pictures do not:
-`random_pipeline`.
+A single checkpoint says nothing of its shape, so `sepme.loading` looks it up here. With random
+weights the same configs stand in for the real model where only its shape matters.
 """
 
 import gzip
@@ -24,7 +23,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from tokenizers.pre_tokenizers import ByteLevel
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -72,23 +71,16 @@ def assembled(kind: type[Pipeline], **parts: Any) -> Pipeline:
 # ------------------------------------------------------------------ the published configs
 @dataclass(frozen=True)
 class Shape:
-    """One architecture: what is published of it, where diffusers takes something else for granted.
-
-    Attributes:
-        kind: the class of its pipeline.
-        parts: the config of every part that holds weights.
-        scheduler: the one that it is published with.
-        pads: what each tokenizer fills a prompt up with.
-    """
+    """One architecture: what is published of it and is not what diffusers takes for granted."""
 
     kind: type[Pipeline]
-    parts: Mapping[str, Mapping[str, Any]]
-    scheduler: SchedulerMixin
-    pads: tuple[str, ...]
+    parts: Mapping[str, Mapping[str, Any]]  #: the config of every part that holds weights
+    scheduler: SchedulerMixin  #: the one that it is published with
+    pads: tuple[str, ...]  #: what each tokenizer fills a prompt up with
 
     @property
     def width(self) -> int:
-        """Of a text embedding, d_in."""
+        """d_in, of a text embedding."""
         return self.parts["unet"]["cross_attention_dim"]
 
     @property
@@ -97,24 +89,26 @@ class Shape:
         return {name: clip_tokenizer(pad) for name, pad in zip(names, self.pads, strict=True)}
 
 
-_END = "<|endoftext|>"
-_CLIP = {"vocab_size": 49408, "max_position_embeddings": 77}
-_CLIP |= {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 1}
-#: CLIP ViT-L/14.
-_LARGE = _CLIP | {"hidden_size": 768, "intermediate_size": 3072}
-_LARGE |= {"num_hidden_layers": 12, "num_attention_heads": 12}
-#: OpenCLIP ViT-H/14 without its last layer, and ViT-bigG/14.
-_HUGE = _CLIP | {"hidden_size": 1024, "intermediate_size": 4096, "hidden_act": "gelu"}
-_HUGE |= {"num_hidden_layers": 23, "num_attention_heads": 16}
-_GIANT = _CLIP | {"hidden_size": 1280, "intermediate_size": 5120, "hidden_act": "gelu"}
-_GIANT |= {"num_hidden_layers": 32, "num_attention_heads": 20, "projection_dim": 1280}
+def _clip(width: int, layers: int, heads: int, **others: Any) -> dict[str, Any]:
+    """The config of a text encoder. The vocabulary is what transformers takes for granted."""
+    sizes = {"hidden_size": width, "intermediate_size": 4 * width}
+    return sizes | {"num_hidden_layers": layers, "num_attention_heads": heads, **others}
+
+
+_LARGE = _clip(768, 12, 12)  # CLIP ViT-L/14
+_HUGE = _clip(1024, 23, 16, hidden_act="gelu")  # OpenCLIP ViT-H/14 without its last layer
+_GIANT = _clip(1280, 32, 20, hidden_act="gelu", projection_dim=1280)  # OpenCLIP ViT-bigG/14
 _VAE = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "layers_per_block": 2,
 }
+_VAE_XL = _VAE | {"scaling_factor": 0.13025, "sample_size": 1024, "force_upcast": True}
 _UNET = {"block_out_channels": (320, 640, 1280, 1280), "layers_per_block": 2}
+_UNET_14 = _UNET | {"cross_attention_dim": 768, "sample_size": 64}
+_UNET_21 = _UNET | {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20)}
+_UNET_21 |= {"use_linear_projection": True, "sample_size": 96}
 _UNET_XL = {
     "block_out_channels": (320, 640, 1280),
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -129,46 +123,28 @@ _UNET_XL = {
     "projection_class_embeddings_input_dim": 2816,  # six numbers of 256, and 1280 of the text
     "sample_size": 128,
 }
-#: The noise schedule of all of them.
-SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+_NOISE = _BETAS | {"steps_offset": 1}
+_END = "<|endoftext|>"
 SHAPES: Mapping[str, Shape] = {
     "sd14": Shape(
         StableDiffusionPipeline,
-        {
-            "text_encoder": _LARGE,
-            "unet": _UNET | {"cross_attention_dim": 768, "sample_size": 64},
-            "vae": _VAE,
-        },
-        PNDMScheduler(**SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1),
+        {"text_encoder": _LARGE, "unet": _UNET_14, "vae": _VAE},
+        PNDMScheduler(**_NOISE, skip_prk_steps=True, set_alpha_to_one=False),
         (_END,),
     ),
     "sd21": Shape(
         StableDiffusionPipeline,
-        {
-            "text_encoder": _HUGE,
-            "unet": _UNET
-            | {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20)}
-            | {"use_linear_projection": True, "sample_size": 96},
-            "vae": _VAE,
-        },
+        {"text_encoder": _HUGE, "unet": _UNET_21, "vae": _VAE},
         DDIMScheduler(
-            **SCHEDULE,
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-            prediction_type="v_prediction",
+            **_NOISE, clip_sample=False, set_alpha_to_one=False, prediction_type="v_prediction"
         ),
         ("!",),
     ),
     "sdxl": Shape(
         StableDiffusionXLPipeline,
-        {
-            "text_encoder": _LARGE,
-            "text_encoder_2": _GIANT,
-            "unet": _UNET_XL,
-            "vae": _VAE | {"scaling_factor": 0.13025, "sample_size": 1024, "force_upcast": True},
-        },
-        EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="leading", steps_offset=1),
+        {"text_encoder": _LARGE, "text_encoder_2": _GIANT, "unet": _UNET_XL, "vae": _VAE_XL},
+        EulerDiscreteScheduler(**_NOISE, timestep_spacing="leading"),
         (_END, "!"),
     ),
 }
@@ -194,7 +170,8 @@ def clip_tokenizer(pad: str = _END) -> CLIPTokenizer:
     letters = sorted(ByteLevel.alphabet())  # one for each byte
     letters += [f"{letter}</w>" for letter in letters]
     lines = gzip.decompress(CLIP_MERGES.read()).decode().splitlines()[1:]
-    merges = [tuple(line.split()) for line in lines[: _CLIP["vocab_size"] - len(letters) - 2]]
+    # CLIP's 49,408 tokens: the letters, as many merges as fit, and the two that follow.
+    merges = [tuple(line.split()) for line in lines[: 49408 - len(letters) - 2]]
     tokens = [*letters, *map("".join, merges), "<|startoftext|>", _END]
     return CLIPTokenizer(
         vocab={token: i for i, token in enumerate(tokens)},
@@ -215,8 +192,8 @@ _SMALL: Mapping[str, Mapping[str, Any]] = {
     "unet": {"attention_head_dim": 4, "norm_num_groups": 4, "sample_size": 8},
     "vae": {"block_out_channels": (8,) * 4, "norm_num_groups": 4, "sample_size": 64},
 }
-#: How much larger than 1 / fan-in some weights' deviation is: a prompt has to change what is
-#: predicted, and the output follows a SiLU, which leaves about half of a unit normal.
+#: How much larger some weights' deviation is: a prompt has to change what is predicted, and the
+#: output follows a SiLU, which leaves about half of a unit normal.
 _GAINS = {".attn2.": 1.5, "conv_out": 2.0}
 
 
@@ -248,10 +225,8 @@ def random_pipeline(
     choose(tuple(SHAPES), name=name)
     shape = miniature_of(SHAPES[name]) if miniature else SHAPES[name]
     rng = torch.Generator().manual_seed(seed)
-    parts = {
-        part: _random(kind, shape.parts[part], rng, dtype)
-        for part, kind in PARTS[shape.kind].items()
-    }
+    kinds = PARTS[shape.kind].items()
+    parts = {part: _random(kind, shape.parts[part], rng, dtype) for part, kind in kinds}
     scheduler = type(shape.scheduler).from_config(shape.scheduler.config)
     return assembled(shape.kind, **parts, **shape.tokenizers, scheduler=scheduler)
 
@@ -259,26 +234,18 @@ def random_pipeline(
 def _random(
     kind: type[nn.Module], config: Mapping[str, Any], rng: torch.Generator, dtype: torch.dtype
 ) -> nn.Module:
-    """One part; its weights are allocated once, in this number type."""
+    """One part: N(0, gain^2 / fan-in) for what multiplies; norms and biases as they start."""
     with init_empty_weights():  # nothing is drawn that would be overwritten
         by_config = issubclass(kind, PreTrainedModel)
         part = kind(kind.config_class(**config)) if by_config else kind(**config)
-    drawn = {
-        f"{path}.{name}".lstrip("."): _drawn(module, f"{path}.{name}", parameter.shape, rng, dtype)
-        for path, module in part.named_modules()
-        for name, parameter in module.named_parameters(recurse=False)
-    }
-    part.load_state_dict(drawn, strict=False, assign=True)
-    return part.eval().requires_grad_(False)
-
-
-def _drawn(
-    module: nn.Module, name: str, shape: torch.Size, rng: torch.Generator, dtype: torch.dtype
-) -> Tensor:
-    """N(0, gain^2 / fan-in) for what multiplies; norms and biases as they start."""
-    values = torch.empty(shape, dtype=dtype)
-    if len(shape) == 1:
-        return values.fill_(float(name.endswith("weight")))
-    fan_in = 1 if isinstance(module, nn.Embedding) else values[0].numel()
-    gain = next((gain for part, gain in _GAINS.items() if part in name), 1.0)
-    return values.normal_(std=gain / fan_in**0.5, generator=rng)
+    for path, module in part.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            values = torch.empty(parameter.shape, dtype=dtype)
+            if values.ndim == 1:
+                values.fill_(float(name == "weight"))
+            else:
+                fan_in = 1 if isinstance(module, nn.Embedding) else values[0].numel()
+                gain = next((g for key, g in _GAINS.items() if key in f"{path}.{name}"), 1.0)
+                values.normal_(std=gain / fan_in**0.5, generator=rng)
+            setattr(module, name, nn.Parameter(values, requires_grad=False))
+    return part.eval()

@@ -15,7 +15,6 @@ from sepme.erasure import erase
 from sepme.interference import (
     Interference,
     additivity_residual,
-    expected_overlap,
     gram,
     largest_cosines,
     measure_noise,
@@ -88,17 +87,6 @@ def test_the_same_a_contained_and_an_orthogonal_space() -> None:
 
 
 # ------------------------------------------------------------------ what chance would do
-@pytest.mark.parametrize(("q_a", "q_b", "d"), [(1, 1, 5), (2, 3, 12), (4, 3, 32)])
-def test_the_overlap_to_expect_is_that_of_random_spaces(q_a: int, q_b: int, d: int) -> None:
-    drawn = torch.tensor(
-        [overlap(rotation(d, 2 * s)[:q_a], rotation(d, 2 * s + 1)[:q_b]) for s in range(1500)]
-    )
-    error = float(drawn.std()) / len(drawn) ** 0.5
-    assert abs(float(drawn.mean()) - expected_overlap(q_a, q_b, d)) < 4 * error
-    larger = expected_overlap(max(q_a, q_b) + 1, min(q_a, q_b), d)  # it can tell a dimension more
-    assert abs(float(drawn.mean()) - larger) > 4 * error
-
-
 def test_random_cosines_are_drawn_from_random_spaces() -> None:
     drawn = random_largest_cosines(1, 1, 10, draws=4000)
     assert float(drawn.square().mean()) == pytest.approx(1 / 10, rel=0.1)  # E cos^2 = 1/d
@@ -326,23 +314,6 @@ def test_own_prompts_are_those_that_no_other_delta_forgets() -> None:
 
 
 # ------------------------------------------------------------------ refusals
-@pytest.mark.parametrize(
-    ("erased", "evaluated", "matrix", "word"),
-    [
-        (("neon",), ("neon",), torch.ones(1, 1), "two concepts"),
-        (("neon", "neon"), ("ink",), torch.ones(2, 1), "once"),
-        ((), ("ink", "neon"), torch.ones(0, 2), "at least one"),
-        (("neon",), ("neon", "ink"), torch.ones(2, 2), "1 x 2"),
-        (("neon",), ("ink",), torch.tensor([[torch.nan]]), "finite"),
-    ],
-)
-def test_concepts_and_matrices_that_do_not_fit_are_refused(
-    erased: tuple[str, ...], evaluated: tuple[str, ...], matrix: Tensor, word: str
-) -> None:
-    with refused(word):
-        Interference(erased, evaluated, matrix, "pictures")
-
-
 def test_deltas_that_cannot_be_compared_are_refused() -> None:
     neon, boat = make("neon", 0), make("boat", 1)
     with refused("different models"):
@@ -357,9 +328,17 @@ def test_a_trial_is_refused_before_it_begins() -> None:
         for prompts, erased, word in (
             ({"neon": ["neon"]}, ["oil"], "attached: neon, ink"),
             ({"neon": ["neon"], "oil": ["oil"]}, None, "'oil'"),
-            ({"neon": ["neon"]}, ["neon"], "two"),
+            ({"neon": ["neon"]}, ["neon"], "two concepts"),
+            ({"ink": ["ink"]}, ["neon", "neon"], "once"),
+            ({"ink": ["ink"]}, [], "at least one"),
             ({"neon": [], "ink": ["ink"]}, None, "no prompt"),
             ({"ink": ["ink"]}, ["neon"], "'ink' changes nothing"),  # no yardstick
         ):
             with refused(word):
                 measure_pictures(composition, prompts, erased)
+
+
+def test_what_is_not_finite_is_refused(probes: Mapping[str, Probe]) -> None:
+    neon, ink, _ = three_deltas()
+    with Composition(fresh(), [neon, 1e30 * ink]) as composition, refused("'ink'", "not finite"):
+        measure_noise(composition, {"neon": probes["neon"]}, ["ink"])

@@ -248,7 +248,7 @@ def test_the_maps_are_measured_against_what_the_training_is(reference: str, expe
     _, recording = record(
         shared(), ANCHORED, KEPT, settings, prompts=["a neon cat"], timesteps=2, progress=False
     )
-    assert (recording.prompt, recording.reference) == ("a neon cat", expected)
+    assert recording.prompt == "a neon cat"
     probe = Probe.draw(shared(), "a neon cat", 2)
     r0 = noise_differences(shared(), probe, references=expected)
     assert torch.equal(recording.original, r0[:, 0])

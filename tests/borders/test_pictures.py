@@ -152,10 +152,7 @@ DRAWINGS: dict[str, tuple[int, Callable[[str], object]]] = {
     "budget": (3, _budget),
     "player": (2, _player),
     "pair": (4, _pair),
-    "results": (
-        9,
-        lambda name: results.render(ResultsState(), ROWS, published().assign(concept=name)),
-    ),
+    "results": (9, _results),
     "stop rule": (1, lambda name: stop_rule.render(StopRuleState(name), LOSSES)),
 }
 
