@@ -25,7 +25,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from sepme import _ldm, loading
-from sepme._checks import at_least, choose, finite, kinds, texts
+from sepme._checks import choose, finite, kinds, texts, whole
 from sepme._words import in_code, in_markdown
 from sepme.artefact import (
     Provenance,
@@ -141,7 +141,7 @@ def truncated(delta: ConceptDelta, rank: int) -> ConceptDelta:
     Raises:
         SepmeError: a rank below 1.
     """
-    at_least(1, rank=rank)
+    whole(1, rank=rank)
     rank = min(rank, delta.rank)
     down, up = {}, {}
     for path in delta.paths:

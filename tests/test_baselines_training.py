@@ -255,6 +255,8 @@ def test_the_prior_on_the_retain_set_holds_what_is_kept() -> None:
     ("kind", "wrong"),
     [
         (ESDSettings, {"iterations": 0, "batch": 0, "learning_rate": 0, "steps": 0, "clip": 0.0}),
+        (ESDSettings, {"iterations": 1.5, "batch": True, "steps": "3"}),
+        (AbConceptSettings, {"images": 2.5}),
         (ESDSettings, {"trains": "to_q", "optimiser": "sgd", "weight_decay": 0.1, "ema": 1.0}),
         (ESDSettings, {"eta": -1.0, "sampler": "teacher", "pairing": "late", "prompt": "a dog"}),
         (ESDSettings, {"eta": float("nan"), "guidance": float("inf")}),

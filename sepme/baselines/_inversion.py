@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from sepme._checks import above_zero, at_least
+from sepme._checks import above_zero, whole
 from sepme.baselines._train import noised
 from sepme.baselines.prompts import end_mask, places, token_ids
 from sepme.errors import SepmeError
@@ -29,7 +29,7 @@ class InversionSettings:
     batch: int = 1
 
     def __post_init__(self) -> None:
-        at_least(1, words=self.words, iterations=self.iterations, batch=self.batch)
+        whole(1, words=self.words, iterations=self.iterations, batch=self.batch)
         above_zero(learning_rate=self.learning_rate)
 
 

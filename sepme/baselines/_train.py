@@ -14,7 +14,7 @@ from torch.nn.functional import mse_loss
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from sepme._checks import above_zero, at_least, below_one, choose
+from sepme._checks import above_zero, at_least, below_one, choose, whole
 from sepme.artefact import Provenance, versions
 from sepme.concept import Concept, evenly
 from sepme.delta import DenseDelta
@@ -50,7 +50,7 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         choose(tuple(SELECTORS), trains=self.trains)
         choose(("adam", "adamw"), optimiser=self.optimiser)
-        at_least(1, iterations=self.iterations, batch=self.batch)
+        whole(1, iterations=self.iterations, batch=self.batch)
         above_zero(learning_rate=self.learning_rate)
         at_least(0, weight_decay=self.weight_decay)
         if self.weight_decay and self.optimiser != "adamw":

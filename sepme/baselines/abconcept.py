@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from sepme._checks import at_least, choose
+from sepme._checks import at_least, choose, whole
 from sepme.baselines._train import (
     SEPME_PAPER,
     Objective,
@@ -68,7 +68,7 @@ class AbConceptSettings(TrainingSettings):
         choose(("current", "original"), teacher=self.teacher)
         choose(("anchor", "concept"), images_of=self.images_of)
         choose(("none", "noise", "original", "retained"), prior=self.prior)
-        at_least(1, images=self.images)
+        whole(1, images=self.images)
         at_least(0, prior_weight=self.prior_weight)
 
 

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from sepme._checks import at_least, choose
+from sepme._checks import choose, whole
 from sepme.baselines._inversion import InversionSettings, encode, invert, with_new_words
 from sepme.baselines._train import SEPME_PAPER, Objective, Student, TrainingSettings, drawn, noised
 from sepme.baselines.prompts import ENDS, OWN, check_prompt, concept_mask, pairs, token_ids
@@ -67,7 +67,7 @@ class FMNSettings(TrainingSettings):
         check_prompt(prompt=self.prompt, style_prompt=self.style_prompt)
         choose(("probabilities", "logits"), scores=self.scores)
         choose(ENDS, end=self.end)
-        at_least(1, images=self.images)
+        whole(1, images=self.images)
         if self.inversion is not None and self.scores == "logits":
             raise SepmeError("The loss on logits knows no inverted word: leave out inversion.")
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sepme._checks import at_least, choose
+from sepme._checks import at_least, choose, whole
 from sepme.baselines._train import Objective, Student, TrainingSettings
 from sepme.baselines.prompts import check_prompt, pairs
 from sepme.concept import Concept
@@ -100,7 +100,7 @@ class SampledSettings(TrainingSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_prompt(prompt=self.prompt)
-        at_least(1, steps=self.steps)
+        whole(1, steps=self.steps)
         at_least(0, guidance=self.guidance)
         choose(tuple(PAIRINGS), pairing=self.pairing)
 
