@@ -522,11 +522,14 @@ class Backbone:
         replace the UNet's own in this one call, so that a trained increment can be differentiated
         without touching the model.
         """
-        named = {self._parameter_name(path): weight for path, weight in (weights or {}).items()}
         text = (
             self._split(embedding, x_t.shape) if self.xl else {"encoder_hidden_states": embedding}
         )
-        output = torch.func.functional_call(self.unet, named, (x_t, t), text).sample
+        if weights:
+            named = {self._parameter_name(path): weight for path, weight in weights.items()}
+            output = torch.func.functional_call(self.unet, named, (x_t, t), text).sample
+        else:  # the same, without the time that looking for the parameters takes
+            output = self.unet(x_t, t, **text).sample
         return to_epsilon(output, x_t, t, self.alphas_cumprod, self.prediction_type)
 
     def _split(self, conditioning: Tensor, shape: torch.Size) -> dict[str, Any]:
