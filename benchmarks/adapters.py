@@ -4,7 +4,7 @@
 
 Deltas are put on the pipeline by `Composition`, and by stock diffusers: the same files loaded with
 `load_lora_weights`, switched by `set_adapters`, all off by `disable_lora`. Right before, the same
-pipeline is timed without any. A picture is drawn in ten steps, by `Backbone.generate` or by the
+pipeline is timed without any. A picture is drawn in five steps, by `Backbone.generate` or by the
 pipeline itself. A pass is of two latents, as guidance takes them. A switch is to a random subset,
 as the concept mixer does before it draws. Where all are on, both must predict the same noise, and
 where all are off, the bytes of the original. On 1.x's shape, with random weights, the deltas are
@@ -40,7 +40,7 @@ COUNTS = {"atelier": (1, 10, 20)}
 #: Milliseconds that a switch may take.
 BAR = 50.0
 #: Sampling steps of a picture.
-STEPS = 10
+STEPS = 5
 
 
 @contextmanager

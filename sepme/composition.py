@@ -304,10 +304,13 @@ def _strength(layer: LoraLayer, adapter: str) -> float:
 
 def _alike(here: Tensor, factor: Tensor) -> bool:
     """Whether a weight is this factor, or was rounded to half precision from it."""
-    factor = factor.to(here.device, torch.float32)
     if here.shape != factor.shape:
         return False
-    return bool((here.detach().float() - factor).norm() <= ROUNDING * factor.norm())
+    factor = factor.to(here.device)
+    if torch.equal(here, factor.to(here.dtype)):  # which takes least
+        return True
+    off = here.detach().float() - factor.float()
+    return bool(off.norm() <= ROUNDING * factor.float().norm())
 
 
 def _unwrap(unet: nn.Module) -> None:
