@@ -4,7 +4,7 @@
 
 Deltas are put on the pipeline by `Composition`, and by stock diffusers: the same files loaded with
 `load_lora_weights`, switched by `set_adapters`, all off by `disable_lora`. Right before, the same
-pipeline is timed without any. A picture is drawn in five steps, by `Backbone.generate` or by the
+pipeline is timed without any. A picture is drawn in 25 steps (1.x: 5), by `Backbone.generate` or by the
 pipeline itself. A pass is of two latents, as guidance takes them. A switch is to a random subset,
 as the concept mixer does before it draws. Where all are on, both must predict the same noise, and
 where all are off, the bytes of the original. On 1.x's shape, with random weights, the deltas are
@@ -39,8 +39,9 @@ Switch = Callable[[Sequence[str]], object]
 COUNTS = {"atelier": (1, 10, 20)}
 #: Milliseconds that a switch may take.
 BAR = 50.0
-#: Sampling steps of a picture.
-STEPS = 5
+#: Sampling steps of a picture: the Atelier's own, and few where a pass takes a second.
+STEPS = {"atelier": 25}
+FEW = 5
 
 
 @contextmanager
@@ -86,9 +87,10 @@ def passes(model: Backbone, concept: str, times: int) -> tuple[float, Tensor]:
 
 def picture(model: Backbone, by: str, concept: str, times: int) -> float:
     """Seconds that drawing one takes, texts and decoding included (the median, after one more)."""
-    how = {"num_inference_steps": STEPS, "guidance_scale": model.guidance, "output_type": "pt"}
+    steps = STEPS.get(model.name, FEW)
+    how = {"num_inference_steps": steps, "guidance_scale": model.guidance, "output_type": "pt"}
     draw = {
-        "Composition": lambda: model.generate([concept], steps=STEPS),
+        "Composition": lambda: model.generate([concept], steps=steps),
         "stock diffusers": lambda: model.pipe(concept, **how),
     }[by]
     seconds = []
