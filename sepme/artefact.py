@@ -60,6 +60,7 @@ class _Known(BaseModel):
     parametrisation: str = ""
     keep_rtol: float | None = None
     jointly: list[str] = []
+    learnt: dict[str, str] = {}
     scale: float = 1.0
 
 
@@ -95,6 +96,7 @@ class Provenance:
             plain(text)
         for name in ("forgotten", "anchors", "kept", "after"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "versions", dict(self.versions))  # `versions()` gives one to all
         # As JSON would return them (tuples become lists), so that a round trip changes nothing.
         object.__setattr__(self, "settings", json.loads(canonical_json(dict(self.settings))))
 

@@ -340,9 +340,7 @@ def keeps(
     return reads is not None and {*map(reads, needed)} <= {*map(reads, said)}
 
 
-def refuse_contradictions(
-    deltas: list[ConceptDelta], reads: Callable[[str], Hashable] | None = None
-) -> None:
+def refuse_contradictions(deltas: list[ConceptDelta], reads: Callable[[str], Hashable]) -> None:
     """Raise when one delta would disturb a concept that another one was promised to leave alone."""
     for delta in deltas:
         for other in deltas:

@@ -102,10 +102,9 @@ class _Delta:
                     f"The UNet has no parameter '{path}' of shape {shape}: make the delta of "
                     f"'{self.concept}' again on this model."
                 )
-        learnt = self.provenance.settings.get("learnt")
-        learnt = learnt if isinstance(learnt, dict) else {}  # it may come from anywhere
+        learnt = self.provenance.settings.get("learnt", {})
         for token, there in model.learnt(learnt).items():
-            if not same_model(there, str(learnt.get(token, there))):
+            if not same_model(there, learnt.get(token, there)):
                 raise SepmeError(
                     f"The word '{token}' has another embedding than when '{self.concept}' was "
                     "erased: load that textual inversion, or erase it again."

@@ -139,7 +139,7 @@ def truncated(delta: ConceptDelta, rank: int) -> ConceptDelta:
     (Eckart & Young 1936).
 
     Raises:
-        SepmeError: a rank below 1.
+        SepmeError: a rank that is no whole number, or below 1.
     """
     whole(1, rank=rank)
     rank = min(rank, delta.rank)

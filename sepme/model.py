@@ -403,15 +403,17 @@ class Backbone:
 
         They are no part of the model's fingerprint, and compared as fingerprints are.
         """
-        found = {}
-        for token in sorted({piece for prompt in prompts for piece in self._pieces(prompt)}):
+        own = self.pipe.tokenizer.vocab_size
+        added = {t for t, index in self.pipe.tokenizer.get_added_vocab().items() if index >= own}
+        if not added:  # of most models, and then no prompt need be read
+            return {}
+        said, found = {piece for prompt in prompts for piece in self._pieces(prompt)}, {}
+        for token in sorted(added & said):
             rows = [
-                (name, encoder.get_input_embeddings().weight[index])
-                for name, (encoder, tokenizer) in self._text.items()
-                if (index := tokenizer.convert_tokens_to_ids(token)) >= tokenizer.vocab_size
+                (name, encoder.get_input_embeddings().weight[words.convert_tokens_to_ids(token)])
+                for name, (encoder, words) in self._text.items()
             ]
-            if rows:
-                found[token] = "".join(_digest(rows, half) for half in HALVES)
+            found[token] = "".join(_digest(rows, half) for half in HALVES)
         return found
 
     def warn_of_cut(self, prompts: Iterable[str]) -> None:

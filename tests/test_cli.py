@@ -215,6 +215,19 @@ def test_generate_draws_with_any_subset_erased(
     assert (tmp_path / "name.png").read_bytes() == (tmp_path / "without.png").read_bytes()
 
 
+def test_only_what_is_asked_for_is_read(model, bare, deltas, tmp_path, monkeypatch) -> None:
+    """A broken catalogue stops nobody who names no concept; hidden files are nobody's deltas."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(model, "mine")
+    Path("mine", "catalogue.json").write_text("{")
+    sepme("generate", "neon", "--out", "plain.png", "--model", "mine")
+    Path("deltas").mkdir()
+    shutil.copy(deltas / "neon.safetensors", "deltas/ink-like.safetensors")
+    shutil.copy(deltas / "neon.safetensors", "deltas/._neon.safetensors")
+    said = ("(there are: ink-like)",)
+    refused("generate", "a", "--erase", "neon", "--out", "a.png", "--model", bare, words=said)
+
+
 def test_inspect_says_what_a_file_holds(deltas: Path, tmp_path: Path) -> None:
     drawing = tmp_path / "spectrum.png"
     result = sepme("inspect", deltas / "neon.safetensors", "--spectrum", drawing)

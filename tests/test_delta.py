@@ -54,6 +54,22 @@ def make_dense(concept: str = "neon", *paths: str, seed: int = 0, **changes) -> 
 
 
 # ---------------------------------------------------------------- algebra
+def test_a_provenance_owns_its_versions() -> None:
+    given = {"torch": "1"}
+    found = replace(provenance(), versions=given)
+    given["torch"] = "2"
+    assert found.versions == {"torch": "1"}
+
+
+@pytest.mark.parametrize(
+    "settings", [{"learnt": ["<x>"]}, {"learnt": {"<x>": 3}}, {"scale": "1"}, {"jointly": "neon"}]
+)
+def test_looked_up_settings_of_another_type_are_refused(settings: dict[str, object]) -> None:
+    content = replace(provenance(), settings=settings).to_dict()
+    with refused("provenance is not what"):
+        Provenance.from_dict(content)
+
+
 def test_dense_rank_basis_and_norms() -> None:
     Q = torch.eye(3)[:2]
     up = {K: torch.tensor([[1.0, -2.0]]), V: torch.tensor([[0.0, 2.0]])}

@@ -228,9 +228,7 @@ def erase(
     keep: list[str] | None = Option(None, help="Another prompt that must not change; repeatable."),
     keep_from: Path | None = Option(None, help="Such prompts: one a line, or a CSV's 'prompt'."),
     keep_rtol: float | None = Option(None, help="Tolerance, as a share of a kept token's length."),
-    after: list[Path] | None = Option(
-        None, help="A delta that is on already: a file, or a name as for generate; repeatable."
-    ),
+    after: list[Path] | None = Option(None, help="File or name of a delta that is on; repeatable."),
     joint: bool = Option(False, "--joint", help="Train all of them in one run."),
     closed_form: bool = Option(False, "--closed-form", help="The preset that trains nothing."),
     overwrite: bool = Option(False, "--overwrite", help="Replace files that other settings made."),
@@ -724,13 +722,13 @@ def _delta_files(words: list[Path] | None, model: str | None) -> list[Path]:
     from sepme.concept import Catalogue, parse_names, slug
     from sepme.model import load_catalogue
 
-    folders, catalogue = (Path("deltas"), _model_path(model) / "deltas"), load_catalogue(model)
-    there = {file.stem: file for folder in folders[::-1] for file in folder.glob("*.safetensors")}
+    folders = _model_path(model) / "deltas", Path("deltas")  # the later one counts
+    there = {f.stem: f for folder in folders for f in folder.glob("[!.]*.safetensors")}
 
     def found(word: str) -> Path | None:
         names = [word]
         with suppress(SepmeError):  # it is none of the catalogue's
-            names.append((catalogue or Catalogue({}))[word].name)
+            names.append((load_catalogue(model) or Catalogue({}))[word].name)
         places = (Path(word), *(there.get(slug(name)) for name in names))
         return next((place for place in places if place and place.is_file()), None)
 
