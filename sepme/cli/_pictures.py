@@ -1,6 +1,7 @@
 """Pictures that commands read and write."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,27 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from sepme.artefact import refuse_overwriting, regular, writable_folder
-from sepme.errors import SepmeError
+from sepme.errors import SepmeError, warn
 
-__all__ = ["check_name", "read_picture"]
+__all__ = ["check_name", "picture_files", "read_picture"]
+
+
+def picture_files(paths: Sequence[Path]) -> list[Path]:
+    """The files, where a folder stands for the pictures in it. What else it holds is named.
+
+    Raises:
+        SepmeError: a folder without pictures.
+    """
+    found, known = [], Image.registered_extensions()
+    for path in paths:
+        inside = sorted(path.glob("[!.]*")) if path.is_dir() else [path]
+        others = [f.name for f in inside if f != path and f.suffix.lower() not in known]
+        if len(others) == len(inside):
+            raise SepmeError(f"{path} holds no pictures: name a folder that does, or files.")
+        if others:
+            warn(f"These in {path} are left out, being no pictures: {', '.join(others)}.")
+        found += [f for f in inside if f.name not in others]
+    return found
 
 
 def read_picture(file: Path, size: int) -> Tensor:

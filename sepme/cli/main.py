@@ -459,7 +459,8 @@ def paint(
 
 @atelier.command()
 def judge(
-    files: list[Path] = Argument(help="Pictures of 64 x 64 pixels."), model: Model = None
+    files: list[Path] = Argument(help="Pictures of 64 x 64 pixels, or folders of them."),
+    model: Model = None,
 ) -> None:
     """Say what an independent judge sees."""
     import pandas as pd
@@ -468,8 +469,9 @@ def judge(
     from sepme.atelier.captions import EMBLEM
     from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES
     from sepme.atelier.objects import SIZE
-    from sepme.cli._pictures import read_picture
+    from sepme.cli._pictures import picture_files, read_picture
 
+    files = picture_files(files)
     pictures = torch.stack([read_picture(file, SIZE) for file in files])
     seen = _judge(model).judge(pictures)
     table, emblem = pd.DataFrame({"picture": files}), seen.emblem.numpy()

@@ -2,7 +2,7 @@
 
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sepme.artefact import same_model
-from sepme.cli._pictures import read_picture
+from sepme.cli._pictures import picture_files, read_picture
 from sepme.composition import Composition
 from sepme.concept import Concept
 from sepme.delta import ConceptDelta
@@ -438,3 +438,28 @@ def test_other_pictures_are_refused_before_they_are_decoded(tmp_path: Path, monk
     monkeypatch.undo()
     with refused("cannot be read as a picture"):
         read_picture(half, 8)
+
+
+ENDINGS = ("png", "webp", "bmp", "JPG", "gif", "tiff", "jp2")
+
+
+@pytest.mark.parametrize("endings", [ENDINGS[:i] for i in range(1, len(ENDINGS) + 1)], ids=len)
+def test_a_folder_stands_for_its_pictures_of_whatever_format(
+    tmp_path: Path, endings: Sequence[str]
+) -> None:
+    files = [picture(tmp_path, f"{i}.{ending}") for i, ending in enumerate(endings)]
+    (tmp_path / ".hidden").touch()
+    assert picture_files([tmp_path]) == files
+    for file in files:
+        assert read_picture(file, 8).shape == (3, 8, 8)
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "more").mkdir()
+    with pytest.warns(SepmeWarning, match=r"left out, being no pictures: more, notes\.txt\."):
+        assert picture_files([files[0], tmp_path]) == [files[0], *files]
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
+    for name in (".hidden", "notes.txt", "kept.csv"):
+        with refused("holds no pictures"):
+            picture_files([tmp_path])
+        (tmp_path / name).touch()
