@@ -12,11 +12,11 @@ from sepme.model import Backbone
 from sepme.shapes import random_pipeline
 
 
-def backbone(shape: str, pixels: int = 128) -> Backbone:
+def backbone(shape: str, pixels: int = 128, dtype: torch.dtype = torch.float32) -> Backbone:
     """The shipped model, or random weights of a published shape that draws so many pixels."""
     if shape == "atelier":
-        return Backbone.load()
-    pipe = random_pipeline(shape).to("cuda" if torch.cuda.is_available() else "cpu")
+        return Backbone.load(dtype=dtype)
+    pipe = random_pipeline(shape, dtype=dtype).to("cuda" if torch.cuda.is_available() else "cpu")
     pipe.unet.register_to_config(sample_size=pixels // 8)
     return Backbone(pipe, shape, steps=1)
 

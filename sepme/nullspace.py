@@ -95,8 +95,9 @@ class NullSpace:
             SepmeError: the rows lie inside what is kept, so no direction is left.
         """
         rows64 = _checked(rows, "the prompts to forget")
-        size = float(torch.linalg.matrix_norm(rows64, 2))
-        floor = _rtol(rows) * size  # below this, a projected row is only rounding error
+        # Up to this, projected rows are rounding error, or no more than is tolerated of kept rows.
+        noise = max(_share(rows.shape, rows.dtype, None) * _length(rows64), self.threshold)
+        floor = min(_rtol(rows) * float(torch.linalg.matrix_norm(rows64, 2)), noise)
         coordinates = row_basis(rows64 @ self.orthonormal, _rtol(rows, rtol), floor=floor)
         return coordinates @ self.orthonormal.T
 

@@ -137,6 +137,24 @@ def test_directions_are_the_row_basis_of_the_projected_rows(method: str) -> None
         space.directions(keep[:2] * 7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("seed", range(5))
+def test_in_half_precision_a_weak_concept_is_told_from_rounding(
+    dtype: torch.dtype, seed: int
+) -> None:
+    """One direction, eight times the rounding of a token, is free; what is kept is not."""
+    rng = torch.Generator().manual_seed(seed)
+    kept = torch.randn(60, 12, generator=rng) @ torch.randn(12, 64, generator=rng)
+    new = torch.nn.functional.normalize(torch.randn(64, generator=rng), dim=0)
+    weak = 8 * torch.finfo(dtype).eps * kept.norm(dim=1, keepdim=True)
+    space = null_space(kept.to(dtype))
+    (Q,) = space.directions((kept[:30] + weak[:30] * new).to(dtype), rtol=0.5)
+    free = space.project(new[None])[0].float()
+    assert abs(float(Q.float() @ free / free.norm())) > 0.95
+    with refused("inside what is kept"):
+        space.directions((1.1 * kept[:30]).to(dtype))
+
+
 def with_nan() -> torch.Tensor:
     rows = torch.ones(4, 8)
     rows[3, 5] = math.nan

@@ -7,6 +7,7 @@ from sepme.atelier.paintings import OBJECTS, STYLES
 from sepme.composition import shipped_deltas
 from sepme.erasure import PRESETS, erase, recorded_settings
 from sepme.model import Backbone, load_catalogue
+from sepme.nullspace import constrain
 from tests.miniature import QUIET
 from tests.tolerance import assert_close
 
@@ -29,6 +30,19 @@ def test_there_is_one_for_every_style_and_object_and_each_keeps_all_others(
         assert dict(delta.provenance.settings) == recorded_settings(
             backbone, [concept], PRESETS["default"]
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_same_directions_are_free_in_half_precision(dtype: torch.dtype) -> None:
+    half, catalogue = Backbone.load(device="cpu", dtype=dtype), load_catalogue()
+    assert catalogue is not None
+    for name, delta in shipped_deltas(half).items():
+        how = {key: delta.provenance.settings[key] for key in ("keep_rtol", "concept_rtol")}
+        keep = catalogue.kept_prompts([catalogue[name]])
+        Q = constrain(half, catalogue[name], keep, method="damped", **how).basis
+        assert Q.shape == delta.basis.shape, name
+        cosines = torch.linalg.svdvals(Q.double() @ delta.basis.double().T)
+        assert cosines.min() > 0.9, name
 
 
 @pytest.mark.slow
