@@ -79,6 +79,8 @@ def measure(model: Backbone, judge: Judge, catalogue: Catalogue, way: str, image
 
     original, now = restored([]), restored(deltas)
     apart = 255 * (now - original).abs()
+    # Of each picture, by how many levels its file differs.
+    in_files = ((255 * now).round() - (255 * original).round()).abs().flatten(1).amax(dim=1)
     return {
         "way": f"{way} [{protocol}]",
         "rank": sum(delta.rank for delta in deltas),
@@ -86,7 +88,8 @@ def measure(model: Backbone, judge: Judge, catalogue: Catalogue, way: str, image
         "mean_levels": float(apart.mean()),
         "largest_levels": float(apart.max()),
         "lpips": float(lpips_distance(now, original).mean()),
-        "same_file": float((apart.flatten(1).amax(dim=1) < 0.5).float().mean()),
+        "same_bytes": float((in_files == 0).float().mean()),
+        "one_level": float((in_files <= 1).float().mean()),
         "all_off": float((restored([]) == original).flatten(1).all(1).float().mean()),
     }
 
@@ -100,7 +103,8 @@ def table(rows: pd.DataFrame) -> str:
         "mean_levels": ("grey levels apart, mean", "{:.4f}"),
         "largest_levels": ("largest", "{:.2f}"),
         "lpips": ("LPIPS", "{:.1e}"),
-        "same_file": ("within half a level", "{:.0%}"),
+        "same_bytes": ("same in 8 bits", "{:.0%}"),
+        "one_level": ("within one level in 8 bits", "{:.0%}"),
         "all_off": ("all off: identical", "{:.0%}"),
     }
     shown = {title: rows[name].map(text.format) for name, (title, text) in columns.items()}

@@ -108,6 +108,8 @@ def test_means_by_role_by_hand() -> None:
             row("style", "sepme@catalogue", first, 0, acc=0.2, acc_low=0.1, acc_high=0.5),
             row("style", "sepme@catalogue", first, 1, acc=0.4, acc_low=0.3, acc_high=0.4),
             row("style", "sepme@catalogue", second, 0, acc=1.0, acc_low=0.9, acc_high=1.0),
+            row("style", "fmn", first, 2, acc=0.2, acc_low=0.1, acc_high=0.5),
+            row("style", "fmn", second, 2, acc=0.4, acc_low=0.3, acc_high=0.4),
             row("style", "sepme@catalogue", first, WATERMARK, acc=0.7, acc_low=0.6, acc_high=0.8),
         ]
     )
@@ -117,6 +119,9 @@ def test_means_by_role_by_hand() -> None:
     assert erased["mean"] == pytest.approx(0.3)
     assert erased["low"] == pytest.approx(0.3 - np.hypot(0.1, 0.1) / 2)
     assert erased["high"] == pytest.approx(0.3 + 0.3 / 2)
+    again = means.query("method == 'fmn'").iloc[0]  # the same noise twice, so no narrower than once
+    assert again["mean"] - again["low"] == pytest.approx(0.1)
+    assert again["high"] - again["mean"] == pytest.approx(0.15)
     assert means["mean"]["sepme@catalogue", "recovered"] == 1.0
     assert means["mean"]["sepme@catalogue", "watermark"] == 0.7
     assert (

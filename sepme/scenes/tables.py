@@ -208,19 +208,22 @@ def role_means(rows: DataFrame, measure: str) -> DataFrame:
 
     Returns:
         `mean`, the ends `low` and `high` of its 95 % interval (NaN for printed numbers) and the
-        number of `cells`, by (method, role). The watermark has a role of its own, "watermark".
+        number of `cells`, by (method, role). The interval is for other pictures of these concepts,
+        not for other concepts. The watermark has a role of its own, "watermark".
     """
     rows = rows[rows[measure].notna()]
     role = rows["role"].mask(rows["concept_index"] == WATERMARK, "watermark")
 
     def mean(cells: DataFrame) -> Series:
-        value, low, high = cells.to_numpy().T
-        # Cells are independent: the half-widths of their intervals add in squares.
-        down, up = (np.sqrt(np.square(end - value).sum()) / len(cells) for end in (low, high))
-        ends = {"low": value.mean() - down, "high": value.mean() + up}
-        return Series({"mean": value.mean(), **ends, "cells": len(cells)})
+        value = cells[measure].mean()
+        # A concept has the same noise at every time: there the half-widths of its intervals add up.
+        # Concepts share none: theirs add in squares.
+        ends = cells[[f"{measure}_low", f"{measure}_high"]].sub(cells[measure], axis=0)
+        wide = ends.groupby(cells["concept_index"]).sum(min_count=1)
+        down, up = np.sqrt(np.square(wide.to_numpy()).sum(axis=0)) / len(cells)
+        return Series({"mean": value, "low": value - down, "high": value + up, "cells": len(cells)})
 
-    columns = [measure, f"{measure}_low", f"{measure}_high"]
+    columns = ["concept_index", measure, f"{measure}_low", f"{measure}_high"]
     means = rows.groupby(["method", role], sort=False)[columns].apply(mean)
     return means.astype({"cells": int}) if len(means) else DataFrame(columns=["mean"])
 
