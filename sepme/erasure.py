@@ -134,8 +134,8 @@ class ErasureSettings:
     alpha: float = 0.9
     """How much of the momentum m_n is the one before (eq. 4)."""
     tau: float = 0.1
-    """Stop at |m_n| <= tau, or at m_n <= tau of the loss; published: 0, later 1e-4. The noise of a
-    batch of 8 hides less than 0.1 of the correlation."""
+    """Stop at |m_n| <= tau, or at m_n <= tau of the loss; published: 0, later 1e-4. Below 0.1,
+    differences of the correlation are smaller than the noise of a batch of 8."""
     earliest_stop: int = 11
     """The first iteration that may stop: before, m_n still remembers its start."""
 
@@ -295,7 +295,7 @@ def erase(
         after: deltas that are already on (iterative erasure). Their prompts are kept too.
         trainer: callback, checkpoint and progress bar.
         micro_batch: the most images in one pass of the UNet, by default the whole batch. Less takes
-            less memory, and a second pass forwards; the gradient is the same but for rounding.
+            less memory, and a second forward pass; the gradient is the same but for rounding.
 
     Raises:
         SepmeError: a contradiction, no free direction, or a loss that is no longer finite.

@@ -238,6 +238,7 @@ def test_inspect_says_what_a_file_holds(deltas: Path, tmp_path: Path) -> None:
     assert "... and" not in listed
     with Image.open(drawing) as picture:
         assert picture.width > 500
+    assert sepme("inspect", "neon").stdout.startswith("concept       neon (style)")  # that ships
 
 
 def test_doctor_measures_instead_of_guessing(model: Path, monkeypatch) -> None:
@@ -440,7 +441,8 @@ def test_inspect_refuses_what_sepme_did_not_write(model: Path, empty: Path) -> N
     foreign = model / "unet" / "diffusion_pytorch_model.safetensors"
     refused("inspect", foreign, words=("not written by sepme",))
     refused("inspect", README, words=("README.md is not a whole safetensors file",))
-    refused("inspect", empty, words=("cannot be opened",))
+    refused("inspect", empty, words=("There is no file",))
+    refused("inspect", "neon, ink", words=("One file is inspected at a time",))
 
 
 def test_demo_refuses(model: Path, bare: Path, empty: Path) -> None:

@@ -49,7 +49,7 @@ def write_card(
         settings=settings,
         share={name: _share(v) for name, v in figures.items() if isinstance(v, float)},
         minutes=round(training["seconds"] / 60),
-        short=", ".join(quality["short_of_the_bar"]) or "nothing",
+        short=", ".join(quality["short_of_the_bar"]) or "none",
         styles=", ".join(map(in_markdown, quality["by_style"])),
         objects=", ".join(map(in_markdown, quality["by_object"])),
         by_style=_table("style", quality),

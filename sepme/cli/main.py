@@ -338,7 +338,7 @@ app.command("compose", help="The same as generate.")(generate)
 # ------------------------------------------------------------------ looking
 @app.command()
 def inspect(
-    file: Path = Argument(help="A file that `sepme erase` made."),
+    file: Path = Argument(help="A file that `sepme erase` made, or the name of its concept."),
     prompts: bool = Option(False, "--prompts", help="List all prompts, forgotten and kept."),
     spectrum: Path | None = Option(None, help="A PNG file for the singular values of every layer."),
 ) -> None:
@@ -348,6 +348,10 @@ def inspect(
     from sepme.delta import ConceptDelta
     from sepme.plots import png
 
+    files = _delta_files([file], None)
+    if len(files) > 1:
+        raise SepmeError("One file is inspected at a time: name a single one.")
+    file = files[0]
     if spectrum is not None:
         check_name(spectrum, file)
     delta = ConceptDelta.load(file)

@@ -255,13 +255,15 @@ def method_looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     return looks
 
 
-def role_bars(means: DataFrame, measure: str, ax: Axes) -> None:
+def role_bars(means: DataFrame, measure: str, ax: Axes, highest: float | None = None) -> None:
     """Groups of bars, one group a role and one bar a method, with intervals where there are any.
 
     Args:
         means: from `role_means`. Seaborn draws only intervals that it computes itself.
         measure: "acc", "lpips", "fid" or "kid"; an accuracy is drawn in percent.
+        highest: the largest mean of all axes that share this one's scale; by default, of `means`.
     """
+    highest = means["mean"].max() if highest is None else highest
     methods = means.index.unique("method")
     roles = [role for role in (*ROLES, "watermark") if role in means.index.unique("role")]
     scale = 100 if measure == "acc" else 1
@@ -274,7 +276,7 @@ def role_bars(means: DataFrame, measure: str, ax: Axes) -> None:
         look |= {"label": tables.method_title(method), "ecolor": plots.BLACK, "capsize": 1.5}
         ax.bar(x, bars["mean"], 0.92 * width, **look)
         for at, mean in zip(x, bars["mean"], strict=True):
-            if mean < 0.01 * scale * means["mean"].max():  # else a bar of height 0 is invisible
+            if mean < 0.01 * scale * highest:  # else a bar of height 0 is invisible
                 above = {"xytext": (0, 3), "textcoords": "offset points", "rotation": 90}
                 said = "<0.001" if 0 < mean < 0.001 else f"{mean:.2g}"
                 ax.annotate(said, (at, 0), ha="center", va="bottom", fontsize=7, **above)
@@ -286,15 +288,21 @@ def role_bars(means: DataFrame, measure: str, ax: Axes) -> None:
 
 
 def _panels(title: str, size: tuple[float, float], lines: Mapping[str, DataFrame]) -> Figure:
-    """Accuracy on the left and LPIPS on the right, one line of panels for each label and rows."""
+    """Accuracy on the left and LPIPS on the right, one line of panels for each label and rows.
+
+    All panels of a measure have one scale.
+    """
     figure = Figure(figsize=size, layout="constrained", dpi=110)
     figure.get_layout_engine().set(hspace=0.06)
-    grid = figure.subplots(len(lines), 2, squeeze=False)
-    for axes, (label, rows) in zip(grid, lines.items(), strict=True):
-        for ax, measure in zip(axes, ("acc", "lpips"), strict=True):
-            role_bars(tables.role_means(rows, measure), measure, ax)
+    grid = figure.subplots(len(lines), 2, squeeze=False, sharey="col")
+    for column, measure in zip(grid.T, ("acc", "lpips"), strict=True):
+        means = {label: tables.role_means(rows, measure) for label, rows in lines.items()}
+        highest = max(bars["mean"].max() for bars in means.values())
+        for ax, (label, bars) in zip(column, means.items(), strict=True):
+            role_bars(bars, measure, ax, highest)
             ax.set_title(label, fontsize=10)
-        axes[0].get_legend().remove()
+            if measure == "acc":
+                ax.get_legend().remove()
     figure.suptitle(title, fontweight="bold")
     return figure
 
@@ -361,6 +369,11 @@ def _regularisation(sources: Sources) -> Figure:
 
 
 # ------------------------------------------------------------------ who disturbs whom: 2
+def _short(value: float) -> str:
+    """A small number in few characters: 0.56, or 4e-4."""
+    return f"{value:.2f}" if value >= 0.01 else f"{value:.0e}".replace("e-0", "e-")
+
+
 def _interference(sources: Sources) -> Figure:
     """Erased alone (row), drawn (column): one map a method, and a line of maps a measure."""
     found = sources.rows("style", ("sepme@catalogue", "esd-x"), ALONE)
@@ -374,7 +387,7 @@ def _interference(sources: Sources) -> Figure:
     for measure, axes in zip(measures, grid, strict=True):
         maps = found.pivot(index=["method", "erased"], columns="concept_index", values=measure)
         limit = found[measure][found["method"].map(whole[measure])].max()
-        numbers = ("{:.0f}" if limit >= 10 else "{:.2f}").format
+        numbers = "{:.0f}".format if limit >= 10 else _short
         for method, ax in zip(methods, axes, strict=True):
             if not whole.loc[method, measure]:
                 ax.set_axis_off()
@@ -454,7 +467,7 @@ def _before_after(kind: str, scene: str, sources: Sources) -> Figure:
         notes=notes,
         title=f"{scene}, {kind}s ({MEASURED})",
         footer="Framed: erased (vermillion), given back (blue). Δ: mean change of the pixels.\n"
-        "Each row starts from the same noise in every column. Asked for is, first,\n"
+        "Each row starts from the same noise in every column. The first prompt is\n"
         f"“{prompts[0]}”.",
         cell=0.95,
     )

@@ -45,7 +45,7 @@ def facts(state: PairState, report: Interference) -> list[tuple[str, str]]:
         "change": (f"change of {report.measure}, absolute", "{:.3g}"),
         "seen before": ("pictures in which the judge sees it, before", "{:.0%}"),
         "seen": ("pictures in which it is seen, with the delta on", "{:.0%}"),
-        "keys and values": ("change of keys and values, likewise", "{:.1%}"),
+        "keys and values": ("change of keys and values, relative to its own delta", "{:.1%}"),
         "largest cosine": ("smallest angle of the two row spaces", f"{angle:.0f}°"),
         "overlap": ("overlap of the row spaces", "{:.1%}"),
         "prompt energy": ("share of the prompts' energy that the delta reads", "{:.1e}"),

@@ -43,12 +43,15 @@ def render(state: StopRuleState, losses: Sequence[float]) -> Figure:
     thin = {"color": GREY, "linewidth": 1, "linestyle": ":"}
     ax.axhline(state.tau, label=f"stop at τ = {state.tau:.3g}", **thin)
     if state.earliest > 1:
-        ax.axvspan(1, state.earliest, color=SKY, alpha=0.18, linewidth=0, label="too early to stop")
+        ax.axvspan(
+            1, state.earliest - 0.5, color=SKY, alpha=0.18, linewidth=0, label="too early to stop"
+        )
     training_lines(ax, range(1, len(losses) + 1), losses, values)
     if stopped is not None:
         ax.axvline(stopped, color=BLUE, linewidth=1)
         ax.plot([stopped], [values[stopped - 1]], "o", color=BLUE, markersize=8)
-        ax.axvspan(stopped, len(losses), color=GREY, alpha=0.15, linewidth=0, label="never run")
+        if stopped < len(losses):
+            ax.axvspan(stopped, len(losses), color=GREY, alpha=0.15, linewidth=0, label="never run")
     ax.set(xlabel="iteration", ylabel="correlation with the original concept")
     ax.set_title(describe(state, losses), fontsize=10)
     ax.spines[["top", "right"]].set_visible(False)
