@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 import sepme
-from sepme.composition import Composition
+from sepme.composition import Composition, applied
 from sepme.concept import Catalogue, Concept
 from sepme.correlation import Momentum
 from sepme.erasure import PRESETS, erase
@@ -590,6 +590,19 @@ def test_a_drawing_in_the_background_leaves_the_kernel_free(model: Backbone) -> 
     assert shell.status.text.startswith("Stopped")
     assert not shell.draw.disabled
     assert shell.stop.disabled
+
+
+def test_a_widget_in_a_block_that_holds_the_model_says_so_and_draws_afterwards(
+    model: Backbone,
+) -> None:
+    shell = concept_mixer(model, None, None, DELTAS, example=False)
+    shell.prompt.value, shell.steps.value = "neon boat", 4
+    with applied(model, DELTAS["neon"]):
+        shell.draw.click()
+        with refused("leave the block first"):
+            shell.wait()
+    shell.wait()
+    assert shell.status.text.startswith("Drawn")
 
 
 def test_two_mixers_draw_one_after_the_other_each_as_if_alone(model: Backbone) -> None:

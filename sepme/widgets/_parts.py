@@ -122,13 +122,23 @@ class BackgroundTask:
         self._stop_asked.clear()
         self._set_running(True, 0.0)
         self.status.say(text)
-        self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
-        self._thread.start()
-        if not self._threaded:
-            self._thread.join()
+        if self._threaded:
+            self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
+            self._thread.start()
+        else:
+            self._run(work)
 
     def wait(self, timeout: float | None = None) -> None:
-        """Return when nothing is running any more."""
+        """Return when nothing is running any more.
+
+        Raises:
+            SepmeError: the work waits for the caller, who holds the model.
+        """
+        if self.running and self._lock is IN_USE and IN_USE._is_owned():
+            raise SepmeError(
+                "This widget waits until the model is free, and the with block around this line "
+                "holds it: leave the block first."
+            )
         if self.running:
             self._thread.join(timeout)
 
