@@ -31,6 +31,7 @@ from sepme.scenes.figures import (
     FIGURES,
     NotMeasured,
     Sources,
+    _panels,
     draw_figures,
     method_looks,
     role_bars,
@@ -209,6 +210,22 @@ def test_bars_stand_where_their_numbers_are() -> None:
     (interval,) = (each for each in ax.containers if isinstance(each, ErrorbarContainer))
     (ends,) = interval.lines[2]
     assert [y for _, y in ends.get_segments()[0]] == pytest.approx([40, 70])
+
+
+def test_panels_of_a_measure_have_one_scale_in_which_no_bar_is_cut_off() -> None:
+    first, lines = moments("Scene1")[0], {}
+    for label, high in (("low", 0.0006), ("high", 0.6)):
+        values = {"lpips": high, "lpips_low": high, "lpips_high": high, "acc": high}
+        lines[label] = table([row("style", "fmn", first, 0, **values)])
+    figure = _panels("", (6, 4), lines)
+    figure.draw_without_rendering()
+    for ax in figure.axes:
+        assert max(patch.get_height() for patch in ax.patches) <= ax.get_ylim()[1]
+    low, high = (ax for ax in figure.axes if ax.get_legend())
+    assert low.get_ylim() == high.get_ylim()
+    assert low.get_ylim()[0] == 0
+    assert [text.get_text() for text in low.texts] == ["<0.001"]
+    assert not high.texts
 
 
 def test_a_bar_too_low_to_see_says_its_number() -> None:

@@ -303,6 +303,9 @@ def _panels(title: str, size: tuple[float, float], lines: Mapping[str, DataFrame
             ax.set_title(label, fontsize=10)
             if measure == "acc":
                 ax.get_legend().remove()
+        if measure != "acc":
+            column[0].autoscale(axis="y")  # to all of them, not to the first
+            column[0].set_ylim(bottom=0)
     figure.suptitle(title, fontweight="bold")
     return figure
 
