@@ -78,10 +78,11 @@ class Composition:
         self._adapters = dict(zip(sorted(self._deltas), free, strict=False))
         #: The user's adapters that are switched off by a flag: they stay off.
         self._silenced: dict[LoraLayer, list[str]] = {}
-        backbone.composition = self
+        backbone.composition = backbone._last = self
         try:
             self._switch()
-        except BaseException:  # no memory, say
+        except BaseException:  # no memory, say, or an interruption
+            self._drop_unfinished()
             self.close()
             raise
 
@@ -103,6 +104,7 @@ class Composition:
             SepmeError: the layers disagree, since somebody switched some of them, or wrote others'
                 weights into an adapter.
         """
+        self.refuse_exchanged()
         layers, found = self._layers(), {}
         for name, adapter in self._adapters.items():
             if self._overwritten(name):
@@ -118,6 +120,11 @@ class Composition:
             if values and (value := values.pop()) != 0.0:
                 found[name] = value
         return found
+
+    def refuse_exchanged(self) -> None:
+        """Raise SepmeError if the pipeline has another UNet now, which erases nothing."""
+        if self._wanted and self._backbone.unet is not self._unet:
+            raise SepmeError(_CHANGED)
 
     def check(self) -> None:
         """Raise SepmeError if what is on is not what was asked for, or cannot act as it should."""
@@ -149,6 +156,8 @@ class Composition:
         """
         names = texts(concepts)
         wanted = dict(concepts) if isinstance(concepts, Mapping) else dict.fromkeys(names, 1.0)
+        if wanted or self._adapters:  # where it was closed, all is restored
+            self._refuse_detached()
         for name, strength in wanted.items():
             if name not in self._deltas:
                 known = ", ".join(sorted(self._deltas)) or "none"
@@ -171,6 +180,7 @@ class Composition:
 
     def restore(self, *concepts: str) -> None:
         """Give these concepts back; the others stay erased."""
+        self._refuse_detached()
         for name in texts(concepts):
             if name not in self._deltas:
                 raise SepmeError(f"'{name}' was never erased here, so there is nothing to restore.")
@@ -198,6 +208,10 @@ class Composition:
         Raises:
             SepmeError: they are fused into the weights.
         """
+        if not self._adapters:
+            _detached(self._unet, self)
+            return
+        self._refuse_detached()
         self._backbone.refuse_fused()
         unet = self._unet
         there = getattr(unet, "peft_config", {}) or {}
@@ -232,6 +246,23 @@ class Composition:
         if delta.concept in self._deltas:
             raise SepmeError(f"Two deltas are given for '{delta.concept}': attach one of them.")
 
+    def _refuse_detached(self) -> None:
+        """Raise SepmeError if this is not on its UNet: closed, replaced, or suspended."""
+        if getattr(self._unet, "_sepme_composition", None) is not self:
+            raise SepmeError(
+                "This composition is not on the pipeline now: wait for the training or the block "
+                "that suspends it, or attach its deltas again if it was closed."
+            )
+
+    def _drop_unfinished(self) -> None:
+        """Take off adapters that peft began to attach and does not know yet."""
+        there = getattr(self._unet, "peft_config", None) or {}
+        for layer in self._layers():
+            for adapter in set(self._adapters.values()) - {*there}:
+                layer.delete_adapter(adapter)
+        self._adapters = {name: a for name, a in self._adapters.items() if a in there}
+        _unwrap(self._unet)
+
     def _layers(self) -> list[LoraLayer]:
         return [m for m in self._unet.modules() if isinstance(m, LoraLayer)]
 
@@ -242,6 +273,11 @@ class Composition:
             layer = self._unet.get_submodule(path)
             for which, factor in (("lora_A", delta.down[path]), ("lora_B", delta.up[path])):
                 here = getattr(layer, which, {})
+                if adapter in here and here[adapter].weight.is_meta:
+                    raise SepmeError(
+                        f"The weights that erase '{name}' are offloaded: load the pipeline again "
+                        "without that."
+                    )
                 if adapter in here and not _alike(here[adapter].weight, factor):
                     return True
         return False
@@ -393,10 +429,13 @@ def applied(model: Backbone, *deltas: ConceptDelta | DenseDelta) -> Iterator[Bac
             refuse_attached(model)
             model.composition = edited = _Edited(model, sum(deltas))
             try:
+                edited.put()
                 yield model
             finally:
                 edited.close()
     else:
+        if model.composition is not None:
+            refuse_attached(model)
         with Composition(model, deltas) as composition, composition.erased(*composition.deltas):
             yield model
 
@@ -410,9 +449,15 @@ class _Edited:
         self._edited = {path: model.unet.get_parameter(path) for path in delta.changes}
         #: By their names in the fingerprint, which goes on to be of the original.
         self.originals = {f"unet.{path}": edited.data for path, edited in self._edited.items()}
+        self._changed = {
+            path: (edited.data.float() + delta.changes[path].to(model.device)).to(model.dtype)
+            for path, edited in self._edited.items()
+        }
+
+    def put(self) -> None:
+        """Edit the parameters."""
         for path, edited in self._edited.items():
-            changed = edited.data.float() + delta.changes[path].to(model.device)
-            edited.data = changed.to(model.dtype)
+            edited.data = self._changed[path]
 
     def check(self) -> None:
         """Nothing but this class writes to the parameters."""

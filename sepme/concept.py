@@ -341,6 +341,7 @@ def catalogue_of(
     Raises:
         SepmeError: no word at all, or one that is given twice, whatever its case.
     """
+    styles, objects = [*styles], [*objects]
     words = texts([*styles, *objects])
     if not words:
         raise SepmeError("A catalogue needs words: give at least one style or object.")

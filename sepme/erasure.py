@@ -51,7 +51,7 @@ from sepme.correlation import (
 )
 from sepme.delta import ConceptDelta
 from sepme.errors import SepmeError
-from sepme.model import Backbone
+from sepme.model import Backbone, own_modes
 from sepme.nullspace import Constraint, Embedded, constrain
 from sepme.training import Stateful, Step, Trainer, mix
 
@@ -300,6 +300,7 @@ def erase(
     Raises:
         SepmeError: a contradiction, no free direction, or a loss that is no longer finite.
     """
+    keep, after = texts(keep), [*after]
     group, base = checked_group(model, concepts, after), model.fingerprint
     kinds(ErasureSettings, [settings], "preset('default') gives one")
     whole(1, micro_batch=settings.batch if micro_batch is None else micro_batch)
@@ -313,7 +314,7 @@ def erase(
             )
     retained = [retain_set(concept, group, keep, after) for concept in group]
     embedded = None
-    with _own_modes(model):
+    with own_modes(model):
         if len(group) > 1 and settings.parametrisation != "full":  # each prompt once for all
             model.refuse_unclear(*zip(group, retained, strict=True))
             own = (text for c in group for text in (*c.prompts, *c.anchors))
@@ -328,14 +329,6 @@ def erase(
             _train(changed, settings, seed, trainer or Trainer())
         deltas = [increment.delta() for increment in increments]
     return deltas[0] if isinstance(concepts, Concept) else deltas
-
-
-@contextmanager
-def _own_modes(model: Backbone) -> Iterator[None]:
-    """Take gradients, in the model's own number type, whatever mode of torch the caller is in."""
-    no_cast = torch.autocast(model.device.type, enabled=False)
-    with torch.inference_mode(False), torch.enable_grad(), no_cast:
-        yield
 
 
 def _train(
@@ -582,7 +575,8 @@ def zeros(model: Backbone, rows: int | None) -> dict[str, Tensor]:
         shapes = {path: weight.shape for path, weight in model.cross_attention().items()}
     else:
         shapes = {path: (w.out_features, rows) for path, w in model.projections().items()}
-    return {path: torch.zeros(shape, device=model.device) for path, shape in shapes.items()}
+    place = {"device": model.device, "dtype": torch.float32}
+    return {path: torch.zeros(shape, **place) for path, shape in shapes.items()}
 
 
 class _ChangedModel:
@@ -612,6 +606,11 @@ class _ChangedModel:
         self, prepared: Mapping[str, Tensor], settings: ErasureSettings, rng: torch.Generator
     ) -> tuple[Tensor, dict[str, Any]]:
         """What one iteration descends on (eq. 3), and the fields of its `ErasureStep`."""
+        if self.model.composition is not None:
+            raise SepmeError(
+                "A composition was attached while the model is trained, and would be trained with: "
+                "close it at the end of the callback."
+            )
         seen = []
         for increment in self.increments:
             noised = increment.batch(prepared, self, rng)

@@ -18,7 +18,7 @@ import torch
 from scipy.linalg import subspace_angles
 from torch import Tensor
 
-from sepme._checks import choose
+from sepme._checks import choose, texts
 from sepme.artefact import same_model, versions
 from sepme.composition import Composition
 from sepme.concept import evenly
@@ -295,6 +295,8 @@ def measure_pictures(
 
     Other arguments and errors are those of `measure_noise`.
     """
+
+    prompts = {name: texts(given) for name, given in prompts.items()}
 
     def look(backbone: Backbone, name: str) -> Tensor:
         return backbone.generate(prompts[name], seed)

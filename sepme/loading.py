@@ -167,7 +167,8 @@ def _from_parts(model: str, dtype: torch.dtype) -> Pipeline:
         scheduler=as_ddim(scheduler.from_pretrained(model, subfolder="scheduler")),
         **options,
     )
-    pipe.register_to_config(_name_or_path=model)
+    at = Path(model)
+    pipe.register_to_config(_name_or_path=str(at.resolve()) if at.exists() else model)
     return pipe
 
 

@@ -83,6 +83,26 @@ def alone(method: Callable[P, R]) -> Callable[P, R]:
 
 
 @contextmanager
+def own_modes(model: "Backbone") -> Iterator[None]:
+    """Take gradients, in the model's own number type, whatever mode of torch the caller is in.
+
+    A UNet that computes its activations again would do so with other weights than those trained.
+    """
+    again = [m for m in model.unet.modules() if getattr(m, "gradient_checkpointing", False)]
+    no_cast, default = torch.autocast(model.device.type, enabled=False), torch.get_default_dtype()
+    for module in again:
+        module.gradient_checkpointing = False
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), no_cast, torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(default)
+        for module in again:
+            module.gradient_checkpointing = True
+
+
+@contextmanager
 def gradients_kept(unet: nn.Module) -> Iterator[None]:
     """After the block parameters take gradients as before it, which peft's switches change."""
     before = {parameter: parameter.requires_grad for parameter in unet.parameters()}
@@ -117,6 +137,8 @@ class Backbone:
     steps: int = Sampling().num_inference_steps
     #: What was hashed last, in short, and its digests.
     _hashed: tuple[Any, tuple[str, ...]] = field(default=(None, ()), init=False, repr=False)
+    #: The last composition, on whatever UNet the pipeline had then.
+    _last: Any = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_pipeline(self.pipe)
@@ -157,7 +179,8 @@ class Backbone:
         if model is None and not path.is_dir():
             raise SepmeError(f"The shipped model is missing: restore {path}, or install it again.")
         sampling = Sampling.beside(path)
-        pipe = load_pipeline(model or path, device, dtype)
+        with IN_USE, torch.inference_mode(False):  # accelerate patches torch while it loads
+            pipe = load_pipeline(model or path, device, dtype)
         name = path.name if path.exists() else str(model)
         return cls(pipe, name, sampling.guidance_scale, sampling.num_inference_steps)
 
@@ -383,6 +406,8 @@ class Backbone:
             try:
                 yield
             finally:
+                if self.composition is not None:  # a callback's
+                    self.composition.close()
                 self.composition = composition
                 for layer in switched_on:
                     layer.enable_adapters(True)
@@ -396,7 +421,8 @@ class Backbone:
     def _pieces(self, prompt: str) -> list[str]:
         """The tokens of a whole prompt; a word that textual inversion gave several has them all."""
         written = self.pipe.maybe_convert_prompt(prompt, self.pipe.tokenizer)
-        return self.pipe.tokenizer.tokenize(written, verbose=False)
+        with quiet():  # of its own limit, which we say in our words
+            return self.pipe.tokenizer.tokenize(written, verbose=False)
 
     def learnt(self, prompts: Iterable[str]) -> dict[str, str]:
         """Digests of the embeddings of the prompts' tokens that textual inversion appended.
@@ -629,7 +655,10 @@ class Backbone:
                 pictures.append(self.pipe(**self._request(prompts[part]), **how).images)
         result = torch.cat(pictures)
         if not result.isfinite().all():
-            warn("What was drawn is not finite: give less guidance, or deltas less strength.")
+            warn(
+                "What was drawn is not finite: give less guidance or deltas less strength, or load the "
+                "model in float32."
+            )
         return result if output == "latents" else result.float().cpu()
 
     @contextmanager
@@ -656,7 +685,8 @@ class Backbone:
     def _noise(self, seeds: Sequence[int]) -> dict[str, Any]:
         """Each picture's first noise, and where its scheduler takes more of it from."""
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        noise = torch.empty(len(generators), *self.latent_shape, dtype=torch.float32)
+        place = {"dtype": torch.float32, "device": "cpu"}
+        noise = torch.empty(len(generators), *self.latent_shape, **place)
         for one, generator in zip(noise, generators, strict=True):
             one.normal_(generator=generator)
         return {"latents": noise.to(self.device, self.dtype), "generator": generators}
@@ -686,6 +716,8 @@ class Backbone:
             ) from error
         if self.composition is not None:
             self.composition.check()
+        elif self._last is not None:
+            self._last.refuse_exchanged()
         self.warn_of_cut(prompts)
 
 

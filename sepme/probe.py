@@ -66,6 +66,7 @@ class Probe:
         total = backbone.timesteps
         if isinstance(timesteps, int):  # the middles of equal parts of 0 ... total
             timesteps = [(2 * i + 1) * total // (2 * timesteps) for i in range(timesteps)]
+        timesteps = [*timesteps]
         for t in timesteps:
             whole(0, total - 1, timestep=t)
         grid = tuple(sorted(set(timesteps)))
@@ -76,7 +77,9 @@ class Probe:
             x_0 = backbone.generate(prompts, seeds, output="latents")
         # Not the seeds' own first numbers: those are the noise that the pictures began from.
         generators = [torch.Generator().manual_seed(2**32 + s) for s in seeds]
-        noise = torch.stack([torch.randn(x_0.shape[1:], generator=g) for g in generators]).to(x_0)
+        place = {"dtype": torch.float32, "device": "cpu"}
+        noise = [torch.randn(x_0.shape[1:], generator=g, **place) for g in generators]
+        noise = torch.stack(noise).to(x_0)
         times = [torch.full((len(x_0),), t, device=x_0.device) for t in grid]
         return cls(prompts, grid, torch.stack([backbone.add_noise(x_0, noise, t) for t in times]))
 

@@ -214,7 +214,7 @@ def test_a_new_composition_takes_the_place_of_the_one_before() -> None:
     first.erase("neon")
     with Composition(backbone, three_deltas()[1:]) as second:
         assert torch.equal(latents(backbone), original)
-        with refused("'neon'", "attached: none"):
+        with refused("not on the pipeline now"):
             first.erase("neon")
         first.close()  # does not reach into the second
         second.erase("ink")

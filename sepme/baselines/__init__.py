@@ -18,7 +18,7 @@ from sepme.composition import refuse_attached
 from sepme.concept import Concept
 from sepme.delta import DenseDelta
 from sepme.errors import SepmeError
-from sepme.model import Backbone
+from sepme.model import IN_USE, Backbone, own_modes
 from sepme.training import Trainer
 
 __all__ = ["BASELINES", "Baseline"]
@@ -68,14 +68,16 @@ class Baseline:
             raise SepmeError(f"{self.title} has no use for prompts to keep: leave out keep.")
         backbone.refuse_unclear((concept, keep))
         if isinstance(self.method, ClosedForm):
-            return edit(backbone, concept, settings, self.method, keep)
+            with IN_USE, own_modes(backbone):
+                return edit(backbone, concept, settings, self.method, keep)
         if backbone.dtype != torch.float32:
             found = f"{self.title} trains in float32, and this model is in {backbone.dtype}"
             raise SepmeError(f"{found}: load it with dtype=torch.float32.")
-        student = Student(backbone, settings)
-        retained = {"keep": keep} if self.uses_keep else {}
-        objective = self.method(student, concept, settings, **retained)
-        return train(student, concept, objective, seed, trainer)
+        with IN_USE, own_modes(backbone):  # others would draw what is half trained
+            student = Student(backbone, settings)
+            retained = {"keep": keep} if self.uses_keep else {}
+            objective = self.method(student, concept, settings, **retained)
+            return train(student, concept, objective, seed, trainer)
 
 
 #: All baselines, by name.

@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from sepme._checks import choose
+from sepme._checks import choose, texts
 from sepme.artefact import canonical_json, digest_of, same_model, writable_folder
 from sepme.concept import Catalogue, Concept, refuse_overlap, slug
 from sepme.delta import ConceptDelta
@@ -110,7 +110,7 @@ def plan(
         SepmeError: options that contradict one another, a prompt both kept and forgotten.
     """
     choose(PROTOCOLS, protocol=protocol)
-    how = PROTOCOLS[protocol]
+    how, concepts, keep = PROTOCOLS[protocol], [*concepts], texts(keep)
     if catalogue is not None:
         concepts = [how.forget(catalogue, concept.name) for concept in concepts]
     full = settings.parametrisation == "full"

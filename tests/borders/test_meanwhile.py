@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,19 +11,36 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from peft import LoraConfig
+from peft.tuners.lora.model import LoraModel
 
+from sepme.baselines import BASELINES
 from sepme.cli._prompts import read_prompts
-from sepme.composition import Composition
-from sepme.concept import Catalogue, Concept
+from sepme.composition import Composition, applied
+from sepme.concept import Catalogue, Concept, catalogue_of
 from sepme.delta import ConceptDelta, DenseDelta
-from sepme.erasure import _DRAWN, erase
+from sepme.erasure import _DRAWN, ErasureSettings, erase
 from sepme.errors import SepmeWarning
+from sepme.exchange import export
+from sepme.jobs import plan
 from sepme.model import Backbone
 from sepme.scenes.tables import read_table
+from sepme.training import Trainer
 from tests.borders.test_pipeline import lora
-from tests.miniature import EXACT, NEON, QUICK, QUIET, fresh, latents, others, three_deltas
+from tests.miniature import (
+    EXACT,
+    FROM_ZERO,
+    NEON,
+    QUICK,
+    QUIET,
+    fresh,
+    latents,
+    others,
+    three_deltas,
+)
 from tests.refusals import refused
 from tests.tiny import make_tiny_pipeline
+
+ESD = BASELINES["esd-x"].preset("atelier")
 
 
 def neon_erased() -> tuple[Backbone, Composition]:
@@ -369,3 +387,188 @@ def test_what_is_kept_is_decided_on_tokens(letters: Callable[[str], str]) -> Non
         refused("'ink' was erased without keeping 'neon'"),
     ):
         composition.erase("neon", "ink")
+
+
+# ---------------------------------------------------------------- half-done, exchanged, suspended
+def test_an_exchanged_unet_is_not_drawn_with_as_if_the_concept_were_erased() -> None:
+    backbone, composition = neon_erased()
+    mine, other = backbone.pipe, fresh().pipe
+    kept = backbone.pipe.unet
+    backbone.pipe.unet = other.unet
+    for look in (lambda: latents(backbone), lambda: composition.active):
+        with refused("were changed since"):
+            look()
+    backbone.pipe.unet = kept
+    backbone.pipe = other
+    with refused("were changed since"):
+        latents(backbone)
+    backbone.pipe = mine
+    composition.restore_all()
+    backbone.pipe.unet = other.unet  # nothing of the deltas would be missed
+    latents(backbone)
+
+
+@pytest.mark.parametrize("at", [1, 3, 9])
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_what_is_interrupted_while_it_is_attached_leaves_the_model_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, error: type[BaseException], at: int
+) -> None:
+    backbone = fresh()
+    before, real, calls = latents(backbone), LoraModel._create_and_replace, []
+
+    def stopped(*args: object, **options: object) -> None:
+        calls.append(1)
+        if len(calls) == at:
+            raise error
+        real(*args, **options)
+
+    monkeypatch.setattr(LoraModel, "_create_and_replace", stopped)
+    with pytest.raises(error):
+        Composition(backbone, three_deltas())
+    monkeypatch.undo()
+    assert torch.equal(latents(backbone), before)
+    with Composition(backbone, three_deltas()) as composition:
+        composition.erase("neon")
+        assert not torch.equal(latents(backbone), before)
+    assert torch.equal(latents(backbone), before)
+
+
+def dense_neon() -> DenseDelta:
+    delta = three_deltas()[0]
+    changes = {f"{path}.weight": delta.dense(path) for path in delta.paths}
+    return DenseDelta(changes, delta.provenance)
+
+
+def test_no_memory_for_a_dense_delta_leaves_the_model_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backbone = fresh()
+    before, real, calls = latents(backbone), torch.Tensor.float, []
+
+    def full(tensor: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError
+        return real(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "float", full)
+    with pytest.raises(torch.OutOfMemoryError), applied(backbone, dense_neon()):
+        pass
+    monkeypatch.undo()
+    assert backbone.composition is None
+    assert torch.equal(latents(backbone), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("settings", [QUICK, FROM_ZERO], ids=["closed form", "from zero"])
+def test_torch_s_default_type_changes_no_delta(
+    settings: ErasureSettings, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    wanted = erase(fresh(), NEON, others(NEON), settings, trainer=QUIET)
+    backbone = fresh()
+    torch.set_default_dtype(dtype)
+    try:
+        made = erase(backbone, NEON, others(NEON), settings, trainer=QUIET)
+        assert torch.get_default_dtype() == dtype
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert made.digest == wanted.digest
+    ConceptDelta.load(made.save(tmp_path / "neon.safetensors"))
+
+
+def test_a_unet_that_computes_its_activations_again_can_be_trained_on() -> None:
+    wanted = erase(fresh(), NEON, others(NEON), QUICK, trainer=QUIET)
+    backbone = fresh()
+    backbone.unet.enable_gradient_checkpointing()
+    assert erase(backbone, NEON, others(NEON), QUICK, trainer=QUIET).digest == wanted.digest
+    assert backbone.unet.is_gradient_checkpointing
+    BASELINES["esd-x"].erase(backbone, NEON, replace(ESD, iterations=1), trainer=QUIET)
+
+
+def test_a_model_that_was_loaded_for_inference_alone_can_be_trained_on(tmp_path: Path) -> None:
+    fresh().pipe.save_pretrained(tmp_path)
+    with torch.inference_mode():
+        backbone = Backbone.load(tmp_path, device="cpu")
+    erase(backbone, NEON, others(NEON), QUICK, trainer=QUIET)
+
+
+def test_what_can_be_read_only_once_counts_for_every_concept() -> None:
+    backbone, both = fresh(), [NEON, Concept("ink", ("ink",))]
+    once = erase(backbone, both, (text for text in ["a cat"]), EXACT)
+    assert [d.kept for d in once] == [d.kept for d in erase(backbone, both, ["a cat"], EXACT)]
+    (neon,) = once[:1]
+    later = erase(backbone, both[1], ["a cat"], EXACT, after=(d for d in [neon]))
+    assert later.provenance.after == (neon.digest,)
+    styles, objects = ["neon", "ink"], ["boat"]
+    assert catalogue_of(iter(styles), iter(objects)) == catalogue_of(styles, objects)
+    planned = plan(iter(both), iter(["a cat"]), None, QUICK)
+    assert planned == plan(both, ["a cat"], None, QUICK)
+
+
+def test_two_threads_may_load_at_once(tmp_path: Path) -> None:
+    fresh().pipe.save_pretrained(tmp_path)
+    with ThreadPoolExecutor(2) as threads:
+        one, two = threads.map(lambda _: Backbone.load(tmp_path, device="cpu"), range(2))
+    assert one.fingerprint == two.fingerprint
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_baseline_trains_in_whatever_mode_and_alone(mode: type) -> None:
+    backbone, drawn = fresh(), []
+    before = latents(backbone)
+    waiting = threading.Thread(target=lambda: drawn.append(latents(backbone)))
+    watch = Trainer(callback=lambda step: step.iteration == 1 and waiting.start(), progress=False)
+    with mode():
+        BASELINES["esd-x"].erase(backbone, NEON, replace(ESD, iterations=3), trainer=watch)
+    waiting.join()
+    assert torch.equal(drawn[0], before)
+
+
+def test_a_callback_that_switches_deltas_does_not_change_what_is_trained() -> None:
+    backbone = fresh()
+    neon = erase(backbone, NEON, others(NEON), EXACT)
+    composition = Composition(backbone, [neon])
+    composition.erase("neon")
+    ink = Concept("ink", ("ink",))
+    for act in (composition.restore_all, lambda: composition.set(["neon"]), composition.close):
+        with refused("not on the pipeline now"):
+            erase(backbone, ink, ["a cat"], QUICK, trainer=calling(act))
+        assert composition.active == ("neon",)
+    with refused("close it at the end of the callback"):
+        erase(
+            backbone, ink, ["a cat"], QUICK, trainer=calling(lambda: Composition(backbone, [neon]))
+        )
+    assert backbone.composition is composition
+    assert composition.active == ("neon",)
+
+
+def calling(act: Callable[[], object]) -> Trainer:
+    return Trainer(callback=lambda _step: act(), progress=False)
+
+
+def test_deltas_for_a_block_are_not_put_over_others() -> None:
+    backbone, composition = neon_erased()
+    with refused("would mix with this delta"), applied(backbone, three_deltas()[1]):
+        pass
+    assert composition.active == ("neon",)
+
+
+def test_a_closed_composition_says_so() -> None:
+    _, composition = neon_erased()
+    composition.close()
+    composition.close()
+    for act in (lambda: composition.set(["neon"]), lambda: composition.restore("neon")):
+        with refused("if it was closed"):
+            act()
+
+
+def test_a_model_is_found_again_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh().pipe.save_pretrained(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    backbone = Backbone.load("mine", device="cpu")
+    monkeypatch.chdir("/")
+    assert backbone.pipe.name_or_path == str(tmp_path / "mine")
+    with refused("mine"):
+        export(backbone, three_deltas()[:1], tmp_path / "mine", "folder", overwrite=True)
