@@ -655,10 +655,8 @@ class Backbone:
                 pictures.append(self.pipe(**self._request(prompts[part]), **how).images)
         result = torch.cat(pictures)
         if not result.isfinite().all():
-            warn(
-                "What was drawn is not finite: give less guidance or deltas less strength, or load the "
-                "model in float32."
-            )
+            remedy = "give less guidance or deltas less strength, or load the model in float32"
+            warn(f"What was drawn is not finite: {remedy}.")
         return result if output == "latents" else result.float().cpu()
 
     @contextmanager
