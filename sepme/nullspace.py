@@ -95,9 +95,11 @@ class NullSpace:
             SepmeError: the rows lie inside what is kept, so no direction is left.
         """
         rows64 = _checked(rows, "the prompts to forget")
-        # Up to this, projected rows are rounding error, or no more than is tolerated of kept rows.
-        noise = max(_share(rows.shape, rows.dtype, None) * _length(rows64), self.threshold)
-        floor = min(_rtol(rows) * float(torch.linalg.matrix_norm(rows64, 2)), noise)
+        size = float(torch.linalg.matrix_norm(rows64, 2))
+        floor = _rtol(rows) * size  # below this, a projected row is only rounding error
+        if torch.finfo(rows.dtype).eps > 1e-4:  # half precision, where that is most of a concept
+            noise = _share(rows.shape, rows.dtype, None) * _length(rows64)
+            floor = min(floor, max(noise, self.threshold))
         coordinates = row_basis(rows64 @ self.orthonormal, _rtol(rows, rtol), floor=floor)
         return coordinates @ self.orthonormal.T
 
