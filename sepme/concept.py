@@ -341,8 +341,8 @@ def catalogue_of(
     Raises:
         SepmeError: no word at all, or one that is given twice, whatever its case.
     """
-    styles, objects = [*styles], [*objects]
-    words = texts([*styles, *objects])
+    styles, objects = texts(styles), texts(objects)
+    words = [*styles, *objects]
     if not words:
         raise SepmeError("A catalogue needs words: give at least one style or object.")
     keys = [_key(word) for word in words]

@@ -575,8 +575,7 @@ def zeros(model: Backbone, rows: int | None) -> dict[str, Tensor]:
         shapes = {path: weight.shape for path, weight in model.cross_attention().items()}
     else:
         shapes = {path: (w.out_features, rows) for path, w in model.projections().items()}
-    place = {"device": model.device, "dtype": torch.float32}
-    return {path: torch.zeros(shape, **place) for path, shape in shapes.items()}
+    return {path: torch.zeros(shape, device=model.device) for path, shape in shapes.items()}
 
 
 class _ChangedModel:

@@ -295,8 +295,7 @@ def measure_pictures(
 
     Other arguments and errors are those of `measure_noise`.
     """
-
-    prompts = {name: texts(given) for name, given in prompts.items()}
+    prompts = {name: tuple(texts(given)) for name, given in prompts.items()}
 
     def look(backbone: Backbone, name: str) -> Tensor:
         return backbone.generate(prompts[name], seed)
@@ -324,7 +323,7 @@ def _measure(
     size: Callable[[Tensor], float],
 ) -> Interference:
     """Compare what `look(backbone, name)` shows of each concept before and with each delta on."""
-    deltas, prompts = composition.deltas, {name: tuple(given) for name, given in prompts.items()}
+    deltas = composition.deltas
     erased = tuple(deltas if erased is None else erased)
     names = _checked(deltas, erased, prompts)
     with composition.erased() as backbone:

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
 from inspect import signature
@@ -90,11 +90,13 @@ def own_modes(model: "Backbone") -> Iterator[None]:
     """
     again = [m for m in model.unet.modules() if getattr(m, "gradient_checkpointing", False)]
     no_cast, default = torch.autocast(model.device.type, enabled=False), torch.get_default_dtype()
+    cpu = torch.device("cpu")  # as a context it makes every call of torch a little slower
+    place = cpu if torch.get_default_device() != cpu else nullcontext()
     for module in again:
         module.gradient_checkpointing = False
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.inference_mode(False), torch.enable_grad(), no_cast, torch.device("cpu"):
+        with torch.inference_mode(False), torch.enable_grad(), no_cast, place:
             yield
     finally:
         torch.set_default_dtype(default)

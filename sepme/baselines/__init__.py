@@ -67,13 +67,13 @@ class Baseline:
         if keep and not self.uses_keep:
             raise SepmeError(f"{self.title} has no use for prompts to keep: leave out keep.")
         backbone.refuse_unclear((concept, keep))
-        if isinstance(self.method, ClosedForm):
-            with IN_USE, own_modes(backbone):
-                return edit(backbone, concept, settings, self.method, keep)
-        if backbone.dtype != torch.float32:
+        closed = isinstance(self.method, ClosedForm)
+        if not closed and backbone.dtype != torch.float32:
             found = f"{self.title} trains in float32, and this model is in {backbone.dtype}"
             raise SepmeError(f"{found}: load it with dtype=torch.float32.")
         with IN_USE, own_modes(backbone):  # others would draw what is half trained
+            if closed:
+                return edit(backbone, concept, settings, self.method, keep)
             student = Student(backbone, settings)
             retained = {"keep": keep} if self.uses_keep else {}
             objective = self.method(student, concept, settings, **retained)

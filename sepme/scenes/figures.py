@@ -281,7 +281,11 @@ def role_bars(means: DataFrame, measure: str, ax: Axes, highest: float | None = 
                 said = "<0.001" if 0 < mean < 0.001 else f"{mean:.2g}"
                 ax.annotate(said, (at, 0), ha="center", va="bottom", fontsize=7, **above)
     ax.set_xticks(range(len(roles)), roles)
-    ax.set(ylabel=MEASURES[measure], ylim=(0, 108 if measure == "acc" else None))
+    ax.set_ylabel(MEASURES[measure])
+    if measure == "acc":
+        ax.set_ylim(0, 108)
+    else:
+        ax.set_ylim(0, auto=True)  # the top grows with what shares the axis
     ax.spines[["top", "right"]].set_visible(False)
     beside = {"loc": "upper left", "bbox_to_anchor": (1, 1), "handlelength": 2.2}
     ax.legend(frameon=False, fontsize=8, handleheight=1.4, **beside)
@@ -303,9 +307,6 @@ def _panels(title: str, size: tuple[float, float], lines: Mapping[str, DataFrame
             ax.set_title(label, fontsize=10)
             if measure == "acc":
                 ax.get_legend().remove()
-        if measure != "acc":
-            column[0].autoscale(axis="y")  # to all of them, not to the first
-            column[0].set_ylim(bottom=0)
     figure.suptitle(title, fontweight="bold")
     return figure
 

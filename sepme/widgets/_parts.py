@@ -134,13 +134,14 @@ class BackgroundTask:
         Raises:
             SepmeError: the work waits for the caller, who holds the model.
         """
-        if self.running and self._lock is IN_USE and IN_USE._is_owned():
+        if not self.running:
+            return
+        if self._lock is IN_USE and IN_USE._is_owned():
             raise SepmeError(
                 "This widget waits until the model is free, and the with block around this line "
                 "holds it: leave the block first."
             )
-        if self.running:
-            self._thread.join(timeout)
+        self._thread.join(timeout)
 
     def pause(self, seconds: float) -> None:
         """Called by the work: wait, and raise `Stopped` as soon as Stop is pressed."""
