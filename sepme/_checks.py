@@ -73,13 +73,18 @@ def _check(holds: Callable[[Any], bool], wish: str, values: Mapping[str, Any]) -
             raise SepmeError(f"{name} = {value!r:.80} makes no sense: {wish}.")
 
 
-def kinds(kind: type, values: Iterable[Any], remedy: str) -> None:
-    """Refuse what is of another type."""
+def kinds(kind: type, values: Iterable[Any], remedy: str) -> list[Any]:
+    """The values as a list, which may be read more than once; what is of another type is refused.
+
+    Raises:
+        SepmeError: something else than values of this type.
+    """
     if not isinstance(values, Iterable):
         raise SepmeError(f"{values!r:.80} is no list: {remedy}.")
-    for value in values:
+    for value in (values := list(values)):
         if not isinstance(value, kind):
             raise SepmeError(f"{value!r:.80} is no {kind.__name__}: {remedy}.")
+    return values
 
 
 def texts(prompts: str | Iterable[str]) -> list[str]:

@@ -300,8 +300,8 @@ def erase(
     Raises:
         SepmeError: a contradiction, no free direction, or a loss that is no longer finite.
     """
-    keep, after = texts(keep), [*after]
-    group, base = checked_group(model, concepts, after), model.fingerprint
+    keep, (group, after) = texts(keep), checked_group(model, concepts, after)
+    base = model.fingerprint
     kinds(ErasureSettings, [settings], "preset('default') gives one")
     whole(1, micro_batch=settings.batch if micro_batch is None else micro_batch)
     whole(0, seed=seed)
@@ -364,8 +364,8 @@ def _train(
 
 def checked_group(
     model: Backbone, concepts: Concept | Sequence[Concept], after: Sequence[ConceptDelta]
-) -> list[Concept]:
-    """The concepts as a list, none of them erased twice; and all deltas are of this model."""
+) -> tuple[list[Concept], list[ConceptDelta]]:
+    """The concepts, none of them erased twice, and what is erased already, all of this model."""
     group = [concepts] if isinstance(concepts, Concept) else list(concepts)
     if not group:
         raise SepmeError("There is no concept to erase: name at least one.")
@@ -376,14 +376,14 @@ def checked_group(
             "model again, and compile after erasing."
         )
     kinds(Concept, group, "make one, like Concept.from_text('neon')")
-    kinds(ConceptDelta, after, "give a list of what ConceptDelta.load reads")
+    after = kinds(ConceptDelta, after, "give a list of what ConceptDelta.load reads")
     for delta in after:
         delta.check_model(model)
     names = [*(delta.concept for delta in after), *(concept.name for concept in group)]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise SepmeError(f"'{twice[0]}' is to be erased twice: name what is not erased yet, once.")
-    return group
+    return group, after
 
 
 class _Noised(NamedTuple):

@@ -206,7 +206,7 @@ def _missing(
     """The tasks that are not finished; what cannot be erased or written is refused."""
     said = []
     for task in tasks:
-        for concept in checked_group(model, task.concepts, task.after):
+        for concept in checked_group(model, task.concepts, task.after)[0]:
             refuse_meaningless(model, concept)
             said.append((concept, retain_set(concept, task.concepts, task.keep, task.after)))
     model.refuse_unclear(*said)
