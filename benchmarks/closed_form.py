@@ -49,7 +49,7 @@ KEPT = 10
 PARTS = {
     "encoding": (Backbone, "encode"),
     "directions": (erasure, "constrain"),
-    "their aims": (erasure, "_shift"),
+    "their aims": (erasure, "closed_form_shift"),
     "W times these": (erasure, "_applied"),
     "copies": (erasure._Increment, "delta"),
 }

@@ -248,16 +248,21 @@ def write_atomically(path: str | Path, content: bytes) -> Path:
     """Write `content` so that a reader sees the old file or the new one, never a half.
 
     The bytes go to a temporary name in the same folder, which then replaces `path` in one step.
-    Missing folders are created.
+    Missing folders are created. A link stays one, and the file that it leads to is written; a file
+    keeps its mode.
 
     Raises:
         SepmeError: the folder or the file cannot be written; nothing is left behind.
     """
-    path, new = Path(path), temporary(Path(path).parent)
+    path = Path(path)
+    whole = Path(os.path.realpath(path))
+    new = temporary(whole.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        whole.parent.mkdir(parents=True, exist_ok=True)
         new.write_bytes(content)
-        os.replace(new, path)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copymode(whole, new)
+        os.replace(new, whole)
     except OSError as error:
         raise SepmeError(
             f"{path} cannot be written ({in_words(error)}): choose a file in a folder that you may "

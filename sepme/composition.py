@@ -377,17 +377,29 @@ def keeps(
 
 
 def refuse_contradictions(deltas: list[ConceptDelta], reads: Callable[[str], Hashable]) -> None:
-    """Raise when one delta would disturb a concept that another one was promised to leave alone."""
+    """Raise when one delta would disturb or repeat what another one does."""
     for delta in deltas:
         for other in deltas:
             after = delta.digest in other.provenance.after
-            if other is delta or after or keeps(delta, other, reads):
+            if other is delta or after:
+                continue
+            if other.digest not in delta.provenance.after and _words(delta) <= _words(other):
+                raise SepmeError(
+                    f"'{other.concept}' forgets all that '{delta.concept}' does, so together they "
+                    "would act on it twice: switch one of them on, or pass force=True in Python."
+                )
+            if keeps(delta, other, reads):
                 continue
             raise SepmeError(
                 f"'{delta.concept}' was erased without keeping '{other.concept}', so the two would "
                 f"interfere: erase '{delta.concept}' again with '{other.concept}' among what is "
                 "kept, or pass force=True in Python."
             )
+
+
+def _words(delta: ConceptDelta) -> set[str]:
+    """Its forget set, whatever the case and the spaces."""
+    return {" ".join(prompt.casefold().split()) for prompt in delta.forgotten}
 
 
 def shipped_deltas(model: Backbone) -> dict[str, ConceptDelta]:

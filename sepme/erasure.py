@@ -366,6 +366,7 @@ def checked_group(
     model: Backbone, concepts: Concept | Sequence[Concept], after: Sequence[ConceptDelta]
 ) -> tuple[list[Concept], list[ConceptDelta]]:
     """The concepts, none of them erased twice, and what is erased already, all of this model."""
+    kinds(Backbone, [model], "Backbone.load reads one, and Backbone(pipe) makes one")
     group = [concepts] if isinstance(concepts, Concept) else list(concepts)
     if not group:
         raise SepmeError("There is no concept to erase: name at least one.")

@@ -6,13 +6,13 @@ matrices that see nothing but text, `attn2.to_k` and `attn2.to_v`, are found, co
 
 import hashlib
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
 from inspect import signature
-from os import PathLike
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -67,7 +67,7 @@ def load_catalogue(model: str | Path | None = None) -> Catalogue | None:
 
     Takes what `Backbone.load` takes, and reads nothing else.
     """
-    file = (Path(model) if model is not None else ATELIER) / "catalogue.json"
+    file = (Path(model).expanduser() if model is not None else ATELIER) / "catalogue.json"
     return Catalogue.load(file) if file.is_file() else None
 
 
@@ -83,28 +83,6 @@ def alone(method: Callable[P, R]) -> Callable[P, R]:
 
 
 @contextmanager
-def own_modes(model: "Backbone") -> Iterator[None]:
-    """Take gradients, in the model's own number type, whatever mode of torch the caller is in.
-
-    A UNet that computes its activations again would do so with other weights than those trained.
-    """
-    again = [m for m in model.unet.modules() if getattr(m, "gradient_checkpointing", False)]
-    no_cast, default = torch.autocast(model.device.type, enabled=False), torch.get_default_dtype()
-    cpu = torch.device("cpu")  # as a context it makes every call of torch a little slower
-    place = cpu if torch.get_default_device() != cpu else nullcontext()
-    for module in again:
-        module.gradient_checkpointing = False
-    torch.set_default_dtype(torch.float32)
-    try:
-        with torch.inference_mode(False), torch.enable_grad(), no_cast, place:
-            yield
-    finally:
-        torch.set_default_dtype(default)
-        for module in again:
-            module.gradient_checkpointing = True
-
-
-@contextmanager
 def gradients_kept(unet: nn.Module) -> Iterator[None]:
     """After the block parameters take gradients as before it, which peft's switches change."""
     before = {parameter: parameter.requires_grad for parameter in unet.parameters()}
@@ -113,6 +91,31 @@ def gradients_kept(unet: nn.Module) -> Iterator[None]:
     finally:
         for parameter, takes in before.items():
             parameter.requires_grad_(takes)
+
+
+@contextmanager
+def own_modes(model: "Backbone") -> Iterator[None]:
+    """Take gradients, in the model's own number type, whatever mode of torch the caller is in.
+
+    They are of what is trained alone, also where a user trains the UNet. A UNet that computes its
+    activations again would do so with other weights than those trained.
+    """
+    unet = model.unet
+    again = [m for m in unet.modules() if getattr(m, "gradient_checkpointing", False)]
+    no_cast, default = torch.autocast(model.device.type, enabled=False), torch.get_default_dtype()
+    cpu = torch.device("cpu")  # as a context it makes every call of torch a little slower
+    place = cpu if torch.get_default_device() != cpu else nullcontext()
+    for module in again:
+        module.gradient_checkpointing = False
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), no_cast, place, gradients_kept(unet):
+            unet.requires_grad_(False)
+            yield
+    finally:
+        torch.set_default_dtype(default)
+        for module in again:
+            module.gradient_checkpointing = True
 
 
 @dataclass
@@ -173,10 +176,11 @@ class Backbone:
             SepmeError: no such model, one that cannot be drawn or erased from (`sepme.loading` says
                 why), or a device or a number type that is not there.
         """
-        if not isinstance(model, str | PathLike | None):
+        if not isinstance(model, str | os.PathLike | None):
             raise SepmeError(
                 f"{model!r:.80} is no path: name a folder, a .safetensors file, or a hub id."
             )
+        model = model and os.path.expanduser(model)
         path = Path(model) if model is not None else ATELIER
         if model is None and not path.is_dir():
             raise SepmeError(f"The shipped model is missing: restore {path}, or install it again.")

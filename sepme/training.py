@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sepme._checks import whole
 from sepme.artefact import digest_of, write_atomically
 from sepme.errors import SepmeError
 
@@ -55,6 +56,11 @@ class Trainer:
     progress: bool = True
     """Whether to show a progress bar."""
 
+    def __post_init__(self) -> None:
+        whole(1, every=self.every)
+        if self.checkpoint is not None:
+            object.__setattr__(self, "checkpoint", Path(self.checkpoint))
+
     def train(
         self,
         loss: Callable[[Mapping[str, Tensor], torch.Generator], tuple[Tensor, Mapping[str, Any]]],
@@ -88,7 +94,7 @@ class Trainer:
             after_step: called after the step (moving average, learning rate).
 
         Raises:
-            SepmeError: the loss is no longer finite.
+            SepmeError: the loss is no longer finite, or the file named as the checkpoint is none.
         """
         key = digest_of(key)
         done, fixed = self._resume(key, optimiser, state)
@@ -150,9 +156,13 @@ class Trainer:
             saved = torch.load(
                 self.checkpoint, map_location=parameters[0].device, weights_only=True
             )
-            if saved["key"] != key:
-                return 0, None
-        except Exception:  # torch raises many kinds for a file that is no checkpoint
+            known = saved["key"]
+        except Exception as error:  # torch raises many kinds for a file that is no checkpoint
+            raise SepmeError(
+                f"'{self.checkpoint}' is no checkpoint of a training, and would be overwritten: "
+                "delete it, or name another file."
+            ) from error
+        if known != key:
             return 0, None
         with torch.no_grad():
             for parameter, value in zip(parameters, saved["parameters"], strict=True):

@@ -76,6 +76,9 @@ def test_what_it_cannot_judge_is_refused(judge, tmp_path):
         judge.sees(torch.rand(1, 3, 64, 64), "dragon")
     with pytest.raises(SepmeError, match="shape"):
         judge.judge(torch.rand(3, 64, 64))
+    for values in (torch.full((1, 3, 64, 64), 255.0), torch.full((1, 3, 64, 64), torch.nan)):
+        with pytest.raises(SepmeError, match="from 0 to 1"):
+            judge.judge(values)
     (tmp_path / "judge.safetensors").write_bytes(b"not a judge")
     with pytest.raises(SepmeError, match="not a whole safetensors"):
         Judge.load(tmp_path / "judge.safetensors")

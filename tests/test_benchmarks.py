@@ -129,3 +129,11 @@ def test_a_delta_that_does_nothing_is_found() -> None:
     assert bench.attach_and_restore(model, three_deltas()) > 0
     with pytest.raises(AssertionError, match="still there"):
         bench.attach_and_restore(model, [0.0 * three_deltas()[0]])
+
+
+@pytest.mark.parametrize("name", [file.stem for file in sorted(FOLDER.glob("[!_]*.py"))])
+def test_every_benchmark_finds_what_it_times(name: str) -> None:
+    bench = benchmark(name)
+    assert callable(getattr(bench, "main", None)) or hasattr(bench, "app")
+    for owner, method in getattr(bench, "PARTS", {}).values():
+        assert callable(getattr(owner, method))

@@ -186,6 +186,20 @@ class Malicious:
         lambda path: interrupted(path, seed=1),
         lambda path: interrupted(path, replace(QUICK, lam=0.1)),
         with_other_guidance,
+    ],
+    ids="seed settings guidance".split(),
+)
+def test_a_checkpoint_of_something_else_is_not_gone_on_with(
+    tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    checkpoint = tmp_path / "run.ckpt"
+    spoil(checkpoint)
+    assert train(checkpoint) == uninterrupted()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
         truncated,
         foreign(torch.ones(1)),
         foreign([]),
@@ -194,16 +208,19 @@ class Malicious:
         lambda path: path.write_bytes(b""),
         lambda path: path.write_text("my shopping list"),
     ],
-    ids="seed settings guidance truncated tensor list empty malicious zero shopping".split(),
+    ids="truncated tensor list empty malicious zero shopping".split(),
 )
-def test_a_checkpoint_of_something_else_is_not_gone_on_with(
+def test_what_is_no_checkpoint_is_neither_run_nor_written_over(
     tmp_path: Path, spoil: Callable[[Path], None], monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     checkpoint = tmp_path / "run.ckpt"
     spoil(checkpoint)
-    assert train(checkpoint) == uninterrupted()
-    assert not (tmp_path / "it-ran").exists()
+    before = checkpoint.read_bytes()
+    with refused("is no checkpoint of a training"):
+        train(checkpoint)
+    assert [*tmp_path.iterdir()] == [checkpoint]
+    assert checkpoint.read_bytes() == before
 
 
 def test_a_checkpoint_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

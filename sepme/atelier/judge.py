@@ -115,12 +115,13 @@ class Judge(nn.Module):
         """The verdict on images [n, 3, 64, 64] in [0, 1].
 
         Raises:
-            SepmeError: images of another shape.
+            SepmeError: images of another shape, or with other values.
         """
-        if images.ndim != 4 or tuple(images.shape[1:]) != (3, SIZE, SIZE):
+        fits = images.shape[1:] == (3, SIZE, SIZE) and ((images >= 0) & (images <= 1)).all()
+        if not fits:  # as NaN does not
             raise SepmeError(
                 f"The judge takes pictures of shape [n, 3, {SIZE}, {SIZE}] with values from 0 to "
-                f"1; these are {list(images.shape)}."
+                f"1; these are {list(images.shape)}, or of other values."
             )
         self.eval()
         device = self.emblem_head.weight.device

@@ -18,6 +18,8 @@ _FOREIGN = {
     "JSON or code": r'\s*(\{\s*"|(\w+\s*=\s*)?\[[\[\s]*[{"\'])',
     "RTF": r"\{\\rtf",
     "a web page": r"(?i)\s*<(!doctype|html|\?xml|ul|ol)",
+    "a Markdown table": r"\s*\|.*\|\s*\n\s*\|[\s:|-]+\|",
+    "a picture's settings": r"(?s)(.*\n)?(Negative prompt:|Steps: \d+, )",
 }
 _JSON = (".json", ".jsonl", ".ndjson")
 #: Not "#cyberpunk city".

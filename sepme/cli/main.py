@@ -7,12 +7,14 @@ imported by the commands that need them.
 import atexit
 import errno
 import os
+import re
 import signal
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,6 +90,12 @@ def _warnings_in_words() -> Iterator[None]:
 
 class _Commands(TyperGroup):
     """Turns a SepmeError into one line and Ctrl-C into a sentence, never into a traceback."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As a shell does for a word of its own, but not in `--out=~/deltas`: ~ is the home."""
+        home = os.path.expanduser("~")
+        at_home = partial(re.sub, r"\A(--[\w-]+=)?~(?=/)", lambda m: (m[1] or "") + home)
+        return super().parse_args(ctx, [*map(at_home, args)])
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -20,6 +20,7 @@ import numpy as np
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
+from sepme.artefact import digest_of
 from sepme.atelier.judge import OBJECT_NAMES, STYLE_NAMES, Judge, Verdict
 from sepme.composition import Composition
 from sepme.concept import BOTH, OBJECT_PHOTO, PHOTO, STYLE_ONLY, Catalogue, Concept, fill, slug
@@ -104,20 +105,21 @@ class Mixer:
                 deltas that would interfere.
         """
         self._check(state.prompt)
-        composition, pipe = self.composition(), self.backbone.pipe
-        user = (name for name in pipe.get_active_adapters() if not name.startswith("sepme_"))
-        key = (state.prompt, state.seeds, state.steps, *self.backbone.sampler, *user)
-        prompts, passes = [state.prompt] * state.pictures, 1 if key in self._originals else 2
-        draw = partial(self.backbone.generate, prompts, state.seeds, steps=state.steps)
+        composition, generate = self.composition(), self.backbone.generate
+        draw = partial(generate, [state.prompt] * state.pictures, state.seeds, steps=state.steps)
         before = composition.strengths
         try:
             start = time.perf_counter()
             composition.set(state.erased)  # refuses what cannot be erased, before drawing
             seconds = time.perf_counter() - start
+            composition.set({})
+            # One step tells whether the user changed the model meanwhile, in whatever way.
+            glance = digest_of(None, {"": generate([state.prompt], state.seeds[:1], steps=1)})
+            key = (state.prompt, state.seeds, state.steps, *self.backbone.sampler, glance)
+            passes = 1 if key in self._originals else 2
             if key not in self._originals:
-                composition.set({})
                 self._originals[key] = draw(on_step=part(report, 0, passes))
-                composition.set(state.erased)
+            composition.set(state.erased)
             after = draw(on_step=part(report, passes - 1, passes))
         finally:
             composition.set(before)

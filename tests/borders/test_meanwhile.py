@@ -25,6 +25,7 @@ from sepme.jobs import plan
 from sepme.model import Backbone
 from sepme.scenes.tables import read_table
 from sepme.training import Trainer
+from sepme.widgets.mixer import Mixer, MixerState
 from tests.borders.test_pipeline import lora
 from tests.miniature import (
     EXACT,
@@ -572,3 +573,81 @@ def test_a_model_is_found_again_from_another_folder(
     assert backbone.pipe.name_or_path == str(tmp_path / "mine")
     with refused("mine"):
         export(backbone, three_deltas()[:1], tmp_path / "mine", "folder", overwrite=True)
+
+
+# ---------------------------------------------------------------- twice, and over what is not ours
+def test_what_forgets_the_same_is_not_switched_on_twice() -> None:
+    neon, ink = three_deltas()[:2]
+    loud = replace(
+        neon,
+        provenance=replace(
+            neon.provenance,
+            concept="NEON",
+            forgotten=tuple(f" {prompt.upper()}" for prompt in neon.forgotten),
+        ),
+    )
+    for twin in (loud, neon + ink):
+        with Composition(fresh(), [neon, twin]) as composition:
+            for alone in ("neon", twin.concept):
+                composition.set([alone])
+            with refused("act on it twice"):
+                composition.set(["neon", twin.concept])
+            assert composition.active == (twin.concept,)
+        with Composition(fresh(), [neon, twin], force=True) as composition:
+            composition.set(["neon", twin.concept])
+
+
+def test_erasing_leaves_no_gradient_in_a_users_unet() -> None:
+    backbone = fresh()
+    backbone.unet.requires_grad_(True)
+    erase(backbone, NEON, others(NEON), QUICK, trainer=QUIET)
+    assert all(weight.grad is None for weight in backbone.unet.parameters())
+
+
+def test_a_pipeline_is_no_backbone() -> None:
+    pipe = fresh().pipe
+    with refused("StableDiffusionPipeline"):
+        erase(pipe, NEON)
+
+
+def test_a_trainer_takes_a_name_and_whole_numbers() -> None:
+    assert Trainer(checkpoint="run.ckpt").checkpoint == Path("run.ckpt")
+    with refused("every = 0"):
+        Trainer(every=0)
+
+
+def test_a_file_behind_a_link_is_written_and_keeps_its_mode(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    file, link = tmp_path / "far" / "neon.safetensors", tmp_path / "neon.safetensors"
+    three_deltas()[1].save(file)
+    file.chmod(0o640)
+    link.symlink_to(file)
+    three_deltas()[0].save(link)
+    assert link.is_symlink()
+    assert file.stat().st_mode & 0o777 == 0o640
+    assert ConceptDelta.load(file).digest == three_deltas()[0].digest
+    assert {*tmp_path.rglob("*")} == {file.parent, file, link}
+
+
+@pytest.mark.parametrize("meanwhile", ["freeu", "vae", "lora", "strength"])
+def test_the_mixer_s_before_is_of_the_model_as_it_is_now(meanwhile: str) -> None:
+    backbone = fresh()
+    theirs = lora(backbone.unet, "unet", ("attn1.to_q", "attn1.to_v"))
+    if meanwhile == "strength":
+        backbone.pipe.load_lora_weights(theirs, adapter_name="theirs")
+    mixer = Mixer(backbone, None, {delta.concept: delta for delta in three_deltas()})
+    state = MixerState("neon", {"neon": 1.0}, steps=2)
+    first = mixer.draw(state).before
+    assert torch.equal(mixer.draw(state).before, first)
+    if meanwhile == "freeu":
+        backbone.pipe.enable_freeu(0.9, 0.2, 1.5, 1.6)
+    elif meanwhile == "vae":
+        with torch.no_grad():
+            backbone.pipe.vae.decoder.conv_out.bias.add_(0.3)
+    elif meanwhile == "lora":
+        backbone.pipe.load_lora_weights(theirs, adapter_name="theirs")
+    else:
+        backbone.pipe.set_adapters(["theirs"], [3.0])
+    later = mixer.draw(state).before
+    assert not torch.equal(later, first)
+    assert torch.equal(later, backbone.generate(["neon"], [0], steps=2))

@@ -345,3 +345,13 @@ def test_the_last_seed_leaves_room_for_the_pictures_after_it(seed: int) -> None:
         seeds = [evaluated.seeds(index, 10_000, seed) for index in range(10)]
         assert all(each.start >= 0 and each.stop <= 2**63 for each in seeds)
         assert seed or seeds[3] == range(30_000, 40_000)  # as it has always been
+
+
+@pytest.mark.parametrize("words", ["paint boat neon --out=~/x.png", "paint boat --out ~/x.png"])
+def test_a_tilde_is_the_home_wherever_it_stands(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert run(f"atelier {words}".split(), tmp_path).exit_code == 0
+    assert [*tmp_path.iterdir()] == [tmp_path / "x.png"]

@@ -292,6 +292,9 @@ def test_lists_that_are_understood(
         ("a.rtf", b"{\\rtf1\\ansi a boat}", "holds RTF"),
         ("a.html", b"<!DOCTYPE html>\n<p>a boat", "holds a web page"),
         ("a.txt", b"\n<html><body>a boat", "holds a web page"),
+        ("a.md", b"| prompt | seed |\n|---|:-:|\n| a boat | 1 |\n", "holds a Markdown table"),
+        ("a.txt", b"a boat\nNegative prompt: blurry\nSteps: 20, CFG scale: 7\n", "settings"),
+        ("a.txt", b"a boat\nSteps: 20, Sampler: Euler a, CFG scale: 7\n", "settings"),
     ],
 )
 def test_lists_that_are_refused(name: str, content: bytes, said: str, tmp_path: Path) -> None:
