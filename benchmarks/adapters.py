@@ -3,9 +3,9 @@
     python benchmarks/adapters.py     # on the Atelier and on 1.x's shape; writes its table
 
 Deltas are put on the pipeline by `Composition`, and by stock diffusers: the same files loaded with
-`load_lora_weights`, switched by `set_adapters`, all off by `disable_lora`. Right before, the same
-pipeline is timed without any. A picture is drawn in 25 steps (1.x: 5), by `Backbone.generate` or by
-the pipeline itself. A pass is of two latents, as guidance takes them. A switch is to a random
+`load_lora_weights`, switched by `set_adapters`, all off by `disable_lora`. In turns with it, the
+same pipeline without any is timed. A picture is drawn in 25 steps (1.x: 5), by `Backbone.generate`
+or by the pipeline itself. A pass is of two latents, as guidance takes them. A switch is to a random
 subset, as the concept mixer does before it draws. Where all are on, both must predict the same
 noise, and where all are off, the bytes of the original. On 1.x's shape, with random weights, the
 deltas are those of ten names in closed form. A median switch by `Composition` of more than 50 ms
@@ -13,8 +13,9 @@ ends it with an error, once the table is written.
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -71,34 +72,38 @@ def stock(model: Backbone, deltas: Sequence[ConceptDelta], folder: str) -> Itera
 BY = {"Composition": composed, "stock diffusers": stock}
 
 
+def in_turns(times: int, works: Mapping[str, tuple[Callable, Callable]]) -> dict[str, float]:
+    """The least seconds of each after one that warms up, so that a busy machine slows all alike.
+
+    Every work has something before it that is not timed.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(times + 1):
+        for name, (before, work) in works.items():
+            before()
+            start = now()
+            work()
+            seconds[name].append(now() - start)
+    return {name: min(taken[1:]) for name, taken in seconds.items()}
+
+
 @torch.no_grad()
-def passes(model: Backbone, concept: str, times: int) -> tuple[float, Tensor]:
-    """Seconds of a pass (the median, after one that warms up), and the noise it predicts."""
+def noise(model: Backbone, concept: str) -> Tensor:
+    """A pass of the UNet, as a step with guidance has it."""
     rng = torch.Generator().manual_seed(0)
     x_t = torch.randn(2, *model.latent_shape, generator=rng).to(model.device)
     t, c = torch.tensor([500, 500], device=model.device), model.encode(["", concept])
-    seconds = []
-    for _ in range(times + 1):
-        start = now()
-        noise = model.epsilon(x_t, t, c)
-        seconds.append(now() - start)
-    return median(seconds[1:]), noise
+    return model.epsilon(x_t, t, c)
 
 
-def picture(model: Backbone, by: str, concept: str, times: int) -> float:
-    """Seconds that drawing one takes, texts and decoding included (the least, after one more)."""
+def draw(model: Backbone, by: str, concept: str) -> None:
+    """A picture, texts and decoding included."""
     steps = STEPS.get(model.name, FEW)
-    how = {"num_inference_steps": steps, "guidance_scale": model.guidance, "output_type": "pt"}
-    draw = {
-        "Composition": lambda: model.generate([concept], steps=steps),
-        "stock diffusers": lambda: model.pipe(concept, **how),
-    }[by]
-    seconds = []
-    for _ in range(times + 1):
-        start = now()
-        draw()
-        seconds.append(now() - start)
-    return min(seconds[1:])
+    if by == "Composition":
+        model.generate([concept], steps=steps)
+    else:
+        how = {"num_inference_steps": steps, "guidance_scale": model.guidance}
+        model.pipe(concept, output_type="pt", **how)
 
 
 def switches(switch: Switch, names: Sequence[str], times: int) -> list[float]:
@@ -113,38 +118,50 @@ def switches(switch: Switch, names: Sequence[str], times: int) -> list[float]:
 
 
 def measured(
-    model: Backbone, deltas: Sequence[ConceptDelta], by: str, folder: str, times: int
+    plain: Backbone,
+    model: Backbone,
+    deltas: Sequence[ConceptDelta],
+    by: str,
+    folder: str,
+    times: int,
 ) -> tuple[dict[str, str], Tensor]:
     """A row of the table, and the noise that is predicted with all deltas on."""
     names = [delta.concept for delta in deltas]
-    plain, original = passes(model, names[0], times)
-    before = picture(model, by, names[0], times)
-    start = now()
+    original, start = noise(plain, names[0]), now()
     with BY[by](model, deltas, folder) as switch:
         attaching = now() - start
-        switch([])
-        off, noise = passes(model, names[0], times)
-        assert torch.equal(noise, original), f"{by}: switched off, they still act"
-        switch(names)
-        on, erased = passes(model, names[0], times)
+        off, on = partial(switch, []), partial(switch, names)
+        off()
+        assert torch.equal(noise(model, names[0]), original), f"{by}: switched off, they still act"
+        on()
+        erased = noise(model, names[0])
         assert not torch.equal(erased, original), f"{by}: switched on, they do nothing"
-        after = picture(model, by, names[0], times)
+        of_plain, of_model = (partial(noise, each, names[0]) for each in (plain, model))
+        works = {"none": (int, of_plain), "off": (off, of_model), "on": (on, of_model)}
+        a_pass = in_turns(2 * times, works)
+        of_plain, of_model = (partial(draw, each, by, names[0]) for each in (plain, model))
+        a_picture = in_turns(times, {"none": (int, of_plain), "on": (on, of_model)})
         took = switches(switch, names, 10 * times)
-    row = {"by": by, "attaching, s": f"{attaching:.2f}", "pass without, s": f"{plain:.3f}"}
-    row |= {"all off": f"{off / plain:.2f}x", "all on": f"{on / plain:.2f}x"}
-    row |= {"picture without, s": f"{before:.2f}", "picture, all on": f"{after / before:.2f}x"}
+    shares = {
+        "all off": a_pass["off"] / a_pass["none"],
+        "all on": a_pass["on"] / a_pass["none"],
+        "picture, all on": a_picture["on"] / a_picture["none"],
+    }
+    row = {"by": by, "attaching, s": f"{attaching:.2f}", "pass without, s": f"{a_pass['none']:.3f}"}
+    row |= {what: f"{share:.2f}x" for what, share in shares.items()}
     return row | {"switch, ms": f"{median(took):.1f}", "slowest": f"{max(took):.1f}"}, erased
 
 
 def main(
     shapes: Annotated[list[str], typer.Option(help="atelier, sd14 or sd21.")] = ["atelier", "sd14"],  # noqa: B006
-    pixels: Annotated[list[int], typer.Option(help="Of pictures of random weights.")] = [128, 512],  # noqa: B006
+    pixels: Annotated[list[int], typer.Option(help="Of pictures of random weights.")] = [128],  # noqa: B006
     times: Annotated[int, typer.Option(help="Passes; ten times as many switches.")] = 5,
 ) -> None:
     rows = []
     sizes = [(shape, n) for shape in shapes for n in ([64] if shape == "atelier" else pixels)]
     for shape, size in sizes:
-        model, counts = backbone(shape, size), COUNTS.get(shape, (1, 10))
+        plain, model = backbone(shape, size), backbone(shape, size)
+        counts = COUNTS.get(shape, (1, 10))
         made = [*shipped_deltas(model).values()] or ours(model, NAMES[: max(counts)], [""])
         with TemporaryDirectory() as folder:
             for delta in made:
@@ -152,9 +169,9 @@ def main(
             for n in counts:
                 noises = []
                 for by in BY:
-                    row, noise = measured(model, made[:n], by, folder, times)
+                    row, predicted = measured(plain, model, made[:n], by, folder, times)
                     rows.append({"model": shape, "pixels": str(size), "attached": str(n)} | row)
-                    noises.append(noise)
+                    noises.append(predicted)
                     print(rows[-1], flush=True)
                 torch.testing.assert_close(*noises, rtol=1e-3, atol=1e-4)
     write_between("adapters", f"{markdown(pd.DataFrame(rows))}\n\n{hardware()}")

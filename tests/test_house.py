@@ -183,8 +183,8 @@ def test_the_readme_s_example_does_what_it_says(
 
 
 def test_every_local_link_leads_somewhere(tracked: list[Path]) -> None:
-    for page in (path for path in tracked if path.suffix == ".md"):
-        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+    for page in (path for path in tracked if path.suffix in (".md", ".ipynb")):
+        for link in re.findall(r"\]\((?!https?:|#)([\w./-]+\.\w+)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.relative_to(ROOT)} links to {link}"
 
 
