@@ -155,7 +155,9 @@ def measured(
 def main(
     shapes: Annotated[list[str], typer.Option(help="atelier, sd14 or sd21.")] = ["atelier", "sd14"],  # noqa: B006
     pixels: Annotated[list[int], typer.Option(help="Of pictures of random weights.")] = [128],  # noqa: B006
-    times: Annotated[int, typer.Option(help="Passes; ten times as many switches.")] = 5,
+    times: Annotated[
+        int, typer.Option(help="Pictures; twice the passes, ten times the switches.")
+    ] = 2,
 ) -> None:
     rows = []
     sizes = [(shape, n) for shape in shapes for n in ([64] if shape == "atelier" else pixels)]
