@@ -107,12 +107,13 @@ class Composition:
         self.refuse_exchanged()
         layers, found = self._layers(), {}
         for name, adapter in self._adapters.items():
-            if self._overwritten(name):
+            if self._overwritten(name, layers):
                 raise SepmeError(
                     f"Other weights were written over those that erase '{name}': switch it again "
                     "with set()."
                 )
-            values = {_strength(layer, adapter) for layer in layers if adapter in layer.lora_A}
+            here = (layer for layer in layers.values() if adapter in layer.lora_A)
+            values = {_strength(layer, adapter) for layer in here}
             if len(values) > 1:
                 raise SepmeError(
                     f"'{name}' is on in some layers and off in others: switch it again with set()."
@@ -151,8 +152,8 @@ class Composition:
             concepts: names, or a mapping from name to strength (1 is whole, 0 is restored).
 
         Raises:
-            SepmeError: a name without a delta, two deltas that would interfere, or adapters that
-                are fused into the weights.
+            SepmeError: a name without a delta, two deltas that would interfere or forget the same
+                twice, or adapters that are fused into the weights.
         """
         names = texts(concepts)
         wanted = dict(concepts) if isinstance(concepts, Mapping) else dict.fromkeys(names, 1.0)
@@ -257,20 +258,21 @@ class Composition:
     def _drop_unfinished(self) -> None:
         """Take off adapters that peft began to attach and does not know yet."""
         there = getattr(self._unet, "peft_config", None) or {}
-        for layer in self._layers():
+        for layer in self._layers().values():
             for adapter in set(self._adapters.values()) - {*there}:
                 layer.delete_adapter(adapter)
         self._adapters = {name: a for name, a in self._adapters.items() if a in there}
         _unwrap(self._unet)
 
-    def _layers(self) -> list[LoraLayer]:
-        return [m for m in self._unet.modules() if isinstance(m, LoraLayer)]
+    def _layers(self) -> dict[str, LoraLayer]:
+        """Module path -> layer that has an adapter, ours or the user's."""
+        return {path: m for path, m in self._unet.named_modules() if isinstance(m, LoraLayer)}
 
-    def _overwritten(self, name: str) -> bool:
+    def _overwritten(self, name: str, layers: Mapping[str, LoraLayer]) -> bool:
         """Whether an adapter that is there holds other weights than its delta, as of a hot swap."""
         adapter, delta = self._adapters[name], self._deltas[name]
         for path in delta.paths:
-            layer = self._unet.get_submodule(path)
+            layer = layers.get(path)
             for which, factor in (("lora_A", delta.down[path]), ("lora_B", delta.up[path])):
                 here = getattr(layer, which, {})
                 if adapter in here and here[adapter].weight.is_meta:
@@ -303,13 +305,16 @@ class Composition:
         there = getattr(self._unet, "peft_config", None) or {}
         on = {self._adapters[name]: self._wanted[name] for name in sorted(self._wanted)}
         with gradients_kept(self._unet):
-            theirs = self._theirs()
+            layers = self._layers()
+            theirs = self._theirs(layers.values())
             for name, adapter in self._adapters.items():
-                if adapter in there and self._overwritten(name):
+                if adapter in there and self._overwritten(name, layers):
                     self._unet.delete_adapters(adapter)
-                if adapter not in there:  # or somebody unloaded it meanwhile
-                    self._attach(self._deltas[name], adapter)  # which switches all others off
-            for layer in self._layers():
+            # Not attached yet, or somebody unloaded them meanwhile. It switches all others off.
+            missing = [name for name, adapter in self._adapters.items() if adapter not in there]
+            for name in missing:
+                self._attach(self._deltas[name], self._adapters[name])
+            for layer in (self._layers() if missing else layers).values():
                 layer.enable_adapters(True)
                 layer.set_adapter([*theirs.get(layer, []), *on], inference_mode=True)
                 for adapter, strength in on.items():
@@ -318,10 +323,10 @@ class Composition:
                     layer.set_adapter(self._silenced[layer], inference_mode=True)
                     layer.enable_adapters(False)
 
-    def _theirs(self) -> dict[LoraLayer, list[str]]:
+    def _theirs(self, layers: Iterable[LoraLayer]) -> dict[LoraLayer, list[str]]:
         """The user's adapters that are on in each layer; those off by a flag are noted apart."""
         found = {}
-        for layer in self._layers():
+        for layer in layers:
             names = [a for a in layer.active_adapters if a not in self._adapters.values()]
             if layer.disable_adapters:
                 self._silenced.setdefault(layer, names)
