@@ -426,8 +426,8 @@ class Backbone:
     @alone  # a tokenizer remembers how it was asked last, and can answer one at a time
     def _pieces(self, prompt: str) -> list[str]:
         """The tokens of a whole prompt; a word that textual inversion gave several has them all."""
-        written = self.pipe.maybe_convert_prompt(prompt, self.pipe.tokenizer)
         with quiet():  # of its own limit, which we say in our words
+            written = self.pipe.maybe_convert_prompt(prompt, self.pipe.tokenizer)
             return self.pipe.tokenizer.tokenize(written, verbose=False)
 
     def learnt(self, prompts: Iterable[str]) -> dict[str, str]:

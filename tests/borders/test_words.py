@@ -1,6 +1,7 @@
 """Names, prompts and lists of prompts: what is understood, and what is refused in one sentence."""
 
 import json
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -408,3 +409,12 @@ def test_known_words_are_those_of_one_token(words: str) -> None:
     pieces = [w for w in re.findall("[^\\W_]+", words) if len(tokenizer.tokenize(w)) > 1]
     if words != "é":  # which the miniature's tokenizer cannot tell from any other
         assert list(shared().vocabulary.unknown([words])) == pieces
+
+
+def test_a_prompt_that_is_too_long_is_named_in_our_words_alone(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    said = Backbone.load(device="cpu").cut(["a giraffe in vaporwave style"])
+    assert "falls off" in said
+    assert caplog.text == ""
