@@ -72,6 +72,10 @@ def stock(model: Backbone, deltas: Sequence[ConceptDelta], folder: str) -> Itera
 BY = {"Composition": composed, "stock diffusers": stock}
 
 
+def nothing() -> None:
+    """What comes before a work that needs nothing."""
+
+
 def in_turns(times: int, works: Mapping[str, tuple[Callable, Callable]]) -> dict[str, float]:
     """The least seconds of each after one that warms up, so that a busy machine slows all alike.
 
@@ -87,13 +91,12 @@ def in_turns(times: int, works: Mapping[str, tuple[Callable, Callable]]) -> dict
     return {name: min(taken[1:]) for name, taken in seconds.items()}
 
 
-@torch.no_grad()
-def noise(model: Backbone, concept: str) -> Tensor:
-    """A pass of the UNet, as a step with guidance has it."""
+def passes(model: Backbone, concept: str) -> Callable[[], Tensor]:
+    """A pass of the UNet, as a step with guidance has it: predicts noise."""
     rng = torch.Generator().manual_seed(0)
     x_t = torch.randn(2, *model.latent_shape, generator=rng).to(model.device)
     t, c = torch.tensor([500, 500], device=model.device), model.encode(["", concept])
-    return model.epsilon(x_t, t, c)
+    return torch.no_grad()(partial(model.epsilon, x_t, t, c))
 
 
 def draw(model: Backbone, by: str, concept: str) -> None:
@@ -127,20 +130,20 @@ def measured(
 ) -> tuple[dict[str, str], Tensor]:
     """A row of the table, and the noise that is predicted with all deltas on."""
     names = [delta.concept for delta in deltas]
-    original, start = noise(plain, names[0]), now()
+    of_plain, of_model = (passes(each, names[0]) for each in (plain, model))
+    original, start = of_plain(), now()
     with BY[by](model, deltas, folder) as switch:
         attaching = now() - start
         off, on = partial(switch, []), partial(switch, names)
         off()
-        assert torch.equal(noise(model, names[0]), original), f"{by}: switched off, they still act"
+        assert torch.equal(of_model(), original), f"{by}: switched off, they still act"
         on()
-        erased = noise(model, names[0])
+        erased = of_model()
         assert not torch.equal(erased, original), f"{by}: switched on, they do nothing"
-        of_plain, of_model = (partial(noise, each, names[0]) for each in (plain, model))
-        works = {"none": (int, of_plain), "off": (off, of_model), "on": (on, of_model)}
+        works = {"none": (nothing, of_plain), "off": (off, of_model), "on": (on, of_model)}
         a_pass = in_turns(2 * times, works)
         of_plain, of_model = (partial(draw, each, by, names[0]) for each in (plain, model))
-        a_picture = in_turns(times, {"none": (int, of_plain), "on": (on, of_model)})
+        a_picture = in_turns(times, {"none": (nothing, of_plain), "on": (on, of_model)})
         took = switches(switch, names, 10 * times)
     shares = {
         "all off": a_pass["off"] / a_pass["none"],

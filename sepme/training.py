@@ -149,7 +149,8 @@ class Trainer:
         self, key: str, optimiser: torch.optim.Optimizer, state: Sequence[Stateful]
     ) -> tuple[int, dict[str, Tensor] | None]:
         """Finished iterations, and what was prepared; (0, None) where there is nothing to use."""
-        if self.checkpoint is None or not self.checkpoint.is_file():
+        file = self.checkpoint  # empty where the power failed right after it was written
+        if file is None or not file.is_file() or not file.stat().st_size:
             return 0, None
         parameters = _parameters(optimiser)
         try:

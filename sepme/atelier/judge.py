@@ -121,7 +121,7 @@ class Judge(nn.Module):
         if not fits:  # as NaN does not
             raise SepmeError(
                 f"The judge takes pictures of shape [n, 3, {SIZE}, {SIZE}] with values from 0 to "
-                f"1; these are {list(images.shape)}, or of other values."
+                f"1; these have the shape {list(images.shape)}, or other values."
             )
         self.eval()
         device = self.emblem_head.weight.device

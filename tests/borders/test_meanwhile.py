@@ -583,7 +583,7 @@ def test_what_forgets_the_same_is_not_switched_on_twice() -> None:
         provenance=replace(
             neon.provenance,
             concept="NEON",
-            forgotten=tuple(f" {prompt.upper()}" for prompt in neon.forgotten),
+            forgotten=tuple(f" {prompt.upper()}" for prompt in neon.forgotten),  # the same tokens
         ),
     )
     for twin in (loud, neon + ink):
