@@ -7,7 +7,7 @@ Each command runs once to its end. Then, for each signal, it runs in a folder of
 at a random moment after its imports, runs again in the same folder, is killed again, and at last
 runs to its end. All files there must have the bytes of the first run, and there must be no others.
 Only "seconds" in JSON files may differ. A run that ends before it is killed is compared as well,
-and the next one begins in another folder.
+does not count as killed, and the next one begins in another folder.
 """
 
 import itertools
@@ -43,6 +43,8 @@ COMMANDS = {
 }
 #: Those that go on from where they were killed, so that ten kills are spread over one run.
 RESUMED = ("erase", "scenes")
+#: Runs for each kill that was asked for: some end before they are killed.
+TRIES = 5
 #: What commands do first; building the course needs no model.
 LOADING = "from sepme.model import Backbone; import sepme.cli; Backbone.load()"
 LIGHT = "import sepme.cli, sepme.course.build"
@@ -159,14 +161,20 @@ class Kills:
         self.seconds, self.reference = whole.seconds, files(folder / "reference" / "run")
 
     def chain(self, signals: Sequence[signal.Signals], seed: int = 0) -> Outcome:
-        """Kill the command with one signal after the other in one folder; let it end at last."""
+        """Kill the command with one signal after the other in one folder; let it end at last.
+
+        A run that ends before its signal comes is tried again, at most `TRIES` times as often as
+        there are signals.
+        """
         choose = random.Random(f"{seed} {self.words} {signals}")
         resumed = self.words[0] in RESUMED
         longest = self.seconds * (min(1, 2 / len(signals)) if resumed else 1)
         outcome, wrong = Outcome(), []
         folders = (self.folder / f"{signals[0].name} {n}" / "run" for n in itertools.count())
         folder = next(folders)
-        for which in signals:
+        left = list(signals)
+        while left and outcome.kills + outcome.finished < TRIES * len(signals):
+            which = left[0]
             ended = run(self.words, folder, self.loading, (which, choose.uniform(0, longest)))
             wrong += complaints(ended, which)
             if ended.code == 0:
@@ -175,6 +183,7 @@ class Kills:
                 folder = next(folders)
             else:
                 outcome.kills += 1
+                left.pop(0)
         last = run(self.words, folder, self.loading, None)
         wrong += [f"the last run ended with {last.code}: {last.said}"] if last.code else []
         outcome.wrong = (*wrong, *differences(folder, self.reference))
