@@ -21,12 +21,14 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
+import numpy as np
 import pandas as pd
 import torch
 import typer
 from _machine import backbone, hardware, now
 from _markdown import markdown, write_between
 from closed_form import NAMES, ours
+from scipy.stats import bootstrap
 from torch import Tensor
 
 from sepme.composition import Composition, shipped_deltas
@@ -40,6 +42,8 @@ Switch = Callable[[Sequence[str]], object]
 COUNTS = {"atelier": (1, 10, 20)}
 #: Milliseconds that a switch may take.
 BAR = 50.0
+#: Switches timed.
+SWITCHES = 20
 #: Sampling steps of a picture: the Atelier's own, and few where a pass takes a second.
 STEPS = {"atelier": 25}
 FEW = 5
@@ -76,19 +80,28 @@ def nothing() -> None:
     """What comes before a work that needs nothing."""
 
 
-def in_turns(times: int, works: Mapping[str, tuple[Callable, Callable]]) -> dict[str, float]:
-    """The least seconds of each after one that warms up, so that a busy machine slows all alike.
+def in_turns(times: int, works: Mapping[str, tuple[Callable, Callable]]) -> pd.DataFrame:
+    """Seconds of each work, a row a turn, after one that warms up: a busy machine slows all alike.
 
     Every work has something before it that is not timed.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in works}
+    turns = []
     for _ in range(times + 1):
+        seconds = {}
         for name, (before, work) in works.items():
             before()
             start = now()
             work()
-            seconds[name].append(now() - start)
-    return {name: min(taken[1:]) for name, taken in seconds.items()}
+            seconds[name] = now() - start
+        turns.append(seconds)
+    return pd.DataFrame(turns[1:])
+
+
+def times_none(seconds: pd.DataFrame, work: str) -> str:
+    """How many times as long as without: the median over the turns, and its 95 % interval."""
+    ratios = seconds[work] / seconds["none"]
+    low, high = bootstrap((ratios,), np.median, rng=0, method="percentile").confidence_interval
+    return f"{ratios.median():.2f}x ({low:.2f} to {high:.2f})"
 
 
 def passes(model: Backbone, concept: str) -> Callable[[], Tensor]:
@@ -141,26 +154,21 @@ def measured(
         erased = of_model()
         assert not torch.equal(erased, original), f"{by}: switched on, they do nothing"
         works = {"none": (nothing, of_plain), "off": (off, of_model), "on": (on, of_model)}
-        a_pass = in_turns(2 * times, works)
+        a_pass = in_turns(times, works)
         of_plain, of_model = (partial(draw, each, by, names[0]) for each in (plain, model))
         a_picture = in_turns(times, {"none": (nothing, of_plain), "on": (on, of_model)})
-        took = switches(switch, names, 10 * times)
-    shares = {
-        "all off": a_pass["off"] / a_pass["none"],
-        "all on": a_pass["on"] / a_pass["none"],
-        "picture, all on": a_picture["on"] / a_picture["none"],
-    }
-    row = {"by": by, "attaching, s": f"{attaching:.2f}", "pass without, s": f"{a_pass['none']:.3f}"}
-    row |= {what: f"{share:.2f}x" for what, share in shares.items()}
+        took = switches(switch, names, SWITCHES)
+    row = {"by": by, "attaching, s": f"{attaching:.2f}"}
+    row |= {"pass without, s": f"{a_pass['none'].median():.3f}"}
+    row |= {"pass, all off": times_none(a_pass, "off"), "pass, all on": times_none(a_pass, "on")}
+    row |= {"picture, all on": times_none(a_picture, "on")}
     return row | {"switch, ms": f"{median(took):.1f}", "slowest": f"{max(took):.1f}"}, erased
 
 
 def main(
     shapes: Annotated[list[str], typer.Option(help="atelier, sd14 or sd21.")] = ["atelier", "sd14"],  # noqa: B006
     pixels: Annotated[list[int], typer.Option(help="Of pictures of random weights.")] = [128],  # noqa: B006
-    times: Annotated[
-        int, typer.Option(help="Pictures; twice the passes, ten times the switches.")
-    ] = 2,
+    times: Annotated[int, typer.Option(min=2, help="Turns of a pass and of a picture.")] = 15,
 ) -> None:
     rows = []
     sizes = [(shape, n) for shape in shapes for n in ([64] if shape == "atelier" else pixels)]

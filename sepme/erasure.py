@@ -53,7 +53,7 @@ from sepme.delta import ConceptDelta
 from sepme.errors import SepmeError
 from sepme.model import Backbone, own_modes
 from sepme.nullspace import Constraint, Embedded, constrain
-from sepme.training import Stateful, Step, Trainer, mix
+from sepme.training import Stateful, Step, Trainer, gradient_scale, gradient_times, mix
 
 __all__ = ["PRESETS", "ErasureSettings", "ErasureStep", "erase", "preset"]
 
@@ -663,8 +663,7 @@ class _ChangedModel:
         return [*zip(*(tensor.split(self.micro_batch) for tensor in tensors), strict=True)]
 
     def _pass(self, x_t: Tensor, t: Tensor, c: Tensor, terms: Sequence[Any] = ()) -> Tensor:
-        # In float16 a gradient of the size 1 / numel is lost, so it is passed on times numel.
-        scale = x_t[0].numel() if self.model.dtype == torch.float16 else 1
+        scale = gradient_scale(x_t)
         with added(self.model, terms, scale) as weights:
             eps = self.model.epsilon(x_t, t, c, weights).float()
         return gradient_times(scale, eps)
@@ -698,14 +697,6 @@ def added(model: Backbone, terms: Sequence[Any], scale: float = 1) -> Iterator[d
             hook = layer.register_forward_hook(lambda _, x, y, pairs=pairs: add(pairs, x, y))
             stack.callback(hook.remove)
         yield {path: weight.to(theta[path].dtype) for path, weight in whole.items()}
-
-
-def gradient_times(scale: float, tensor: Tensor) -> Tensor:
-    """The same tensor, whose gradient is passed on times `scale`."""
-    if scale != 1 and tensor.requires_grad:
-        tensor = tensor.view_as(tensor)
-        tensor.register_hook(lambda gradient: gradient * scale)
-    return tensor
 
 
 class _GradientSum:

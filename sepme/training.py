@@ -21,7 +21,7 @@ from sepme._checks import whole
 from sepme.artefact import digest_of, write_atomically
 from sepme.errors import SepmeError
 
-__all__ = ["Step", "Trainer", "mix"]
+__all__ = ["Step", "Trainer", "gradient_scale", "gradient_times", "mix"]
 
 
 @dataclass(frozen=True)
@@ -184,6 +184,24 @@ def _check_finite(step: Step) -> None:
 
 def _parameters(optimiser: torch.optim.Optimizer) -> list[Tensor]:
     return [p for group in optimiser.param_groups for p in group["params"]]
+
+
+def gradient_scale(x_t: Tensor) -> float:
+    """What the gradients inside the UNet are multiplied by; what is trained divides by it again.
+
+    In float16 a gradient of the size 1 / numel is lost. In the other types this changes no bit of
+    the result, and spares time: behind a gate that is shut a gradient falls below the smallest
+    normal number, and a processor takes ten times as long for those that do.
+    """
+    return x_t[0].numel() if x_t.dtype == torch.float16 else 2.0**60
+
+
+def gradient_times(scale: float, tensor: Tensor) -> Tensor:
+    """The same tensor, whose gradient is passed on times `scale`."""
+    if scale != 1 and tensor.requires_grad and torch.is_grad_enabled():
+        tensor = tensor.view_as(tensor)
+        tensor.register_hook(lambda gradient: gradient * scale)
+    return tensor
 
 
 def mix(seed: int, index: int) -> int:

@@ -18,12 +18,12 @@ from sepme.erasure import (
     added,
     closed_form_shift,
     erase,
-    gradient_times,
     preset,
+    zeros,
 )
 from sepme.model import Backbone
 from sepme.nullspace import constrain
-from sepme.training import Trainer
+from sepme.training import Trainer, gradient_scale, gradient_times
 from tests.miniature import (
     EXACT,
     FROM_ZERO,
@@ -318,6 +318,39 @@ def test_in_float16_a_gradient_is_passed_on_times_its_scale() -> None:
         W.grad = None
         (gradient_times(scale, inside.float()) * tiny).sum().backward()
         assert float(W.grad) == pytest.approx(gradient, rel=0.1)
+
+
+@pytest.mark.parametrize("settings", [FROM_ZERO, DENSE, FULL], ids=["lora", "dense", "full"])
+def test_in_float32_the_scale_of_gradients_changes_no_bit(
+    settings: ErasureSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = () if settings is FULL else others(NEON)
+    scaled, _ = train(settings, keep=keep)
+    for scale, same in ((1.0, True), (3.0, False)):  # no power of two: every product is rounded
+        monkeypatch.setattr("sepme.erasure.gradient_scale", lambda x_t, scale=scale: scale)
+        assert (train(settings, keep=keep)[0].digest == scaled.digest) is same
+
+
+def test_the_scale_keeps_gradients_behind_shut_gates_from_being_subnormal() -> None:
+    """A processor takes ten times as long for numbers below the smallest normal one."""
+    model = Backbone.load()
+    gate = model.unet.get_submodule("mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj")
+    rng = torch.Generator().manual_seed(0)
+    x_t, t = torch.randn(4, *model.latent_shape, generator=rng), torch.full((4,), 500)
+    c = model.encode(["a boat in neon style"] * 4)
+    subnormal = {}
+    for scale in (1.0, gradient_scale(x_t)):
+        passed = []
+        hook = gate.register_full_backward_hook(lambda _, into, out, to=passed: to.append(out[0]))
+        W = {path: weight.requires_grad_() for path, weight in zeros(model, 1).items()}
+        with added(model, [(torch.ones(1, model.d_in), W)], scale) as weights:
+            eps = gradient_times(scale, model.epsilon(x_t, t, c, weights))
+        eps.square().mean().backward()
+        hook.remove()
+        size = passed[0].abs()
+        subnormal[scale] = int(((size > 0) & (size < torch.finfo(size.dtype).tiny)).sum())
+    before, after = subnormal.values()
+    assert before > 100 > after
 
 
 # ---------------------------------------------------------------- the same every time

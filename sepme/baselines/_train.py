@@ -20,7 +20,7 @@ from sepme.concept import Concept, evenly
 from sepme.delta import DenseDelta
 from sepme.errors import SepmeError
 from sepme.model import Backbone
-from sepme.training import Trainer, mix
+from sepme.training import Trainer, gradient_scale, gradient_times, mix
 
 #: What "not_attn2" leaves out besides the cross-attentions.
 _OUTSIDE = ("time_embedding.", "conv_norm_out.", "conv_out.")
@@ -82,7 +82,9 @@ class Student:
 
     def epsilon(self, x_t: Tensor, t: Tensor, embedding: Tensor) -> Tensor:
         """eps_theta(x_t, c, t) `[n, c, h, w]`, with gradients to the trained parameters."""
-        return self.backbone.epsilon(x_t, t, embedding, self.parameters)
+        scale = gradient_scale(x_t)
+        inside = {n: gradient_times(1 / scale, value) for n, value in self.parameters.items()}
+        return gradient_times(scale, self.backbone.epsilon(x_t, t, embedding, inside))
 
     def averaged_epsilon(self, x_t: Tensor, t: Tensor, embedding: Tensor) -> Tensor:
         """The same of the parameters' running mean."""
