@@ -1,6 +1,6 @@
 """A command that is killed at any moment, and started again, ends as if it had never been killed.
 
-    python benchmarks/kill.py                                    # everything: hours
+    python benchmarks/kill.py                                    # everything: about an hour
     python benchmarks/kill.py erase course --signals KILL --kills 3
 
 Each command runs once to its end. Then, for each signal, it runs in a folder of its own, is killed

@@ -46,7 +46,7 @@ OURS = {
     "faithful, pool, no lambda": {"pool": 4, "lam": 0.0},
     "faithful, pool, bfloat16": {"pool": 4},
 }
-STEPS = 6  #: timed, after one that warms up
+STEPS = 12  #: timed, after one that warms up
 
 
 def published(model: Backbone, batch: int, done: Callable[[], None]) -> None:
