@@ -64,6 +64,8 @@ def test_what_is_large_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(
         "sepme._convolution.linear", lambda *given: products.append(given) or multiply(*given)
     )
+    ours(torch.randn(5, 4, 4))  # a picture without a batch
+    assert not products
     for side, together, expected in ((16, 1, 1), (17, 1, 0), (16, 2, 0), (8, 4, 1)):
         assert (side * side * together <= PIXELS) is bool(expected)
         products.clear()
