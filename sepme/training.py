@@ -21,7 +21,7 @@ from sepme._checks import whole
 from sepme.artefact import digest_of, write_atomically
 from sepme.errors import SepmeError
 
-__all__ = ["Step", "Trainer", "gradient_scale", "gradient_times", "mix"]
+__all__ = ["Step", "Trainer", "mix"]
 
 
 @dataclass(frozen=True)
