@@ -230,6 +230,28 @@ def test_attention_s_gradient_reaches_keys_and_queries_but_not_the_last_values()
     assert behind == {f"{last}.attn2.{part}" for part in values}
 
 
+@pytest.mark.parametrize("of", ["attention", "noise"])
+def test_a_loss_falls_as_its_gradient_says(of: str) -> None:
+    """Also where it is read inside the UNet, whose gradients are passed on at another scale."""
+    case = Case(trains="attn2")
+    mask = torch.zeros(2, 10, dtype=torch.bool)
+    mask[:, 1] = True
+
+    def loss() -> Tensor:
+        if of == "attention":
+            return attention_loss(case.student, case.x_t, case.t, case.c, mask)
+        return case.student.epsilon(case.x_t, case.t, case.c).square().sum()
+
+    before, weights = loss(), [*case.student.parameters.values()]
+    gradients = case.gradients(before)
+    size = sum(float(gradient.square().sum()) for gradient in gradients)
+    step = 1e-3 * float(before.detach()) / size
+    with torch.no_grad():
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight -= step * gradient
+        assert float(before - loss()) == pytest.approx(step * size, rel=0.05)
+
+
 def test_hooks_are_taken_off_even_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case()
     hooked: list[bool] = []
@@ -238,7 +260,7 @@ def test_hooks_are_taken_off_even_after_an_error(monkeypatch: pytest.MonkeyPatch
         hooked.append(any(module._forward_hooks for module in case.backbone.unet.modules()))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(case.student, "epsilon", stop)
+    monkeypatch.setattr(case.backbone, "epsilon", stop)
     with pytest.raises(KeyboardInterrupt):
         attention_logits(case.student, case.x_t, case.t, case.c)
     assert hooked == [True]

@@ -81,7 +81,10 @@ class Student:
         self.average = {name: value.clone() for name, value in followed.items()}
 
     def epsilon(self, x_t: Tensor, t: Tensor, embedding: Tensor) -> Tensor:
-        """eps_theta(x_t, c, t) `[n, c, h, w]`, with gradients to the trained parameters."""
+        """eps_theta(x_t, c, t) `[n, c, h, w]`, with gradients to the trained parameters.
+
+        Of the output alone: what is read inside the UNet would have gradients too small by a scale.
+        """
         scale = gradient_scale(x_t)
         inside = {n: gradient_times(1 / scale, value) for n, value in self.parameters.items()}
         return gradient_times(scale, self.backbone.epsilon(x_t, t, embedding, inside))
