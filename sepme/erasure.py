@@ -53,7 +53,7 @@ from sepme.delta import ConceptDelta
 from sepme.errors import SepmeError
 from sepme.model import Backbone, own_modes
 from sepme.nullspace import Constraint, Embedded, constrain
-from sepme.training import Stateful, Step, Trainer, gradient_scale, gradient_times, mix
+from sepme.training import Stateful, Step, Trainer, mix
 
 __all__ = ["PRESETS", "ErasureSettings", "ErasureStep", "erase", "preset"]
 
@@ -358,6 +358,7 @@ def _train(
             report=ErasureStep,
             prepare=lambda: {k: v for i in increments for k, v in i.prepare(changed).items()},
             state=[part for i in increments for part in i.state],  # ends it at tau (eq. 4)
+            scale=changed.model.loss_scale,
             before_step=before_step,
         )
 
@@ -663,14 +664,12 @@ class _ChangedModel:
         return [*zip(*(tensor.split(self.micro_batch) for tensor in tensors), strict=True)]
 
     def _pass(self, x_t: Tensor, t: Tensor, c: Tensor, terms: Sequence[Any] = ()) -> Tensor:
-        scale = gradient_scale(x_t)
-        with added(self.model, terms, scale) as weights:
-            eps = self.model.epsilon(x_t, t, c, weights).float()
-        return gradient_times(scale, eps)
+        with added(self.model, terms) as weights:
+            return self.model.epsilon(x_t, t, c, weights).float()
 
 
 @contextmanager
-def added(model: Backbone, terms: Sequence[Any], scale: float = 1) -> Iterator[dict[str, Tensor]]:
+def added(model: Backbone, terms: Sequence[Any]) -> Iterator[dict[str, Tensor]]:
     """Within the block every layer adds `(x R^T) W_l^T` for each of the terms `(R, {path: W_l})`.
 
     That is `x Delta_l^T` for `Delta_l = W_l R`, which is never built. Where R is None ("full"), the
@@ -680,7 +679,6 @@ def added(model: Backbone, terms: Sequence[Any], scale: float = 1) -> Iterator[d
     theta = model.cross_attention()
     for R, factor in terms:
         for path, W in factor.items():
-            W = gradient_times(1 / scale, W)
             if R is None:
                 whole[path] = whole.get(path, theta[path].float()) + W
             else:

@@ -73,6 +73,7 @@ class Trainer:
         report: type[Step] = Step,
         prepare: Callable[[], dict[str, Tensor]] = dict,
         state: Sequence[Stateful] = (),
+        scale: float = 1.0,
         before_step: Callable[[], object] = lambda: None,
         after_step: Callable[[], object] = lambda: None,
     ) -> None:
@@ -90,6 +91,8 @@ class Trainer:
             prepare: makes what is needed once (pictures of the concept, inverted words). A resumed
                 run reads it from the checkpoint.
             state: what changes during the run besides parameters and optimiser.
+            scale: what the loss is multiplied by for the way back (`Backbone.loss_scale`). The
+                gradients are divided by it again before anything reads them.
             before_step: called between the gradient and the step (clipping).
             after_step: called after the step (moving average, learning rate).
 
@@ -111,7 +114,10 @@ class Trainer:
                 step = report(**{"iteration": done, "loss": float(value.detach()), **found})
                 _check_finite(step)
                 optimiser.zero_grad()
-                value.backward()
+                (scale * value).backward()
+                for parameter in _parameters(optimiser):
+                    if parameter.grad is not None:
+                        parameter.grad /= scale
                 before_step()
                 optimiser.step()
                 after_step()
@@ -184,24 +190,6 @@ def _check_finite(step: Step) -> None:
 
 def _parameters(optimiser: torch.optim.Optimizer) -> list[Tensor]:
     return [p for group in optimiser.param_groups for p in group["params"]]
-
-
-def gradient_scale(x_t: Tensor) -> float:
-    """What the gradients inside the UNet are multiplied by; what is trained divides by it again.
-
-    In float16 a gradient of the size 1 / numel is lost. In the other types this changes no bit of
-    the result, and spares time: behind a gate that is shut a gradient falls below the smallest
-    normal number, and a processor takes ten times as long for those that do.
-    """
-    return x_t[0].numel() if x_t.dtype == torch.float16 else 2.0**60
-
-
-def gradient_times(scale: float, tensor: Tensor) -> Tensor:
-    """The same tensor, whose gradient is passed on times `scale`."""
-    if scale != 1 and tensor.requires_grad and torch.is_grad_enabled():
-        tensor = tensor.view_as(tensor)
-        tensor.register_hook(lambda gradient: gradient * scale)
-    return tensor
 
 
 def mix(seed: int, index: int) -> int:

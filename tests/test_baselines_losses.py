@@ -260,7 +260,7 @@ def test_hooks_are_taken_off_even_after_an_error(monkeypatch: pytest.MonkeyPatch
         hooked.append(any(module._forward_hooks for module in case.backbone.unet.modules()))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(case.backbone, "epsilon", stop)
+    monkeypatch.setattr(case.student, "epsilon", stop)
     with pytest.raises(KeyboardInterrupt):
         attention_logits(case.student, case.x_t, case.t, case.c)
     assert hooked == [True]

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from sepme.erasure import (
 )
 from sepme.model import Backbone
 from sepme.nullspace import constrain
-from sepme.training import Trainer, gradient_scale, gradient_times
+from sepme.training import Trainer
 from tests.miniature import (
     EXACT,
     FROM_ZERO,
@@ -310,24 +311,32 @@ def test_a_model_in_half_precision_trains_a_float32_delta(
     assert next(model.unet.parameters()).dtype == dtype
 
 
-def test_in_float16_a_gradient_is_passed_on_times_its_scale() -> None:
-    """Divided by the many entries of r, it would be too small for the number type."""
-    tiny, W = 1e-9, torch.ones(1, requires_grad=True)
-    for scale, gradient in ((1, 0.0), (1024, tiny)):
-        inside = gradient_times(1 / scale, W).to(torch.float16) * 1.0
-        W.grad = None
-        (gradient_times(scale, inside.float()) * tiny).sum().backward()
-        assert float(W.grad) == pytest.approx(gradient, rel=0.1)
+def test_in_float16_the_loss_is_scaled_by_the_numbers_of_the_latents() -> None:
+    """Divided by the many entries of r, a gradient would be too small for the number type."""
+    model = fresh()
+    assert model.loss_scale == 2.0**60
+    model.pipe.to(torch.float16)
+    assert model.loss_scale == math.prod(model.latent_shape)
+    W, tiny = torch.ones(1, requires_grad=True), 1e-8 / model.loss_scale
+
+    def loss(*_: object) -> tuple[Tensor, dict[str, float]]:
+        return (W.to(torch.float16).float() * tiny).sum(), {}
+
+    for scale, gradient in ((1.0, 0.0), (model.loss_scale * 1e4, tiny)):
+        sgd, found = torch.optim.SGD([W], 0.0), []
+        note = partial(lambda to: to.append(float(W.grad)), found)
+        QUIET.train(loss, sgd, 1, key=0, title="", scale=scale, before_step=note)
+        assert found == [pytest.approx(gradient, rel=0.01)]
 
 
 @pytest.mark.parametrize("settings", [FROM_ZERO, DENSE, FULL], ids=["lora", "dense", "full"])
-def test_in_float32_the_scale_of_gradients_changes_no_bit(
+def test_in_float32_the_scale_of_the_loss_changes_no_bit(
     settings: ErasureSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keep = () if settings is FULL else others(NEON)
     scaled, _ = train(settings, keep=keep)
     for scale, same in ((1.0, True), (3.0, False)):  # no power of two: every product is rounded
-        monkeypatch.setattr("sepme.erasure.gradient_scale", lambda x_t, scale=scale: scale)
+        monkeypatch.setattr(Backbone, "loss_scale", scale)
         assert (train(settings, keep=keep)[0].digest == scaled.digest) is same
 
 
@@ -339,13 +348,12 @@ def test_the_scale_keeps_gradients_behind_shut_gates_from_being_subnormal() -> N
     x_t, t = torch.randn(4, *model.latent_shape, generator=rng), torch.full((4,), 500)
     c = model.encode(["a boat in neon style"] * 4)
     subnormal = {}
-    for scale in (1.0, gradient_scale(x_t)):
+    for scale in (1.0, model.loss_scale):
         passed = []
         hook = gate.register_full_backward_hook(lambda _, into, out, to=passed: to.append(out[0]))
         W = {path: weight.requires_grad_() for path, weight in zeros(model, 1).items()}
-        with added(model, [(torch.ones(1, model.d_in), W)], scale) as weights:
-            eps = gradient_times(scale, model.epsilon(x_t, t, c, weights))
-        eps.square().mean().backward()
+        with added(model, [(torch.ones(1, model.d_in), W)]) as weights:
+            (scale * model.epsilon(x_t, t, c, weights).square().mean()).backward()
         hook.remove()
         size = passed[0].abs()
         subnormal[scale] = int(((size > 0) & (size < torch.finfo(size.dtype).tiny)).sum())

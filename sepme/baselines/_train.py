@@ -20,7 +20,7 @@ from sepme.concept import Concept, evenly
 from sepme.delta import DenseDelta
 from sepme.errors import SepmeError
 from sepme.model import Backbone
-from sepme.training import Trainer, gradient_scale, gradient_times, mix
+from sepme.training import Trainer, mix
 
 #: What "not_attn2" leaves out besides the cross-attentions.
 _OUTSIDE = ("time_embedding.", "conv_norm_out.", "conv_out.")
@@ -81,13 +81,8 @@ class Student:
         self.average = {name: value.clone() for name, value in followed.items()}
 
     def epsilon(self, x_t: Tensor, t: Tensor, embedding: Tensor) -> Tensor:
-        """eps_theta(x_t, c, t) `[n, c, h, w]`, with gradients to the trained parameters.
-
-        Of the output alone: what is read inside the UNet would have gradients too small by a scale.
-        """
-        scale = gradient_scale(x_t)
-        inside = {n: gradient_times(1 / scale, value) for n, value in self.parameters.items()}
-        return gradient_times(scale, self.backbone.epsilon(x_t, t, embedding, inside))
+        """eps_theta(x_t, c, t) `[n, c, h, w]`, with gradients to the trained parameters."""
+        return self.backbone.epsilon(x_t, t, embedding, self.parameters)
 
     def averaged_epsilon(self, x_t: Tensor, t: Tensor, embedding: Tensor) -> Tensor:
         """The same of the parameters' running mean."""
@@ -164,6 +159,7 @@ def train(
         title=f"{objective.method}: erasing {concept.name}",
         prepare=lambda: objective.prepare(seed),
         state=[student],
+        scale=backbone.loss_scale,
         before_step=lambda: clip_grad_norm_(trained, settings.clip or math.inf),
         after_step=student.follow,
     )

@@ -182,5 +182,5 @@ def attention_logits(student: Student, x_t: Tensor, t: Tensor, c: Tensor) -> lis
         for attention in (module for name, module in named if name.endswith("attn2")):
             hooks.enter_context(attention.to_q.register_forward_hook(query))
             hooks.enter_context(attention.to_k.register_forward_hook(partial(key, attention)))
-        student.backbone.epsilon(x_t, t, c, student.parameters)
+        student.epsilon(x_t, t, c)
     return logits

@@ -23,7 +23,6 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from sepme.erasure import ErasureSettings, added, zeros
 from sepme.model import Backbone
-from sepme.training import gradient_scale, gradient_times
 
 __all__ = ["Forecast", "duration", "gigabytes"]
 
@@ -184,16 +183,15 @@ class Forecast:
         inputs = _inputs(model, batch, side)
 
         def changed() -> Tensor:
-            scale = gradient_scale(inputs[0])
-            with added(model, [(R, W)], scale) as weights:
-                return gradient_times(scale, model.epsilon(*inputs, weights).float())
+            with added(model, [(R, W)]) as weights:
+                return model.epsilon(*inputs, weights).float()
 
         again = self.at_once < settings.batch  # a micro-batch keeps nothing for the way back
         eps = [
             checkpoint(changed, use_reentrant=False) if again else changed()
             for _ in range(1 + self._asks_twice)
         ]
-        torch.stack(eps).square().mean().backward()
+        (model.loss_scale * torch.stack(eps).square().mean()).backward()
         del moments  # held until here
 
 
