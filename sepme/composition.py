@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import count
+from itertools import count, permutations
 from pathlib import Path
 
 import torch
@@ -383,29 +383,22 @@ def keeps(
 
 def refuse_contradictions(deltas: list[ConceptDelta], reads: Callable[[str], Hashable]) -> None:
     """Raise when one delta would disturb or repeat what another one does."""
-    for delta in deltas:
-        for other in deltas:
-            after = {*delta.provenance.after, *other.provenance.after}
-            if other is delta or not after.isdisjoint((delta.digest, other.digest)):
-                continue
-            if _within(delta, other, reads):
-                raise SepmeError(
-                    f"'{other.concept}' forgets all that '{delta.concept}' does, so together they "
-                    "would act on it twice: switch one of them on, or pass force=True in Python."
-                )
-            if keeps(delta, other, reads):
-                continue
+    letters = [{*map(_letters, delta.forgotten)} for delta in deltas]  # tokens take longer
+    for (delta, its), (other, others) in permutations(zip(deltas, letters, strict=True), 2):
+        after = {*delta.provenance.after, *other.provenance.after}
+        if not after.isdisjoint((delta.digest, other.digest)):
+            continue
+        if its <= others and {*map(reads, delta.forgotten)} <= {*map(reads, other.forgotten)}:
+            raise SepmeError(
+                f"'{other.concept}' forgets all that '{delta.concept}' does, so together they "
+                "would act on it twice: switch one of them on, or pass force=True in Python."
+            )
+        if not keeps(delta, other, reads):
             raise SepmeError(
                 f"'{delta.concept}' was erased without keeping '{other.concept}', so the two would "
                 f"interfere: erase '{delta.concept}' again with '{other.concept}' among what is "
                 "kept, or pass force=True in Python."
             )
-
-
-def _within(delta: ConceptDelta, other: ConceptDelta, reads: Callable[[str], Hashable]) -> bool:
-    """Whether `other` forgets all that `delta` forgets. Letters first: tokens take longer."""
-    ways = (_letters, reads)
-    return all({*map(way, delta.forgotten)} <= {*map(way, other.forgotten)} for way in ways)
 
 
 def _letters(prompt: str) -> str:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property, wraps
+from functools import cache, cached_property, wraps
 from inspect import signature
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -350,7 +350,7 @@ class Backbone:
             named = (name for name in original if name.startswith(f"{part}."))
             table = next(name for name in named if name.endswith("token_embedding.weight"))
             original[table] = original[table][: tokenizer.vocab_size]
-        short = {name: _sketch(tensor) for name, tensor in original.items()}
+        short = tuple(original), _sketch(original.values())
         if self._hashed[0] != short:
             self._hashed = short, tuple(_digest(sorted(original.items()), h) for h in HALVES)
         return self._hashed[1]
@@ -798,13 +798,22 @@ def _cast(module: nn.Module, given: tuple, named: dict[str, Any]) -> tuple[tuple
     return (given[0].to(dtype), *given[1:]), named | text
 
 
-def _sketch(tensor: Tensor) -> int:
+@torch.no_grad()
+def _sketch(tensors: Iterable[Tensor]) -> int:
     """A short form of the values and of where they stand, in the time that their sum takes."""
-    if tensor.ndim == 4 and not tensor.is_contiguous():  # channels last: as they lie in memory
-        tensor = tensor.permute(0, 2, 3, 1)
-    rows = torch.atleast_2d(tensor.detach()).flatten(1).float()
-    factors = torch.arange(rows.shape[1], dtype=torch.float32, device=rows.device).cos()
-    return hash((rows @ factors).float().cpu().numpy().tobytes())
+    sums = []
+    for tensor in tensors:
+        if tensor.ndim == 4 and not tensor.is_contiguous():  # channels last: as they lie in memory
+            tensor = tensor.permute(0, 2, 3, 1)
+        rows = torch.atleast_2d(tensor).flatten(1).float()
+        sums.append(rows @ _factors(rows.shape[1], rows.device))
+    return hash(torch.cat([each.to(sums[0].device) for each in sums]).cpu().numpy().tobytes())
+
+
+@cache
+def _factors(n: int, device: torch.device) -> Tensor:
+    """One for each of n places."""
+    return torch.arange(n, dtype=torch.float32, device=device).cos()
 
 
 def _digest(tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> str:
