@@ -5,11 +5,12 @@
 Deltas are put on the pipeline by `Composition`, and by stock diffusers: the same files loaded with
 `load_lora_weights`, switched by `set_adapters`, all off by `disable_lora`. In turns with it, the
 same pipeline without any is timed. A picture is drawn in 25 steps, by `Backbone.generate` or by the
-pipeline itself, in a third of the turns on 1.x's shape, where it takes half a minute. A pass is of two latents, as guidance takes them. A switch is to a random
-subset, as the concept mixer does before it draws. Where all are on, both must predict the same
-noise, and where all are off, the bytes of the original. On 1.x's shape, with random weights, the
-deltas are those of ten names in closed form. A median switch by `Composition` of more than 50 ms
-ends it with an error, once the table is written.
+pipeline itself, in a third of the turns on 1.x's shape, where it takes half a minute. A pass is of
+two latents, as guidance takes them. A switch is to a random subset, as the concept mixer does
+before it draws. Where all are on, both must predict the same noise, and where all are off, the
+bytes of the original. On 1.x's shape, with random weights, the deltas are those of ten names in
+closed form. A median switch by `Composition` of more than 50 ms ends it with an error, once the
+table is written.
 """
 
 import random
