@@ -350,7 +350,7 @@ class Backbone:
             named = (name for name in original if name.startswith(f"{part}."))
             table = next(name for name in named if name.endswith("token_embedding.weight"))
             original[table] = original[table][: tokenizer.vocab_size]
-        short = tuple(original), _sketch(original.values())
+        short = tuple(original), _sketch([*original.values()])
         if self._hashed[0] != short:
             self._hashed = short, tuple(_digest(sorted(original.items()), h) for h in HALVES)
         return self._hashed[1]
@@ -799,15 +799,16 @@ def _cast(module: nn.Module, given: tuple, named: dict[str, Any]) -> tuple[tuple
 
 
 @torch.no_grad()
-def _sketch(tensors: Iterable[Tensor]) -> int:
+def _sketch(tensors: Sequence[Tensor]) -> int:
     """A short form of the values and of where they stand, in the time that their sum takes."""
-    sums = []
-    for tensor in tensors:
-        if tensor.ndim == 4 and not tensor.is_contiguous():  # channels last: as they lie in memory
-            tensor = tensor.permute(0, 2, 3, 1)
-        rows = torch.atleast_2d(tensor).flatten(1).float()
-        sums.append(rows @ _factors(rows.shape[1], rows.device))
-    return hash(torch.cat([each.to(sums[0].device) for each in sums]).cpu().numpy().tobytes())
+    sums, first = [], tensors[0].device
+    with torch.autocast(first.type, enabled=False):  # the caller's would round
+        for tensor in tensors:
+            if tensor.ndim == 4 and not tensor.is_contiguous():  # channels last: as they lie
+                tensor = tensor.permute(0, 2, 3, 1)
+            rows = torch.atleast_2d(tensor).flatten(1).float()
+            sums.append((rows @ _factors(rows.shape[1], rows.device)).to(first))
+    return hash(torch.cat(sums).cpu().numpy().tobytes())
 
 
 @cache

@@ -130,6 +130,9 @@ def test_what_changes_nothing_keeps_the_identity_and_is_not_hashed_again(monkeyp
         composition.erase("neon")
         latents(backbone)
         assert backbone.fingerprint == before
+    for half in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", half):
+            assert backbone.fingerprint == before
     assert hashed == []
 
 
