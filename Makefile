@@ -9,14 +9,15 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test long browser lint lab app clean
+.PHONY: help demo test long chapters browser lint lab app clean
 
 help:
 	@echo "make demo       erase, compose and restore concepts; pictures in figures/demo"
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make app        serve the concept mixer as a web page; TRACEBACKS=True shows errors whole"
-	@echo "make test       lint, then run the tests but those of whole notebooks"
-	@echo "make long       run every notebook and solution, and draw shipped cells again"
+	@echo "make test       lint, then run the tests but those that take minutes"
+	@echo "make long       solve the exercises, kill commands, draw shipped cells again"
+	@echo "make chapters   run every chapter, on the shipped model and on another, and draw its figures"
 	@echo "make browser    run the mixer's tests in Chromium; screenshots in build/browser"
 	@echo "make lint       lint only"
 	@echo "make clean      remove .venv and caches"
@@ -25,10 +26,10 @@ demo: $(INSTALLED)
 	$(BIN)/sepme demo --out figures/demo
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not long"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not (long or chapters)"
 
-long: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m long
+long chapters: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m $@
 
 browser: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser

@@ -74,6 +74,13 @@ def seen(folder: Path) -> dict[Path, tuple[int, int]]:
     return found
 
 
+def loading(imports: str) -> float:
+    """Seconds of the processor that they take."""
+    start = os.times()
+    subprocess.run([sys.executable, "-c", imports + END], check=True)
+    return sum(os.times()[2:4]) - sum(start[2:4])
+
+
 def used(process: psutil.Popen) -> float:
     """Seconds of the processor so far; other programs on the machine do not count."""
     try:
@@ -215,11 +222,8 @@ def main(
     found: Counter[bool] = Counter()
     for name in commands or COMMANDS:
         with TemporaryDirectory() as folder:
-            start = os.times()
-            imports = (LIGHT if name == "course" else LOADING) + END
-            subprocess.run([sys.executable, "-c", imports], check=True)
-            loading = sum(os.times()[2:4]) - sum(start[2:4])
-            killed = Kills(COMMANDS[name], Path(folder), loading)
+            before = loading(LIGHT if name == "course" else LOADING)
+            killed = Kills(COMMANDS[name], Path(folder), before)
             about = len(killed.reference), killed.loading, killed.seconds
             typer.echo("{}: {} files, {:.1f} s of imports, then {:.1f} s".format(name, *about))
             for word in signals.split(","):

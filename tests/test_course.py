@@ -200,7 +200,7 @@ def test_the_solution_solves_it(path: Path, built: Path, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.long
+@pytest.mark.chapters
 @each
 def test_a_blank_exercise_fails_its_check(path: Path, tmp_path: Path) -> None:
     blank = nbformat.read(blank_of(path), as_version=4)

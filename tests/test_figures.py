@@ -338,7 +338,7 @@ def test_figures_are_drawn_with_their_manifests(results: Path, tmp_path: Path, m
         assert (again / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
-@pytest.mark.long
+@pytest.mark.chapters
 def test_figures_of_the_model_are_drawn(
     results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,7 +94,7 @@ def test_there_are_notebooks() -> None:
     assert FOLDER / "teacher" / LADDER in chapters()
 
 
-@pytest.mark.long
+@pytest.mark.chapters
 @each_to_run
 def test_it_runs(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest

@@ -64,7 +64,7 @@ def test_the_model_has_the_shape_of_stable_diffusion(own_model: Path) -> None:
     assert 0.05 < float((named - empty).norm() / empty.norm()) < 2  # it listens to the text
 
 
-@pytest.mark.long
+@pytest.mark.chapters
 @each_to_run
 def test_it_runs_on_a_model_of_ones_own(
     path: Path, own_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -122,9 +122,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def ends_the_same(words: list[str], folder: Path, signals: list[signal.Signals] = SIGNALS) -> None:
+def ends_the_same(
+    words: list[str], folder: Path, signals: list[signal.Signals] = SIGNALS, **loading: float
+) -> None:
     """Killed by one signal after the other, the command ends in the bytes of a whole run."""
-    killed = KILL.Kills(words, folder)
+    killed = KILL.Kills(words, folder, **loading)
     assert killed.reference
     outcome = killed.chain(signals)
     assert outcome.wrong == ()
@@ -139,12 +141,12 @@ def test_erase(model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_course_build(tmp_path: Path) -> None:
-    ends_the_same(KILL.COMMANDS["course"], tmp_path)
+    ends_the_same(KILL.COMMANDS["course"], tmp_path, loading=KILL.loading(KILL.LIGHT))
 
 
 @pytest.mark.long
 def test_figures(tmp_path: Path) -> None:
-    ends_the_same(KILL.COMMANDS["tables"], tmp_path)
+    ends_the_same(KILL.COMMANDS["tables"], tmp_path, loading=KILL.loading(KILL.LIGHT))
 
 
 def test_what_differs_is_found(tmp_path: Path) -> None:
