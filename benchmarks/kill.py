@@ -44,7 +44,7 @@ COMMANDS = {
 #: Those that go on from where they were killed, so that ten kills are spread over one run.
 RESUMED = ("erase", "scenes")
 #: Runs for each kill that was asked for: some end before they are killed.
-TRIES = 5
+TRIES = 10
 #: What commands do first; building the course needs no model.
 LOADING = "from sepme.model import Backbone; import sepme.cli; Backbone.load()"
 LIGHT = "import sepme.cli, sepme.course.build"

@@ -86,13 +86,11 @@ class Trainer:
                 training ends as soon as all of these are.
             seed: with the iteration it decides everything random.
             key: JSON values that decide the run. A checkpoint of another key is not used.
-            title: what the progress bar says.
-            report: what the callback gets.
+            title, report: what the progress bar says, and what the callback gets.
             prepare: makes what is needed once (pictures of the concept, inverted words). A resumed
                 run reads it from the checkpoint.
             state: what changes during the run besides parameters and optimiser.
-            scale: what the loss is multiplied by for the way back (`Backbone.loss_scale`). The
-                gradients are divided by it again before anything reads them.
+            scale: of the loss on the way back, and of nothing else (`Backbone.loss_scale`).
             before_step: called between the gradient and the step (clipping).
             after_step: called after the step (moving average, learning rate).
 
@@ -106,18 +104,13 @@ class Trainer:
         if fixed is None:
             fixed = prepare()
             self._save(key, optimiser, state, done, fixed)
-        stops = [part for part in state if hasattr(part, "stopped")]
         with tqdm(total=iterations, initial=done, desc=title, disable=not self.progress) as bar:
-            while done < iterations and not (stops and all(part.stopped for part in stops)):
+            while done < iterations and not _stopped(state):
                 value, found = loss(fixed, torch.Generator().manual_seed(mix(seed, done)))
                 done += 1
                 step = report(**{"iteration": done, "loss": float(value.detach()), **found})
                 _check_finite(step)
-                optimiser.zero_grad()
-                (scale * value).backward()
-                for parameter in _parameters(optimiser):
-                    if parameter.grad is not None:
-                        parameter.grad /= scale
+                _backward(value, optimiser, scale)
                 before_step()
                 optimiser.step()
                 after_step()
@@ -178,6 +171,21 @@ class Trainer:
         for part, content in zip(state, saved["state"], strict=True):
             part.load_state_dict(content)
         return saved["done"], saved["fixed"]
+
+
+def _stopped(state: Sequence[Stateful]) -> bool:
+    """Whether all parts that can say so have stopped."""
+    stops = [part.stopped for part in state if hasattr(part, "stopped")]
+    return bool(stops) and all(stops)
+
+
+def _backward(loss: Tensor, optimiser: torch.optim.Optimizer, scale: float) -> None:
+    """The loss's gradients. They are `scale` times as large only until they are complete."""
+    optimiser.zero_grad()
+    (scale * loss).backward()
+    for parameter in _parameters(optimiser):
+        if parameter.grad is not None:
+            parameter.grad /= scale
 
 
 def _check_finite(step: Step) -> None:
