@@ -314,6 +314,9 @@ class Composition:
             missing = [name for name, adapter in self._adapters.items() if adapter not in there]
             for name in missing:
                 self._attach(self._deltas[name], self._adapters[name])
+            for path, module in self._unet.named_modules() if missing else ():
+                if path.rpartition(".")[2] in self._adapters.values():
+                    module.eval()  # a new module is in training mode
             for layer in (self._layers() if missing else layers).values():
                 layer.enable_adapters(True)
                 layer.set_adapter([*theirs.get(layer, []), *on], inference_mode=True)

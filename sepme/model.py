@@ -291,7 +291,7 @@ class Backbone:
                 f"A {type(scheduler).__name__} does not add noise as Stable Diffusion was trained "
                 "with: put a DDIMScheduler in its place."
             )
-        return alphas.to(self.device)
+        return alphas
 
     @property
     def text_adapters(self) -> dict[str, Tensor]:
@@ -669,9 +669,9 @@ class Backbone:
             how |= {"callback_on_step_end": _counting(on_step, len(parts))}
         pictures = []
         for part in tqdm(parts, desc="generating", disable=not progress, leave=False):
-            how |= self._noise(seeds[part])
             # A prompt that is cut has been warned of.
-            with quiet(), _plainly(self.pipe), self._read_once(on_step is None):
+            with quiet(), _plainly(self.pipe) as dtype, self._read_once(on_step is None):
+                how |= self._noise(seeds[part], dtype)
                 pictures.append(self.pipe(**self._request(prompts[part]), **how).images)
         result = torch.cat(pictures)
         if not result.isfinite().all():
@@ -700,14 +700,14 @@ class Backbone:
                 if forward is not None:
                     layer.forward = forward
 
-    def _noise(self, seeds: Sequence[int]) -> dict[str, Any]:
+    def _noise(self, seeds: Sequence[int], dtype: torch.dtype) -> dict[str, Any]:
         """Each picture's first noise, and where its scheduler takes more of it from."""
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         place = {"dtype": torch.float32, "device": "cpu"}
         noise = torch.empty(len(generators), *self.latent_shape, **place)
         for one, generator in zip(noise, generators, strict=True):
             one.normal_(generator=generator)
-        return {"latents": noise.to(self.device, self.dtype), "generator": generators}
+        return {"latents": noise.to(dtype), "generator": generators}
 
     def _check_request(
         self, prompts: list[str], seeds: Sequence[int], steps: int, guidance: float, batch: int
@@ -725,7 +725,7 @@ class Backbone:
         scheduler = self.pipe.scheduler
         try:
             with quiet():
-                scheduler.set_timesteps(integer(steps), device=self.device)
+                scheduler.set_timesteps(integer(steps))
             signature(scheduler.step).bind("model_output", "timestep", "sample")
         except Exception as error:  # whatever a class makes of numbers that it does not take
             raise SepmeError(
@@ -764,17 +764,18 @@ def _counting(on_step: Callable[[int, int], None], batches: int) -> Callable[...
 
 
 @contextmanager
-def _plainly(pipe: Pipeline) -> Iterator[None]:
+def _plainly(pipe: Pipeline) -> Iterator[torch.dtype]:
     """Within the block a pipeline gives back what its weights draw, and is then as it was.
 
     No picture is blacked out or watermarked, no LoRA drops any of its weights out, and parts of
-    different number types are given what they take.
+    different number types are given what they take. It yields the UNet's number type.
     """
     parts = {name: uncompiled(getattr(pipe, name)) for name in PARTS[kind_of(pipe)]}
     training = [m for part in parts.values() for m in part.modules() if m.training]
     extras = {n: vars(pipe)[n] for n in ("safety_checker", "watermark") if n in vars(pipe)}
     hooks = []
-    if len({part.dtype for part in parts.values()}) > 1:
+    dtypes = {name: part.dtype for name, part in parts.items()}
+    if len({*dtypes.values()}) > 1:
         vae = parts["vae"]
         takers = (parts["unet"], vae.decoder, getattr(vae, "post_quant_conv", None))
         hooks = [m.register_forward_pre_hook(_cast, with_kwargs=True) for m in takers if m]
@@ -782,7 +783,7 @@ def _plainly(pipe: Pipeline) -> Iterator[None]:
     for module in training:
         module.training = False
     try:
-        yield
+        yield dtypes["unet"]
     finally:
         vars(pipe).update(extras)
         for module in training:
@@ -801,13 +802,16 @@ def _cast(module: nn.Module, given: tuple, named: dict[str, Any]) -> tuple[tuple
 @torch.no_grad()
 def _sketch(tensors: Sequence[Tensor]) -> int:
     """A short form of the values and of where they stand, in the time that their sum takes."""
-    sums, first = [], tensors[0].device
+    first = tensors[0].device
     with torch.autocast(first.type, enabled=False):  # the caller's would round
+        small = [tensor.flatten().to(first) for tensor in tensors if tensor.ndim < 2]
+        sums = [torch.cat(small).float()]
         for tensor in tensors:
             if tensor.ndim == 4 and not tensor.is_contiguous():  # channels last: as they lie
                 tensor = tensor.permute(0, 2, 3, 1)
-            rows = torch.atleast_2d(tensor).flatten(1).float()
-            sums.append((rows @ _factors(rows.shape[1], rows.device)).to(first))
+            if tensor.ndim > 1:
+                rows = tensor.flatten(1).float()
+                sums.append((rows @ _factors(rows.shape[1], rows.device)).to(first))
     return hash(torch.cat(sums).cpu().numpy().tobytes())
 
 
