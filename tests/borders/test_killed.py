@@ -89,8 +89,21 @@ def test_a_name_as_long_as_the_disk_takes_can_be_written(tmp_path: Path) -> None
 
 
 # ------------------------------------------------------------------ Ctrl-C
-def test_ctrl_c_during_the_imports_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+#: While an object is deleted, Python itself does not hear Ctrl-C.
+DELETED = """
+class Deleted:
+    def __del__(self):
+        raise KeyboardInterrupt
+Deleted()
+import time
+for _ in range(1000):
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("typer", ["raise KeyboardInterrupt", DELETED])
+def test_ctrl_c_during_the_imports_is_one_line(typer: str, tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text(typer)
     ended = subprocess.run(
         [sys.executable, "-m", "sepme", "demo"],
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
