@@ -7,8 +7,8 @@ Every figure comes from a process of its own, on one UNet and one batch. The pub
 paper's, written down plainly: a dense coefficient matrix of every layer over an elimination basis
 of the null space, `Delta = (w x beta S)^T`, four passes of the UNet (two of them with a gradient),
 and Adam over all coefficients. It holds one UNet; a code that keeps a copy needs that much more.
-Its weights lie as they are loaded, and its convolutions are torch's own. For ours those of a large
-model lie with the channels last, and small pictures are multiplied (`sepme._convolution`).
+Its weights lie as they are loaded, and its layers are torch's and diffusers' own. For ours those of
+a large model lie with the channels last, and its layers are those of `sepme._layers`.
 The model is in float32 but where "bfloat16" is said; the increments are in float32 everywhere.
 """
 
@@ -29,7 +29,7 @@ import typer
 from _machine import backbone, hardware, now
 from _markdown import markdown, write_between
 
-from sepme._convolution import SmallConv2d
+from sepme._layers import LEAN
 from sepme.concept import Concept
 from sepme.correlation import correlation_loss
 from sepme.erasure import PRESETS, erase
@@ -53,9 +53,9 @@ def published(model: Backbone, batch: int, done: Callable[[], None]) -> None:
     """Steps of the paper's training (method section and eq. 2, 9, 10)."""
     settings = PRESETS["paper"]
     model.unet.to(memory_format=torch.contiguous_format)
+    stock = {ours: theirs for theirs, ours in LEAN.items()}
     for module in model.unet.modules():
-        if type(module) is SmallConv2d:
-            module.__class__ = torch.nn.Conv2d
+        module.__class__ = stock.get(type(module), type(module))
     rows = model.encode(["", *KEEP]).flatten(0, 1)
     S = null_space(rows, settings.keep_rtol, "elimination").basis.T.to(rows)  # [free, d_in]
     theta = {path: layer.weight for path, layer in model.projections().items()}

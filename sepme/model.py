@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from sepme._checks import choose, guided, integer, texts, whole
-from sepme._convolution import multiply_small_pictures
 from sepme._data import shipped
+from sepme._layers import make_lean
 from sepme.concept import Catalogue, Concept, Vocabulary, refuse_overlap
 from sepme.errors import SepmeError, warn
 from sepme.loading import (
@@ -156,7 +156,7 @@ class Backbone:
         if sum(weight.numel() for weight in self.unet.parameters()) > LARGE:
             self.unet.to(memory_format=torch.channels_last)
             self.pipe.vae.to(memory_format=torch.channels_last)
-            multiply_small_pictures(self.unet)
+            make_lean(self.unet)
         for part in PARTS[kind_of(self.pipe)]:
             module = uncompiled(getattr(self.pipe, part))
             setattr(self.pipe, part, module.eval().requires_grad_(False))

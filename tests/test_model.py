@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sepme._convolution import SmallConv2d
+from sepme._layers import LeanConv2d
 from sepme.artefact import same_model
 from sepme.composition import Composition
 from sepme.model import Backbone
@@ -51,7 +51,7 @@ def test_a_large_model_has_its_channels_last_and_is_the_same(
     weights = [backbone.unet.conv_in.weight for backbone in (plain, moved)]
     last = [weight.is_contiguous(memory_format=torch.channels_last) for weight in weights]
     assert last == [False, True]
-    assert [type(b.unet.conv_in) is SmallConv2d for b in (plain, moved)] == [False, True]
+    assert [type(b.unet.conv_in) is LeanConv2d for b in (plain, moved)] == [False, True]
     assert moved.fingerprint == plain.fingerprint
     assert_close(noise_prediction(moved, NAMES[0]), noise_prediction(plain, NAMES[0]))
     before = noise_prediction(moved, NAMES[0])
