@@ -101,4 +101,5 @@ LEAN: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: LeanConv2d, GEGLU: Le
 def make_lean(unet: nn.Module) -> None:
     """Let the convolutions and gated activations of a UNet be ours, with their weights."""
     for module in unet.modules():
-        module.__class__ = LEAN.get(type(module), type(module))
+        if type(module) in LEAN:
+            module.__class__ = LEAN[type(module)]

@@ -804,8 +804,8 @@ def _sketch(tensors: Sequence[Tensor]) -> int:
     """A short form of the values and of where they stand, in the time that their sum takes."""
     first = tensors[0].device
     with torch.autocast(first.type, enabled=False):  # the caller's would round
-        small = [tensor.flatten().to(first) for tensor in tensors if tensor.ndim < 2]
-        sums = [torch.cat(small).float()]
+        small = [tensor.flatten() for tensor in tensors if tensor.ndim < 2]
+        sums = [torch.cat([values.to(first, torch.float32) for values in small])]
         for tensor in tensors:
             if tensor.ndim == 4 and not tensor.is_contiguous():  # channels last: as they lie
                 tensor = tensor.permute(0, 2, 3, 1)
